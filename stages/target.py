@@ -1,0 +1,17 @@
+"""TVM's Target from the resolved target of the recipe."""
+
+from __future__ import annotations
+
+from tapml.stage import Target
+
+from .compat import tvm
+
+
+def tvm_target(target: Target) -> tvm.target.Target:
+    """The Target that kernels are built for, `num-cores` included (MetaSchedule demands it)."""
+    config: dict[str, object] = {"kind": target.kind, "num-cores": target.cores}
+    if target.kind == "llvm":
+        config["mcpu"] = target.mcpu
+        if target.mtriple:
+            config["mtriple"] = target.mtriple
+    return tvm.target.Target(config)

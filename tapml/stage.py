@@ -1,0 +1,275 @@
+"""The contract between the engine and a stage: what a stage declares, what it gets and what it gives back.
+
+A stage *is* its parameters: a frozen model of the recipe fields that it reads. The engine computes keys from them,
+moves files named by digest, and calls `run` in a worker process. Nothing here imports TVM.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .errors import RecipeError, StageError
+
+Kind = str  # names what flows on an edge: "program", "weights", "records", "choices", "bundle", "facts", …
+SectionT = TypeVar("SectionT", bound="Frozen")
+
+
+class Frozen(BaseModel):
+    """Base of every recipe section and stage: immutable, strict, no unknown keys, no NaN."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        str_max_length=4096,
+        protected_namespaces=(),
+    )
+
+
+class File(Frozen):
+    """An input file of a stage: keyed by the digest of its bytes, never by its path."""
+
+    path: str = Field(exclude=True)
+    sha256: str
+
+
+class PythonRef(Frozen):
+    """Python of the recipe's author: `file.py:function`, with the data files that it reads."""
+
+    python: str = Field(pattern=r"^[^:]+\.py:[A-Za-z_]\w*$", description="`file.py:function`")
+    reads: tuple[str, ...] = Field((), description="Files (globs) that it reads; they enter the key")
+
+
+class PythonFunction(Frozen):
+    """A resolved `PythonRef`: keyed by the digest of the file, the modules beside it and what it reads."""
+
+    path: str = Field(exclude=True)
+    function: str
+    sha256: str
+
+    def load(self, field_name: str = "") -> Callable[..., Any]:
+        """The function itself, its folder on `sys.path` so that it can import its neighbours.
+
+        Raises: RecipeError when the file has no such function; StageError when the file itself raises.
+        """
+        folder = os.path.dirname(self.path)
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+        spec = importlib.util.spec_from_file_location(f"tapml_recipe_{self.sha256[:12]}", self.path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:  # the user's code: anything may come out of it
+            raise StageError(message=f"{self.path}: {type(error).__name__}: {error}") from error
+        if not callable(found := getattr(module, self.function, None)):
+            raise RecipeError(field=field_name, message=f"{self.path} has no function {self.function!r}")
+        return found
+
+
+class Device(Frozen):
+    """Where the library is run and measured."""
+
+    kind: str = "local"
+    threads: int = Field(ge=1, description="Threads that the library and its peer use")
+
+
+class Target(Frozen):
+    """A target resolved to full text, so that a library for another CPU has another key.
+
+    `features` are the CPU features that code may use (LLVM's names, sorted); `vector_bits` and
+    `vector_registers` follow from them and size the register tiles.
+    """
+
+    kind: str
+    mcpu: str
+    mtriple: str = ""
+    features: tuple[str, ...] = ()
+    cores: int = Field(ge=1)
+    vector_bits: int = 128
+    vector_registers: int = 16
+    device: Device
+
+
+class Recipe(Protocol):
+    """What a stage sees of a recipe when it builds itself. Implemented by `tapml.recipe`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def target(self) -> Target: ...
+    def has(self, section: str) -> bool:
+        """Whether the recipe has this top-level section."""
+        ...
+
+    def section(self, name: str, cls: type[SectionT]) -> SectionT:
+        """The section, as an instance of `cls` (its defaults when the recipe leaves it out)."""
+        ...
+
+    def file(self, path: str, *, field: str) -> File:
+        """The file at `path` (relative to the recipe), with its digest. RecipeError when it is missing."""
+        ...
+
+    def python(self, ref: PythonRef, *, field: str) -> PythonFunction:
+        """The function of `ref`, resolved and digested, not imported. RecipeError when it is missing."""
+        ...
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a stage needs while it runs. `exclusive`: it times something, so it runs alone on the machine."""
+
+    cpu: int = 1
+    gpu: int = 0
+    exclusive: bool = False
+    fresh_process: bool = False
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a stage's report."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | int | float | bool | None, ...], ...]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A plot of a stage's report: named lines of (x, y) points."""
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: Mapping[str, tuple[tuple[float, float], ...]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a stage tells people; a side output, on no edge. The engine draws it without knowing the room.
+
+    `summary`: one line for the terminal. `metrics`: `section/name_unit` → number, sent to MLflow.
+    """
+
+    summary: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    curves: tuple[Curve, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Artifacts by output name (files or folders below `ctx.workdir`), and the report."""
+
+    artifacts: Mapping[str, Path]
+    report: Report = Report()
+
+
+class Inputs(Mapping[str, Path]):
+    """Read-only paths of a stage's inputs. What a stage left out by `when` would give is absent."""
+
+    def __init__(self, paths: Mapping[str, Path]) -> None:
+        self._paths = dict(paths)
+
+    def __getitem__(self, name: str) -> Path:
+        return self._paths[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a running stage may use besides its inputs.
+
+    workdir:   an empty folder; artifacts are written here.
+    views:     a folder for human-readable side outputs (IR before and after passes), or None when not asked for.
+    database:  a folder that outlives runs (tuning records); in no key.
+    """
+
+    workdir: Path
+    logger: logging.Logger
+    database: Path
+    views: Path | None = None
+    progress_file: Path | None = None
+    memo_store: Callable[[str, Mapping[str, Any], Mapping[str, str], Callable[[Path], None]], Path] | None = None
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        """Tells the parent how far the stage is. Cheap; call it as often as there is news."""
+        if self.progress_file is not None:
+            import json
+
+            with self.progress_file.open("a", encoding="utf-8") as out:
+                out.write(json.dumps({"done": done, "total": total, "note": note}) + "\n")
+
+    def memo(
+        self, name: str, params: Mapping[str, Any], inputs: Mapping[str, str], fn: Callable[[Path], None]
+    ) -> Path:
+        """A cached file of work inside the stage (a tuning task, a probe).
+
+        In: name and version of the work, its plain parameters, digests of its inputs; `fn` writes the file it is given.
+        Out: path of the file, taken from the store when it is there.
+        """
+        if self.memo_store is None:
+            path = self.workdir / f"memo-{name}"
+            fn(path)
+            return path
+        return self.memo_store(name, params, inputs, fn)
+
+
+class Stage(Frozen):
+    """One step of a build. A subclass's fields are its parameters; they and nothing else enter its key.
+
+    Class variables declare the stage to the engine:
+    name, version    bump `version` when equal inputs may give other output
+    sections         recipe sections whose fields this room brings: section → model
+    inputs, outputs  input or output name → kind of artifact
+    optional         inputs that may be absent (their stage was left out by `when`)
+    tools            distributions whose versions enter the key
+    tool_versions()  further versions that enter the key (a linker)
+    resources        what it needs while it runs
+    measures         it times something: the host's fingerprint enters its key
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    sections: ClassVar[Mapping[str, type[Frozen]]] = {}
+    inputs: ClassVar[Mapping[str, Kind]] = {}
+    optional: ClassVar[frozenset[str]] = frozenset()
+    outputs: ClassVar[Mapping[str, Kind]] = {}
+    tools: ClassVar[tuple[str, ...]] = ()
+    resources: ClassVar[Resources] = Resources()
+    measures: ClassVar[bool] = False
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe) -> Self:
+        """The stage with its parameters taken from the recipe. Reads no file but through `recipe`."""
+        return cls()
+
+    @classmethod
+    def tool_versions(cls) -> Mapping[str, str]:
+        """Versions of tools that are no Python distribution, such as the linker. In the key."""
+        return {}
+
+    def check(self) -> None:
+        """Raises EnvironmentalError when this machine lacks what `run` needs; called before any stage runs, no TVM."""
+
+    def run(self, inputs: Inputs, ctx: Context) -> Outputs:
+        """Does the work, in a worker process. Imports heavy packages here."""
+        raise NotImplementedError
