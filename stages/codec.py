@@ -12,7 +12,9 @@ import numpy as np
 
 def write_json(path: Path, value: Any) -> None:
     """Canonical JSON (sorted keys, no NaN), so that equal values are equal bytes."""
-    path.write_text(json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
 
 
 def read_json(path: Path) -> Any:
@@ -29,9 +31,11 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Arrays by name, uncompressed; names may hold any character but NUL. Bytes are reproducible."""
+    """Arrays by name, uncompressed; names may hold any character but NUL. Bytes are
+    reproducible.
+    """
     with path.open("wb") as out:
-        np.savez(out, **{name: np.asarray(value) for name, value in arrays.items()})
+        np.savez(out, allow_pickle=False, **{k: np.asarray(v) for k, v in arrays.items()})
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -53,7 +57,9 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
 
 
 def save_module(path: Path, mod: Any) -> None:
-    """An IRModule as TVM JSON. Structurally equal modules may differ in bytes; never re-print to get a digest."""
+    """An IRModule as TVM JSON. Structurally equal modules may differ in bytes; never re-print to
+    get a digest.
+    """
     from .compat import tvm
 
     path.write_text(tvm.ir.save_json(mod), encoding="utf-8")

@@ -1,9 +1,12 @@
 """The one door to TVM: every module of ours that needs it imports `tvm` after this one.
 
 Fixes traps of the apache-tvm 0.27.0.post1 wheel, in one place:
-- importing `tvm.s_tir.tensor_intrin` (MetaSchedule does) takes 28 s, because `inspect.getmodule` walks all of
-  `sys.modules` for each frozen frame; frozen files have no module, so they are answered at once (3 s).
-- `tvm_ffi` imports torch where it is installed (2.5 s a worker). tapml hands TVM no torch tensors, so it is hidden
+- importing `tvm.s_tir.tensor_intrin` (MetaSchedule does) takes 28 s, because `inspect.getmodule`
+walks all of
+  `sys.modules` for each frozen frame; frozen files have no module, so they are answered at once (3
+  s).
+- `tvm_ffi` imports torch where it is installed (2.5 s a worker). tapml hands TVM no torch tensors,
+so it is hidden
   for the time of the import, unless torch is already loaded.
 """
 

@@ -1,4 +1,5 @@
-"""The artifacts that flow between the rooms (docs/architecture.md §Artifacts): a program folder, its io and provenance.
+"""The artifacts that flow between the rooms (docs/architecture.md §Artifacts): a program folder,
+its io and provenance.
 
 program/
   mod.json          TVM JSON of the IRModule; entry `main`; no float constant with ndim > 0
@@ -20,7 +21,9 @@ Dim = int | str  # a size, or an expression over the recipe's dimension names ("
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, shape (sizes or expressions over the recipe's dims) and dtype of an input, output or parameter."""
+    """Name, shape (sizes or expressions over the recipe's dims) and dtype of an input, output or
+    parameter.
+    """
 
     name: str
     shape: tuple[Dim, ...]
@@ -39,7 +42,8 @@ class Bounds:
 class Io:
     """The signature of a program. `main` takes `inputs`, then `params`, in this order.
 
-    `params` carry SOURCE names (keys of weights.safetensors). After tensorir, `main` takes `inputs`, then the outputs
+    `params` carry SOURCE names (keys of weights.safetensors). After tensorir, `main` takes
+    `inputs`, then the outputs
     of `main_transform_params`, which takes `params`.
     """
 
@@ -52,7 +56,9 @@ class Io:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an imported value comes from: source node names, operator, the weights that the nodes read."""
+    """Where an imported value comes from: source node names, operator, the weights that the
+    nodes read.
+    """
 
     value: str
     nodes: tuple[str, ...]
@@ -62,7 +68,9 @@ class Origin:
 
 @dataclass(frozen=True)
 class Program:
-    """An IRModule with its signature and provenance; the artifact that import, relax and tensorir write."""
+    """An IRModule with its signature and provenance; the artifact that import, relax and
+    tensorir write.
+    """
 
     mod: Any
     io: Io
@@ -76,7 +84,9 @@ class Program:
         folder.mkdir(parents=True, exist_ok=True)
         codec.save_module(folder / "mod.json", self.mod)
         codec.write_json(folder / "io.json", asdict(self.io))
-        codec.write_jsonl(folder / "provenance.jsonl", (asdict(origin) for origin in self.provenance))
+        codec.write_jsonl(
+            folder / "provenance.jsonl", (asdict(origin) for origin in self.provenance)
+        )
         if self.groups is not None:
             codec.write_json(folder / "groups.json", self.groups)
         return folder
@@ -121,7 +131,8 @@ def load_provenance(folder: Path) -> tuple[Origin, ...]:
 def concrete_shape(spec: TensorSpec, sizes: dict[str, int]) -> tuple[int, ...]:
     """The shape of `spec` at given sizes of the dims.
 
-    Raises: KeyError when a dim has no size; ValueError when an expression holds more than names, integers, + - * // ( ).
+    Raises: KeyError when a dim has no size; ValueError when an expression holds more than names,
+            integers, + - * // ( ).
     """
     return tuple(dim if isinstance(dim, int) else _evaluate(dim, sizes) for dim in spec.shape)
 
@@ -130,7 +141,12 @@ def _evaluate(expression: str, sizes: dict[str, int]) -> int:
     import ast
     import operator
 
-    binary = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
+    binary = {
+        ast.Add: operator.add,
+        ast.Sub: operator.sub,
+        ast.Mult: operator.mul,
+        ast.FloorDiv: operator.floordiv,
+    }
 
     def walk(node: ast.expr) -> int:
         match node:

@@ -1,7 +1,10 @@
-"""Schedule records and choices: what tensorir proposes, metaschedule measures and chooses, and codegen applies.
+"""Schedule records and choices: what tensorir proposes, metaschedule measures and chooses, and
+codegen applies.
 
-A record is one scheduled form of one PrimFunc of the tensorir program. It holds the scheduled PrimFunc itself (TVM JSON of a
-one-function IRModule), so that nobody has to replay a trace to use it; a tuned record has its trace beside it.
+A record is one scheduled form of one PrimFunc of the tensorir program. It holds the scheduled
+PrimFunc itself (TVM JSON of a
+one-function IRModule), so that nobody has to replay a trace to use it; a tuned record has its
+trace beside it.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ class Record:
     func:      TVM JSON of an IRModule {kernel: scheduled PrimFunc}
     trace:     JSON of the trace, for tuned records
     ms:        median time when it was measured, else None
-    flops:     multiply-adds times two at the upper bound or static size, when the rule knows them, else 0
+    flops:     multiply-adds times two at the upper bound or static size, when the rule knows them,
+    else 0
     """
 
     id: str
@@ -48,13 +52,29 @@ class Record:
         return tvm.ir.load_json(self.func)
 
 
-def make(kernel: str, original: Any, scheduled: Any, *, kind: Literal["default", "tuned"], rule: str, **facts: Any) -> Record:
+def make(
+    kernel: str,
+    original: Any,
+    scheduled: Any,
+    *,
+    kind: Literal["default", "tuned"],
+    rule: str,
+    **facts: Any,
+) -> Record:
     """A record from the unscheduled and the scheduled PrimFunc of one kernel."""
     from .compat import tvm
 
     func = tvm.ir.save_json(tvm.IRModule({kernel: scheduled}))
     digest = hashlib.sha256(f"{kernel}\0{kind}\0{func}".encode()).hexdigest()[:16]
-    return Record(id=digest, kernel=kernel, workload=workload_hash(original), kind=kind, rule=rule, func=func, **facts)
+    return Record(
+        id=digest,
+        kernel=kernel,
+        workload=workload_hash(original),
+        kind=kind,
+        rule=rule,
+        func=func,
+        **facts,
+    )
 
 
 def workload_hash(func: Any) -> str:
@@ -76,7 +96,9 @@ def load(path: Path) -> list[Record]:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to run a kernel or a region, and how it fared. `ms` is None when it failed; `error` says why."""
+    """One way to run a kernel or a region, and how it fared. `ms` is None when it failed;
+    `error` says why.
+    """
 
     kind: Literal["default", "tuned", "sparse", "library"]
     id: str  # record id, or alternative id
@@ -87,7 +109,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """The record that ships for a kernel (a PrimFunc of the tensorir program), and all that were measured."""
+    """The record that ships for a kernel (a PrimFunc of the tensorir program), and all that were
+    measured.
+    """
 
     kernel: str
     record: str
@@ -96,7 +120,9 @@ class KernelChoice:
 
 @dataclass(frozen=True)
 class RegionChoice:
-    """What runs at a region in one clone of `main`: `dense` (the kernel's chosen record) or an alternative's id."""
+    """What runs at a region in one clone of `main`: `dense` (the kernel's chosen record) or an
+    alternative's id.
+    """
 
     region: str
     clone: str
@@ -124,6 +150,10 @@ def load_choices(path: Path) -> Choices:
         return tuple(Candidate(**one) for one in row["candidates"])
 
     return Choices(
-        kernels=tuple(KernelChoice(**{**row, "candidates": candidates(row)}) for row in data["kernels"]),
-        regions=tuple(RegionChoice(**{**row, "candidates": candidates(row)}) for row in data["regions"]),
+        kernels=tuple(
+            KernelChoice(**{**row, "candidates": candidates(row)}) for row in data["kernels"]
+        ),
+        regions=tuple(
+            RegionChoice(**{**row, "candidates": candidates(row)}) for row in data["regions"]
+        ),
     )

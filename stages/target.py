@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tapml.stage import Target
 
 from .compat import tvm
 
 
-def tvm_target(target: Target) -> tvm.target.Target:
+def tvm_target(target: Target, opt_level: int = 3) -> Any:
     """The Target that kernels are built for, `num-cores` included (MetaSchedule demands it)."""
     config: dict[str, object] = {"kind": target.kind, "num-cores": target.cores}
     if target.kind == "llvm":
         config["mcpu"] = target.mcpu
         if target.mtriple:
             config["mtriple"] = target.mtriple
+        if opt_level != 3:  # LLVM's own default
+            config["opt-level"] = opt_level
     return tvm.target.Target(config)

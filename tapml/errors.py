@@ -1,11 +1,13 @@
 """The one tree of errors, and the exit code that each branch stands for.
 
 TapmlError                      1   base; facts are fields, `__str__` is the message
-├── StageError                  1   a stage failed on its input (broken model, unsupported operator, NaN)
+├── StageError                  1   a stage failed on its input (broken model, unsupported
+operator, NaN)
 │   ├── WorkerError             1   the worker died or ran out of time
 │   └── CancelledError          1   not run, because of another stage
 ├── RecipeError                 2   recipe, workflow, usage, missing file named in them
-├── EnvironmentalError          3   package, compiler, device or disk; names the command that mends it
+├── EnvironmentalError          3   package, compiler, device or disk; names the command that mends
+it
 ├── GateError                   4   a gate of the recipe failed
 └── TrackingError               5   tracking was required and failed
 
@@ -61,7 +63,8 @@ class CancelledError(StageError):
 class RecipeError(TapmlError):
     """A mistake in a recipe, a workflow or a command line.
 
-    `where` is `file:line:col` once known. A stage raises it with `field` (dotted path of the recipe) only;
+    `where` is `file:line:col` once known. A stage raises it with `field` (dotted path of the
+    recipe) only;
     the parent looks the position up. `excerpt` is the offending line with a caret below it.
     """
 
@@ -119,7 +122,9 @@ def to_data(error: TapmlError) -> dict[str, Any]:
     facts = {k: v for k, v in vars(error).items() if not k.startswith("__")}
     if isinstance(error, RecipeErrors):
         facts["errors"] = tuple(to_data(one) for one in error.errors)
-    elif bases[0] not in _KNOWN:  # a room's own class: its prose survives, its extra fields stay plain
+    elif (
+        bases[0] not in _KNOWN
+    ):  # a room's own class: its prose survives, its extra fields stay plain
         facts["message"], facts["hint"] = str(error), ""
     return {"bases": bases, "facts": facts}
 

@@ -1,6 +1,8 @@
-"""The contract between the engine and a stage: what a stage declares, what it gets and what it gives back.
+"""The contract between the engine and a stage: what a stage declares, what it gets and what it
+gives back.
 
-A stage *is* its parameters: a frozen model of the recipe fields that it reads. The engine computes keys from them,
+A stage *is* its parameters: a frozen model of the recipe fields that it reads. The engine computes
+keys from them,
 moves files named by digest, and calls `run` in a worker process. Nothing here imports TVM.
 """
 
@@ -19,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from .errors import RecipeError, StageError
 
-Kind = str  # names what flows on an edge: "program", "weights", "records", "choices", "bundle", "facts", …
+Kind = str  # names what flows on an edge: "program", "weights", "records", "bundle", "facts", …
 SectionT = TypeVar("SectionT", bound="Frozen")
 
 
@@ -48,11 +50,15 @@ class PythonRef(Frozen):
     """Python of the recipe's author: `file.py:function`, with the data files that it reads."""
 
     python: str = Field(pattern=r"^[^:]+\.py:[A-Za-z_]\w*$", description="`file.py:function`")
-    reads: tuple[str, ...] = Field((), description="Files (globs) that it reads; they enter the key")
+    reads: tuple[str, ...] = Field(
+        (), description="Files (globs) that it reads; they enter the key"
+    )
 
 
 class PythonFunction(Frozen):
-    """A resolved `PythonRef`: keyed by the digest of the file, the modules beside it and what it reads."""
+    """A resolved `PythonRef`: keyed by the digest of the file, the modules beside it and what it
+    reads.
+    """
 
     path: str = Field(exclude=True)
     function: str
@@ -61,20 +67,24 @@ class PythonFunction(Frozen):
     def load(self, field_name: str = "") -> Callable[..., Any]:
         """The function itself, its folder on `sys.path` so that it can import its neighbours.
 
-        Raises: RecipeError when the file has no such function; StageError when the file itself raises.
+        Raises: RecipeError when the file has no such function; StageError when the file itself
+                raises.
         """
         folder = os.path.dirname(self.path)
         if folder not in sys.path:
             sys.path.insert(0, folder)
         spec = importlib.util.spec_from_file_location(f"tapml_recipe_{self.sha256[:12]}", self.path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
         except Exception as error:  # the user's code: anything may come out of it
             raise StageError(message=f"{self.path}: {type(error).__name__}: {error}") from error
         if not callable(found := getattr(module, self.function, None)):
-            raise RecipeError(field=field_name, message=f"{self.path} has no function {self.function!r}")
+            raise RecipeError(
+                field=field_name, message=f"{self.path} has no function {self.function!r}"
+            )
         return found
 
 
@@ -118,17 +128,23 @@ class Recipe(Protocol):
         ...
 
     def file(self, path: str, *, field: str) -> File:
-        """The file at `path` (relative to the recipe), with its digest. RecipeError when it is missing."""
+        """The file at `path` (relative to the recipe), with its digest. RecipeError when it is
+        missing.
+        """
         ...
 
     def python(self, ref: PythonRef, *, field: str) -> PythonFunction:
-        """The function of `ref`, resolved and digested, not imported. RecipeError when it is missing."""
+        """The function of `ref`, resolved and digested, not imported. RecipeError when it is
+        missing.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a stage needs while it runs. `exclusive`: it times something, so it runs alone on the machine."""
+    """What a stage needs while it runs. `exclusive`: it times something, so it runs alone on the
+    machine.
+    """
 
     cpu: int = 1
     gpu: int = 0
@@ -158,13 +174,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Report:
-    """What a stage tells people; a side output, on no edge. The engine draws it without knowing the room.
+    """What a stage tells people; a side output, on no edge. The engine draws it without knowing
+    the room.
 
     `summary`: one line for the terminal. `metrics`: `section/name_unit` → number, sent to MLflow.
     """
 
     summary: str = ""
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
     notes: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     curves: tuple[Curve, ...] = ()
@@ -199,7 +216,8 @@ class Context:
     """What a running stage may use besides its inputs.
 
     workdir:   an empty folder; artifacts are written here.
-    views:     a folder for human-readable side outputs (IR before and after passes), or None when not asked for.
+    views:     a folder for human-readable side outputs (IR before and after passes), or None when
+    not asked for.
     database:  a folder that outlives runs (tuning records); in no key.
     """
 
@@ -208,7 +226,9 @@ class Context:
     database: Path
     views: Path | None = None
     progress_file: Path | None = None
-    memo_store: Callable[[str, Mapping[str, Any], Mapping[str, str], Callable[[Path], None]], Path] | None = None
+    memo_store: (
+        Callable[[str, Mapping[str, Any], Mapping[str, str], Callable[[Path], None]], Path] | None
+    ) = None
 
     def progress(self, done: int, total: int, note: str = "") -> None:
         """Tells the parent how far the stage is. Cheap; call it as often as there is news."""
@@ -219,11 +239,16 @@ class Context:
                 out.write(json.dumps({"done": done, "total": total, "note": note}) + "\n")
 
     def memo(
-        self, name: str, params: Mapping[str, Any], inputs: Mapping[str, str], fn: Callable[[Path], None]
+        self,
+        name: str,
+        params: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        fn: Callable[[Path], None],
     ) -> Path:
         """A cached file of work inside the stage (a tuning task, a probe).
 
-        In: name and version of the work, its plain parameters, digests of its inputs; `fn` writes the file it is given.
+        In: name and version of the work, its plain parameters, digests of its inputs; `fn` writes
+            the file it is given.
         Out: path of the file, taken from the store when it is there.
         """
         if self.memo_store is None:
@@ -234,7 +259,8 @@ class Context:
 
 
 class Stage(Frozen):
-    """One step of a build. A subclass's fields are its parameters; they and nothing else enter its key.
+    """One step of a build. A subclass's fields are its parameters; they and nothing else enter its
+    key.
 
     Class variables declare the stage to the engine:
     name, version    bump `version` when equal inputs may give other output
@@ -259,7 +285,9 @@ class Stage(Frozen):
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Self:
-        """The stage with its parameters taken from the recipe. Reads no file but through `recipe`."""
+        """The stage with its parameters taken from the recipe. Reads no file but through
+        `recipe`.
+        """
         return cls()
 
     @classmethod
@@ -268,7 +296,9 @@ class Stage(Frozen):
         return {}
 
     def check(self) -> None:
-        """Raises EnvironmentalError when this machine lacks what `run` needs; called before any stage runs, no TVM."""
+        """Raises EnvironmentalError when this machine lacks what `run` needs; called before any
+        stage runs, no TVM.
+        """
 
     def run(self, inputs: Inputs, ctx: Context) -> Outputs:
         """Does the work, in a worker process. Imports heavy packages here."""

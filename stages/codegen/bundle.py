@@ -1,0 +1,192 @@
+"""A bundle folder: library, packed parameters, manifest, call map and its own `run.py`."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tapml.errors import StageError
+from tapml.stage import Context, Inputs, Outputs, Report, Table, Target
+
+from .. import codec, program, records
+from ..target import tvm_target
+from .apply import Argument, Replacement, apply, with_schedules
+from .build import build_library, pack_weights, planned_bytes
+from .stage import Codegen, compiler
+
+# LLVM's feature names → Linux's, where they differ; only features that code may really use are
+# demanded
+_LINUX_FLAGS = {
+    "sse4.1": "sse4_1",
+    "sse4.2": "sse4_2",
+    "avx512vbmi2": "avx512_vbmi2",
+    "avx512vnni": "avx512_vnni",
+    "avx512bitalg": "avx512_bitalg",
+    "avx512vpopcntdq": "avx512_vpopcntdq",
+    "avx512bf16": "avx512_bf16",
+    "avx512fp16": "avx512_fp16",
+    "avxvnni": "avx_vnni",
+    "neon": "asimd",
+}
+_DEMANDED = ("sse4", "avx", "fma", "f16c", "bmi", "popcnt", "neon", "sve", "dotprod", "fullfp16")
+
+
+def write_bundle(stage: Codegen, inputs: Inputs, ctx: Context) -> Outputs:
+    """Applies the choices, packs, builds and writes `bundle/`; see `Codegen`."""
+    source = program.load(inputs["program"])
+    choices = records.load_choices(inputs["choices"])
+    shipped = records.load(inputs["records"])
+    weights = codec.read_weights(inputs["weights"])
+    target = tvm_target(stage.target, stage.opt_level)
+    folder = ctx.workdir / "bundle"
+    folder.mkdir()
+
+    ctx.progress(0, 3, "packing weights")
+    params = [weights[spec.name] for spec in source.io.params]
+    packed = pack_weights(source.mod, params, tvm_target(stage.target, 0))
+    replacements, arrays = _alternatives(inputs, choices, weights)
+    scheduled = with_schedules(source.mod, choices, shipped)
+    types = {name: _tensor_type(value) for name, value in arrays.items()}
+    applied = apply(scheduled, len(source.io.inputs), replacements, types)
+    shipped_params = [packed[i] for i in applied.packed] + [arrays[name] for name in applied.arrays]
+
+    ctx.progress(1, 3, "compiling kernels")
+    build_library(applied.mod, target, folder / "lib.so", compiler())
+    ctx.progress(2, 3, "writing the bundle")
+    names = [f"p{i:04d}" for i in range(len(shipped_params))]
+    codec.write_npz(folder / "params.npz", dict(zip(names, shipped_params, strict=True)))
+    shutil.copyfile(Path(__file__).with_name("run.py"), folder / "run.py")
+    codec.write_json(folder / "call_map.json", source.groups or {})
+    manifest = _manifest(stage, source.io, choices, names, shipped_params)
+    manifest["memory_bytes"] = planned_bytes(applied.mod, target)
+    manifest["files"] = {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in ("lib.so", "params.npz", "run.py", "call_map.json")
+    }
+    codec.write_json(folder / "manifest.json", manifest)
+    ctx.progress(3, 3)
+    return Outputs({"bundle": folder}, _report(folder, manifest))
+
+
+def _tensor_type(value: np.ndarray) -> Any:
+    from ..compat import tvm
+
+    return tvm.relax.TensorType(value.shape, str(value.dtype))
+
+
+def _alternatives(
+    inputs: Inputs, choices: records.Choices, weights: dict[str, np.ndarray]
+) -> tuple[list[Replacement], dict[str, np.ndarray]]:
+    """Replacements for the regions whose choice is an alternative, and the arrays that their
+    kernels read.
+
+    Raises: StageError when a choice names an alternative that is not there.
+    """
+    chosen = [region for region in choices.regions if region.chosen != "dense"]
+    if not chosen:
+        return [], {}
+    from ..packing import pack_values
+
+    folder = inputs["alternatives"]
+    index = {row["id"]: row for row in codec.read_json(folder / "index.json")["alternatives"]}
+    structure = codec.read_npz(inputs["structure"] / "structure.npz")
+    replacements, arrays = [], {}
+    for region in chosen:
+        if (row := index.get(region.chosen)) is None:
+            raise StageError(message=f"{region.region}: no alternative {region.chosen!r}")
+        arguments = []
+        for arg in row["args"]:
+            if "input" in arg:
+                arguments.append(Argument(input=arg["input"]))
+                continue
+            if "structure" in arg:
+                name, value = arg["structure"], structure[arg["structure"]]
+            else:
+                name = f"{row['id']}/values"
+                own = {
+                    k.partition("/")[2]: v
+                    for k, v in structure.items()
+                    if k.startswith(row["id"] + "/")
+                }
+                value = pack_values(weights[arg["values"]], own, arg)
+            arrays[name] = value
+            arguments.append(Argument(array=name))
+        module = codec.load_module(folder / f"{row['id']}.json")
+        replacements.append(
+            Replacement(
+                clone=region.clone,
+                kernel=region.kernel,
+                alternative=row["id"],
+                func=module[row["kernel"]],
+                func_name=row["kernel"],
+                arguments=tuple(arguments),
+            )
+        )
+    return replacements, arrays
+
+
+def cpu_features(target: Target) -> list[str]:
+    """Linux's names of the CPU features that a library for this target demands."""
+    demanded = [feature for feature in target.features if feature.startswith(_DEMANDED)]
+    return sorted(_LINUX_FLAGS.get(feature, feature) for feature in demanded)
+
+
+def _manifest(
+    stage: Codegen,
+    io: program.Io,
+    choices: records.Choices,
+    names: list[str],
+    params: list[np.ndarray],
+) -> dict[str, Any]:
+    tools = ("apache-tvm", "apache-tvm-ffi", "numpy")
+    toolchain = {tool: importlib.metadata.version(tool) for tool in tools}
+    return {
+        "format": 1,
+        "kind": "vm-library",
+        "name": stage.recipe_name,
+        "entry": "main",
+        "library": "lib.so",
+        **{
+            key: value
+            for key, value in asdict(io).items()
+            if key in ("inputs", "outputs", "dims", "buckets")
+        },
+        "target": stage.target.model_dump(),
+        "machine": stage.target.mtriple.partition("-")[0] or platform.machine(),
+        "cpu_features": cpu_features(stage.target),
+        "threads": stage.target.device.threads,
+        "toolchain": {**toolchain, **stage.tool_versions()},
+        "params": {
+            "file": "params.npz",
+            "names": names,
+            "bytes": int(sum(param.nbytes for param in params)),
+        },
+        "regions": [
+            {"region": region.region, "clone": region.clone, "chosen": region.chosen}
+            for region in choices.regions
+        ],
+    }
+
+
+def _report(folder: Path, manifest: dict[str, Any]) -> Report:
+    sizes = {path.name: path.stat().st_size / 2**20 for path in sorted(folder.iterdir())}
+    bundle_mib = sum(sizes.values())
+    memory_mib = manifest["memory_bytes"] / 2**20
+    return Report(
+        summary=f"bundle {bundle_mib:.1f} MiB, {memory_mib:.1f} MiB of activations",
+        metrics={"size/bundle_mib": bundle_mib, "size/activations_mib": memory_mib},
+        tables=(
+            Table(
+                "Bundle",
+                ("file", "MiB"),
+                tuple((name, round(mib, 3)) for name, mib in sizes.items()),
+            ),
+        ),
+    )

@@ -1,0 +1,208 @@
+"""Runs this bundle. Needs the TVM runtime and NumPy only.
+
+python run.py                      one call on random inputs, and how long it takes
+python run.py in.npz out.npz       inputs by name from one file, outputs by name to another
+
+from run import load
+bundle = load(".")
+outputs = bundle(bytes=array)      # name → numpy array
+"""
+
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")
+
+
+class BundleError(ValueError):
+    """The bundle cannot be loaded here, or was called with inputs that it was not built for."""
+
+
+class Bundle:
+    """A loaded library with its parameters. `Bundle(**arrays)` runs it; `manifest` says what it
+    takes and gives.
+    """
+
+    def __init__(self, folder, *, verify=True, threads=None):
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder)
+        if verify:
+            check_files(self.folder, self.manifest)
+        check_cpu(self.manifest)
+        import tvm_ffi
+        from tvm import runtime
+        from tvm.runtime.vm import VirtualMachine
+
+        self._tensor = runtime.tensor
+        self.threads = threads or self.manifest["threads"]
+        # 1: the fastest cores; the pool of this process then has this many threads
+        tvm_ffi.get_global_func("runtime.config_threadpool")(1, self.threads)
+        library = runtime.load_module(str(self.folder / self.manifest["library"]))
+        self._machine = VirtualMachine(library, runtime.cpu())
+        with np.load(self.folder / self.manifest["params"]["file"], allow_pickle=False) as params:
+            self._params = [self._tensor(params[name]) for name in self.manifest["params"]["names"]]
+
+    def __call__(self, **arrays):
+        """Outputs by name, as NumPy arrays.
+
+        In: every input by name, with the dtype and shape of the manifest; symbolic dims within
+            their bounds.
+        Raises: BundleError, saying which input is wrong and what is taken.
+        """
+        call = self.prepare(**arrays)
+        return self._named(call())
+
+    def prepare(self, **arrays):
+        """A call without arguments, on device tensors made once; it returns what the library
+        returns.
+        """
+        check_inputs(self.manifest, arrays)
+        tensors = [
+            self._tensor(np.ascontiguousarray(arrays[spec["name"]]))
+            for spec in self.manifest["inputs"]
+        ]
+        entry, params = self._machine[self.manifest["entry"]], self._params
+        return lambda: entry(*tensors, *params)
+
+    def time(self, *, repeats=30, warmup=5, **arrays):
+        """Milliseconds of each of `repeats` warm calls, after `warmup` calls that are not
+        counted.
+        """
+        call = self.prepare(**arrays)
+        for _ in range(warmup):
+            call()
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            call()
+            times.append((time.perf_counter() - start) * 1e3)
+        return times
+
+    def _named(self, result):
+        names = [spec["name"] for spec in self.manifest["outputs"]]
+        values = [result] if hasattr(result, "numpy") else list(result)
+        return {name: value.numpy() for name, value in zip(names, values, strict=True)}
+
+
+def load(folder, *, verify=True, threads=None):
+    """The bundle in a folder. `verify`: compare every file with its digest first."""
+    return Bundle(folder, verify=verify, threads=threads)
+
+
+def read_manifest(folder):
+    path = Path(folder) / "manifest.json"
+    if not path.is_file():
+        raise BundleError(f"{folder} is no bundle: it has no manifest.json")
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    if manifest.get("format") != 1:
+        raise BundleError(
+            f"{path}: bundle format {manifest.get('format')!r}; this loader reads format 1"
+        )
+    return manifest
+
+
+def check_files(folder, manifest):
+    for name, digest in manifest["files"].items():
+        path = Path(folder) / name
+        if not path.is_file():
+            raise BundleError(f"{path} is missing; build or copy the bundle again")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            raise BundleError(
+                f"{path} is damaged (its digest is not the manifest's); copy the bundle again"
+            )
+
+
+def check_cpu(manifest):
+    """Raises BundleError on a machine that lacks what the library was compiled for."""
+    wanted = manifest["machine"]
+    if platform.machine() != wanted:
+        raise BundleError(f"built for {wanted}, but this machine is {platform.machine()}")
+    missing = sorted(set(manifest["cpu_features"]) - cpu_flags())
+    if missing:
+        raise BundleError(
+            f"built for {manifest['target']['mcpu']}, but this CPU has no {', '.join(missing)}; "
+            "build it again with a target that this CPU has"
+        )
+
+
+def cpu_flags():
+    """Names of the CPU's features as Linux gives them."""
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return set(value.split())
+    return set()
+
+
+def check_inputs(manifest, arrays):
+    """Raises BundleError unless `arrays` are the inputs of the manifest, with sizes within its
+    bounds.
+    """
+    specs = {spec["name"]: spec for spec in manifest["inputs"]}
+    if set(arrays) != set(specs):
+        raise BundleError(
+            f"inputs are {', '.join(sorted(specs))}; got {', '.join(sorted(arrays)) or 'none'}"
+        )
+    sizes = {}
+    for name, spec in specs.items():
+        array, shape = arrays[name], spec["shape"]
+        if str(array.dtype) != spec["dtype"]:
+            raise BundleError(f"{name}: dtype is {spec['dtype']}, got {array.dtype}")
+        if array.ndim != len(shape):
+            raise BundleError(f"{name}: shape is {shape}, got {list(array.shape)}")
+        for dim, size in zip(shape, array.shape, strict=True):
+            if isinstance(dim, int):
+                if size != dim:
+                    raise BundleError(f"{name}: shape is {shape}, got {list(array.shape)}")
+            elif dim in manifest["dims"]:
+                bounds = manifest["dims"][dim]
+                if not bounds["min"] <= size <= bounds["max"]:
+                    raise BundleError(
+                        f"{name}: {dim} is {bounds['min']}..{bounds['max']}, got {size}"
+                    )
+                if sizes.setdefault(dim, size) != size:
+                    raise BundleError(
+                        f"{name}: {dim} is {size} here, but {sizes[dim]} in an input before"
+                    )
+
+
+def random_inputs(manifest, sizes, seed=0):
+    """Inputs of the manifest's dtypes: standard normal floats, integers 0 and 1."""
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for spec in manifest["inputs"]:
+        shape = [dim if isinstance(dim, int) else sizes[dim] for dim in spec["shape"]]
+        floating = np.dtype(spec["dtype"]).kind == "f"
+        values = rng.standard_normal(shape) if floating else rng.integers(0, 2, shape)
+        arrays[spec["name"]] = values.astype(spec["dtype"])
+    return arrays
+
+
+def main(arguments):
+    try:
+        bundle = load(Path(__file__).resolve().parent)
+        if len(arguments) == 2:
+            with np.load(arguments[0], allow_pickle=False) as data:
+                outputs = bundle(**{name: data[name] for name in data.files})
+            np.savez(arguments[1], **outputs)
+            return 0
+        sizes = {name: bounds["min"] for name, bounds in bundle.manifest["dims"].items()}
+        times = np.array(bundle.time(**random_inputs(bundle.manifest, sizes)))
+        print(
+            f"{bundle.manifest['name']} {sizes}: {np.median(times):.3f} ms (median of {len(times)})"
+        )
+        return 0
+    except BundleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
