@@ -8,13 +8,17 @@ bundle = load(".")
 outputs = bundle(bytes=array)      # name → numpy array
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
 import platform
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +34,9 @@ class Bundle:
     takes and gives.
     """
 
-    def __init__(self, folder, *, verify=True, threads=None):
+    def __init__(
+        self, folder: str | Path, *, verify: bool = True, threads: int | None = None
+    ) -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         if verify:
@@ -45,11 +51,11 @@ class Bundle:
         # 1: the fastest cores; the pool of this process then has this many threads
         tvm_ffi.get_global_func("runtime.config_threadpool")(1, self.threads)
         library = runtime.load_module(str(self.folder / self.manifest["library"]))
-        self._machine = VirtualMachine(library, runtime.cpu())
+        self._machine = VirtualMachine(library, runtime.cpu())  # pyright: ignore[reportArgumentType]  # FFI types
         with np.load(self.folder / self.manifest["params"]["file"], allow_pickle=False) as params:
             self._params = [self._tensor(params[name]) for name in self.manifest["params"]["names"]]
 
-    def __call__(self, **arrays):
+    def __call__(self, **arrays: np.ndarray) -> dict[str, np.ndarray]:
         """Outputs by name, as NumPy arrays.
 
         In: every input by name, with the dtype and shape of the manifest; symbolic dims within
@@ -59,7 +65,7 @@ class Bundle:
         call = self.prepare(**arrays)
         return self._named(call())
 
-    def prepare(self, **arrays):
+    def prepare(self, **arrays: np.ndarray) -> Callable[[], Any]:
         """A call without arguments, on device tensors made once; it returns what the library
         returns.
         """
@@ -71,7 +77,9 @@ class Bundle:
         entry, params = self._machine[self.manifest["entry"]], self._params
         return lambda: entry(*tensors, *params)
 
-    def time(self, *, repeats=30, warmup=5, **arrays):
+    def time(
+        self, arrays: Mapping[str, np.ndarray], *, repeats: int = 30, warmup: int = 5
+    ) -> list[float]:
         """Milliseconds of each of `repeats` warm calls, after `warmup` calls that are not
         counted.
         """
@@ -85,18 +93,18 @@ class Bundle:
             times.append((time.perf_counter() - start) * 1e3)
         return times
 
-    def _named(self, result):
+    def _named(self, result: Any) -> dict[str, np.ndarray]:
         names = [spec["name"] for spec in self.manifest["outputs"]]
         values = [result] if hasattr(result, "numpy") else list(result)
         return {name: value.numpy() for name, value in zip(names, values, strict=True)}
 
 
-def load(folder, *, verify=True, threads=None):
+def load(folder: str | Path, *, verify: bool = True, threads: int | None = None) -> Bundle:
     """The bundle in a folder. `verify`: compare every file with its digest first."""
     return Bundle(folder, verify=verify, threads=threads)
 
 
-def read_manifest(folder):
+def read_manifest(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "manifest.json"
     if not path.is_file():
         raise BundleError(f"{folder} is no bundle: it has no manifest.json")
@@ -108,7 +116,7 @@ def read_manifest(folder):
     return manifest
 
 
-def check_files(folder, manifest):
+def check_files(folder: str | Path, manifest: Mapping[str, Any]) -> None:
     for name, digest in manifest["files"].items():
         path = Path(folder) / name
         if not path.is_file():
@@ -119,7 +127,7 @@ def check_files(folder, manifest):
             )
 
 
-def check_cpu(manifest):
+def check_cpu(manifest: Mapping[str, Any]) -> None:
     """Raises BundleError on a machine that lacks what the library was compiled for."""
     wanted = manifest["machine"]
     if platform.machine() != wanted:
@@ -132,7 +140,7 @@ def check_cpu(manifest):
         )
 
 
-def cpu_flags():
+def cpu_flags() -> set[str]:
     """Names of the CPU's features as Linux gives them."""
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         key, _, value = line.partition(":")
@@ -141,7 +149,7 @@ def cpu_flags():
     return set()
 
 
-def check_inputs(manifest, arrays):
+def check_inputs(manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Raises BundleError unless `arrays` are the inputs of the manifest, with sizes within its
     bounds.
     """
@@ -150,7 +158,7 @@ def check_inputs(manifest, arrays):
         raise BundleError(
             f"inputs are {', '.join(sorted(specs))}; got {', '.join(sorted(arrays)) or 'none'}"
         )
-    sizes = {}
+    sizes: dict[str, int] = {}
     for name, spec in specs.items():
         array, shape = arrays[name], spec["shape"]
         if str(array.dtype) != spec["dtype"]:
@@ -173,7 +181,9 @@ def check_inputs(manifest, arrays):
                     )
 
 
-def random_inputs(manifest, sizes, seed=0):
+def random_inputs(
+    manifest: Mapping[str, Any], sizes: Mapping[str, int], seed: int = 0
+) -> dict[str, np.ndarray]:
     """Inputs of the manifest's dtypes: standard normal floats, integers 0 and 1."""
     rng = np.random.default_rng(seed)
     arrays = {}
@@ -185,16 +195,16 @@ def random_inputs(manifest, sizes, seed=0):
     return arrays
 
 
-def main(arguments):
+def main(arguments: list[str]) -> int:
     try:
         bundle = load(Path(__file__).resolve().parent)
         if len(arguments) == 2:
             with np.load(arguments[0], allow_pickle=False) as data:
                 outputs = bundle(**{name: data[name] for name in data.files})
-            np.savez(arguments[1], **outputs)
+            np.savez(arguments[1], allow_pickle=False, **outputs)
             return 0
         sizes = {name: bounds["min"] for name, bounds in bundle.manifest["dims"].items()}
-        times = np.array(bundle.time(**random_inputs(bundle.manifest, sizes)))
+        times = np.array(bundle.time(random_inputs(bundle.manifest, sizes)))
         print(
             f"{bundle.manifest['name']} {sizes}: {np.median(times):.3f} ms (median of {len(times)})"
         )

@@ -1,0 +1,67 @@
+# The only task runner. `make demo` and `make test` do all set-up themselves, in .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help demo test test-all test-install test-faults bench golden fmt lint type lock clean prerequisites
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.demo ## set up, then build, tune, validate and measure recipes/magika.yaml
+	$(BIN)/tapml run recipes/magika.yaml
+
+test: $(VENV)/.dev ## set up, then unit, golden and property tests and the shipped recipes
+	$(BIN)/pytest
+	$(BIN)/pytest -m e2e
+
+test-install: $(VENV)/.dev ## wheel, editable install and bundle in fresh environments
+	$(BIN)/pytest -m install
+
+test-faults: $(VENV)/.dev ## kills, full disks, flipped bits
+	$(BIN)/pytest -m faults
+
+test-all: $(VENV)/.dev ## everything that this machine can run
+	$(BIN)/pytest -m "not gpu"
+
+bench: $(VENV)/.dev ## tables of benchmarks/, JSON into benchmarks/results/
+	$(BIN)/python benchmarks/models.py
+	$(BIN)/python benchmarks/kernels.py
+
+golden: $(VENV)/.dev ## rewrite the golden files; review the diff
+	TAPML_UPDATE_GOLDEN=1 $(BIN)/pytest -k golden
+
+fmt: $(VENV)/.dev ## format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lint: $(VENV)/.dev ## ruff, without changing anything
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(VENV)/.dev ## basedpyright: strict for tapml/, standard for stages/ and tests/
+	$(BIN)/basedpyright
+
+lock: ## rewrite constraints.txt from what pip resolves today
+	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/pip install --quiet --disable-pip-version-check '.[dev]'
+	$(VENV)-lock/bin/pip freeze --exclude tapml > constraints.txt
+	rm -rf $(VENV)-lock
+
+clean: ## remove the environment and the caches of tools; artifacts/ stays
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+prerequisites:
+	@sh .ci/prerequisites $(PYTHON)
+
+$(VENV)/bin/python: | prerequisites
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[recipes]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.demo
