@@ -1,0 +1,129 @@
+"""What a run tells whoever watches it: five kinds of events, each plain data with the time it happened.
+
+The executor hands them to a callback (terminal, tests) and to the journal, from which MLflow is fed later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from .stage import Curve, Report, Table
+
+State = Literal["hit", "ran", "failed", "cancelled", "interrupted"]
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """A run begins. `plan` is what `Plan.to_data` gives; `fields` are the recipe's dotted fields."""
+
+    time: float
+    run_id: str
+    recipe: str
+    path: str
+    pid: int
+    stages: tuple[str, ...]
+    fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    host: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    """A worker takes up a stage. `expected_s` is what it took last time, when that is known."""
+
+    time: float
+    stage: str
+    reason: str
+    expected_s: float | None = None
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """How far a stage is; `total` 0 means unknown. Also tells for whom a stage waits (`note`)."""
+
+    time: float
+    stage: str
+    done: int
+    total: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class StageFinished:
+    """How a stage ended. `seconds`, `rss_mib`, `made_at` and `made_on` of a hit are those of when it was made."""
+
+    time: float
+    stage: str
+    state: State
+    seconds: float = 0.0
+    rss_mib: float = 0.0
+    key: str = ""
+    outputs: Mapping[str, str] = field(default_factory=dict[str, str])
+    report: Report = Report()
+    error: Mapping[str, Any] | None = None
+    log: str = ""
+    notes: tuple[str, ...] = ()
+    made_at: str = ""
+    made_on: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class RunFinished:
+    """The run's last event, gates not judged yet."""
+
+    time: float
+    run_id: str
+    exit_code: int
+    seconds: float
+
+
+Event = RunStarted | StageStarted | StageProgress | StageFinished | RunFinished
+
+_CLASSES: dict[str, type[Event]] = {
+    cls.__name__: cls for cls in (RunStarted, StageStarted, StageProgress, StageFinished, RunFinished)
+}
+
+
+def to_data(event: Event) -> Json:
+    """JSON-able data of an event; `event` names its class."""
+    return {"event": type(event).__name__, **asdict(event)}
+
+
+def from_data(data: Mapping[str, Any]) -> Event:
+    """The event that `to_data` described."""
+    facts = {name: value for name, value in data.items() if name != "event"}
+    for name in ("stages", "notes"):
+        if name in facts:
+            facts[name] = tuple(facts[name])
+    if "report" in facts:
+        facts["report"] = report_from_data(facts["report"])
+    return _CLASSES[data["event"]](**facts)
+
+
+def report_to_data(report: Report) -> Json:
+    """JSON-able data of a stage's report."""
+    return asdict(report)
+
+
+def report_from_data(data: Mapping[str, Any]) -> Report:
+    """The report that `report_to_data` described."""
+    return Report(
+        summary=data["summary"],
+        metrics=dict(data["metrics"]),
+        notes=tuple(data["notes"]),
+        tables=tuple(
+            Table(row["title"], tuple(row["columns"]), tuple(tuple(cells) for cells in row["rows"]))
+            for row in data["tables"]
+        ),
+        curves=tuple(
+            Curve(
+                row["title"],
+                row["x_label"],
+                row["y_label"],
+                {name: tuple((x, y) for x, y in points) for name, points in row["lines"].items()},
+            )
+            for row in data["curves"]
+        ),
+    )
