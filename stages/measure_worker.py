@@ -1,0 +1,239 @@
+"""The worker's side of `measure`: builds and times kernels it is sent, and may die of any of them.
+
+Started as `python -m tapml_stages.measure_worker FD PARENT`, FD being an end of a pipe that carries
+JSON. The first message is the target; then each question `{do: build | time, groups}` is answered
+by `{at: job}` before a job is touched, `{result}` for each job that is done with, and `{end}`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tapml.stage import Target
+
+from . import codec
+from .compat import tvm
+from .measure import Arg, Job, Timing
+from .target import tvm_target
+
+BURST_S = 0.004  # of calls in a row of one candidate
+MIN_BURSTS = 5
+PR_SET_PDEATHSIG = 1
+
+
+def _serve(fd: int, parent: int) -> None:
+    """Answers until the pipe closes."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return
+    connection = Connection(fd)
+
+    def say(**message: Any) -> None:
+        connection.send_bytes(json.dumps(message).encode())
+
+    target = tvm_target(Target.model_validate_json(connection.recv_bytes()))
+    built: dict[str, Any] = {}
+    while True:
+        try:
+            message = json.loads(connection.recv_bytes())
+        except EOFError:
+            return
+        groups = [[_job(row) for row in group] for group in message["groups"]]
+        if message["do"] == "build":
+            built = _build([job for group in groups for job in group], target, say)
+        else:
+            for group in groups:
+                _time([job for job in group if job.id in built], built, message["seconds"], say)
+        say(end=True)
+
+
+def _job(row: dict[str, Any]) -> Job:
+    args = tuple(
+        arg if isinstance(arg, int) else Arg(**{**arg, "shape": tuple(arg["shape"])})
+        for arg in row["args"]
+    )
+    return Job(**{**row, "args": args})
+
+
+def _build(jobs: list[Job], target: Any, say: Callable[..., None]) -> dict[str, Any]:
+    """Runnable modules by job id; a job that does not build is answered here."""
+    built = {}
+    for job in jobs:
+        say(at=job.id)
+        try:
+            func = tvm.ir.load_json(job.module)[job.kernel].with_attr("global_symbol", job.kernel)
+            built[job.id] = tvm.compile(tvm.IRModule({job.kernel: func}), target).jit()
+        except (
+            Exception
+        ) as error:  # the process boundary: whatever the compiler throws is the job's result
+            say(result=asdict(Timing(job.id, error=_one_line("does not build", error))))
+    return built
+
+
+@dataclass
+class _Candidate:
+    """A job that ran once, ready to be timed."""
+
+    job: Job
+    module: Any
+    args: list[Any]
+    deviation: float | None
+    calls: int = 1
+    bursts_ms: list[float] = field(default_factory=list)
+
+    def burst(self, calls: int) -> float:
+        """Mean seconds of a call, over `calls` in a row."""
+        kernel = self.job.kernel
+        return self.module.time_evaluator(kernel, tvm.cpu(), number=calls, repeat=1)(
+            *self.args
+        ).mean
+
+
+def _time(jobs: list[Job], built: dict[str, Any], seconds: float, say: Callable[..., None]) -> None:
+    """Runs each job once on poisoned outputs, then all in alternating bursts."""
+    outputs: dict[str, list[np.ndarray]] = {}
+    candidates: list[_Candidate] = []
+    for job in jobs:
+        say(at=job.id)
+        try:
+            args = [_tensor(job, position) for position in range(len(job.args))]
+            built[job.id][job.kernel](*args)
+        except Exception as error:  # the process boundary: a refused argument is the job's result
+            say(result=asdict(Timing(job.id, error=_one_line("does not run", error))))
+            continue
+        outputs[job.id] = [_array(tensor) for tensor in args[len(args) - job.outputs :]]
+        error, deviation = _check(job, outputs)
+        if error:
+            say(result=asdict(Timing(job.id, error=error, deviation=deviation)))
+        else:
+            candidates.append(_Candidate(job, built[job.id], args, deviation))
+    for candidate in candidates:
+        say(at=candidate.job.id)
+        once = min(candidate.burst(1) for _ in range(3))
+        candidate.calls = max(1, min(10_000, int(BURST_S / max(once, 1e-7))))
+    until = time.perf_counter() + seconds * len(candidates)
+    rounds = 0
+    while candidates and (rounds < MIN_BURSTS or time.perf_counter() < until):
+        rounds += 1
+        for candidate in candidates:
+            say(at=candidate.job.id)
+            candidate.bursts_ms.append(candidate.burst(candidate.calls) * 1e3)
+    for candidate in candidates:
+        say(
+            result=asdict(
+                Timing(candidate.job.id, tuple(candidate.bursts_ms), "", candidate.deviation)
+            )
+        )
+
+
+def _tensor(job: Job, position: int) -> Any:
+    """The argument at a position: a scalar, a poisoned output, a stored array or random values."""
+    match job.args[position]:
+        case int(size):
+            return size
+        case Arg() as arg if position >= len(job.args) - job.outputs:
+            values = np.full(arg.shape, np.nan if _is_float(arg.dtype) else 0).astype(
+                _numpy_dtype(arg.dtype)
+            )
+        case Arg(file="") as arg:
+            values = random_values(arg.shape, arg.dtype, below=_smallest_extent(job), seed=position)
+        case Arg() as arg:
+            values = _stored(arg.file)[arg.key]
+            if values.shape != arg.shape or values.dtype != _numpy_dtype(arg.dtype):
+                raise ValueError(
+                    f"{arg.key}: {values.dtype}{values.shape} is not {arg.dtype}{arg.shape}"
+                )
+    return tvm.runtime.tensor(values)
+
+
+def random_values(shape: tuple[int, ...], dtype: str, *, below: int, seed: int) -> np.ndarray:
+    """Values that no kernel chokes on.
+
+    Floats in [0.1, 1]: roots and logarithms stay finite, nothing is denormal. Integers in
+    [0, below): in range whatever axis they index, when `below` is the smallest extent.
+    """
+    rng = np.random.default_rng(seed)
+    if _is_float(dtype):
+        return rng.uniform(0.1, 1.0, shape).astype(np.float32).astype(_numpy_dtype(dtype))
+    limit = 2 if dtype == "bool" else min(below, 128)
+    return rng.integers(0, limit, shape).astype(_numpy_dtype(dtype))
+
+
+def _smallest_extent(job: Job) -> int:
+    """The smallest extent that an integer argument of a job may index."""
+    extents = [
+        extent
+        for arg in job.args
+        if isinstance(arg, Arg) and _is_float(arg.dtype)
+        for extent in arg.shape
+    ]
+    return max(1, min(extents, default=1))
+
+
+def _check(job: Job, outputs: dict[str, list[np.ndarray]]) -> tuple[str, float | None]:
+    """What is wrong with the outputs ("": nothing), and how far off they are, where known."""
+    got = outputs[job.id]
+    if not all(np.isfinite(array).all() for array in got):
+        return "gives NaN or infinite values", None
+    expected = [
+        _stored(arg.file)[arg.key]
+        for arg in job.args[len(job.args) - job.outputs :]
+        if isinstance(arg, Arg) and arg.file
+    ]
+    expected = expected or outputs.get(job.like, [])
+    if not expected:
+        return "", None
+    deviation = max(
+        float(np.max(np.abs(a - b.astype(a.dtype)), initial=0.0))
+        / max(float(np.max(np.abs(b), initial=0.0)), 1e-30)
+        for a, b in zip(got, expected, strict=True)
+    )
+    wrong = (
+        f"is wrong: off by {deviation:.1e} of the largest value"
+        if deviation > job.tolerance
+        else ""
+    )
+    return wrong, deviation
+
+
+def _array(tensor: Any) -> np.ndarray:
+    """A tensor's values; narrow floats and integers widened, so that differences are exact."""
+    values = tensor.numpy()
+    return values if values.dtype in (np.float32, np.float64) else values.astype(np.float64)
+
+
+@cache
+def _stored(file: str) -> dict[str, np.ndarray]:
+    return codec.read_npz(Path(file))
+
+
+def _is_float(dtype: str) -> bool:
+    return "float" in dtype
+
+
+def _numpy_dtype(dtype: str) -> np.dtype[Any]:
+    import ml_dtypes  # noqa: F401  # registers bfloat16 and the 8-bit floats with NumPy
+
+    return np.dtype(dtype)
+
+
+def _one_line(what: str, error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{what}: {type(error).__name__}: {lines[-1][:300] if lines else ''}"
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]), int(sys.argv[2]))
