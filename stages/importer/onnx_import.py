@@ -1,0 +1,211 @@
+"""ONNX → Relax through TVM's `from_onnx`, with the names, shapes and weights that it loses kept.
+
+`from_onnx` sets no span, so the graph is converted node by node by a subclass of its importer that marks in the function
+where each node ends. What TVM's converters write badly for a compiler (Clip and variadic Max/Min) is written plainly here.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, numpy_helper
+
+from tapml.errors import StageError
+from tapml.stage import Context
+
+from .. import codec
+from ..compat import tvm
+from ..program import Bounds, Program
+from . import onnx_model, symbolic
+from .relaxed import Source, finish
+from .stage import Import
+
+from tvm.relax.frontend.onnx import onnx_frontend  # isort: skip  # after compat
+
+rx = tvm.relax
+_MARK = "tapml_end_of_node"
+
+
+def import_onnx(stage: Import, ctx: Context) -> tuple[Program, dict[str, np.ndarray]]:
+    """Program and weights of the model file; writes the `source` folder.
+
+    Raises: StageError when the file is broken, holds unsupported operators or values of unknown shape;
+            RecipeError when the recipe's inputs do not fit.
+    """
+    assert stage.file is not None
+    path = stage.file.path
+    model = onnx_model.read(path)
+    preflight(model, path)
+    onnx_model.check(model, path)
+    wanted = {name: (spec.shape, spec.dtype) for name, spec in stage.signature.items()}
+    signature = onnx_model.match_inputs(model, wanted, stage.dims)
+    dims = {name: Bounds(bounds.min, bounds.max) for name, bounds in stage.dims.items()}
+    source = onnx_model.canonical(model, signature)
+    program, weights = convert(source, dims, stage.buckets)
+    folder = ctx.workdir / "source"
+    folder.mkdir()
+    onnx.save(source, folder / "model.onnx")
+    codec.write_json(folder / "source.json", {"kind": "onnx"})
+    return program, weights
+
+
+def preflight(model: ModelProto, path: str) -> None:
+    """Raises StageError that lists every unsupported operator with its count and nodes."""
+    supported = onnx_frontend._get_convert_map().keys() | {"Constant"}
+    missing: dict[str, list[str]] = defaultdict(list)
+    for node in onnx_model.walk(model.graph):
+        standard = node.domain in ("", "ai.onnx", "com.microsoft")
+        if not standard or node.op_type not in supported:
+            name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+            missing[name].append(node.name or node.output[0])
+    if missing:
+        lines = [
+            f"  {op} ×{len(nodes)}: {', '.join(nodes[:8])}{' …' if len(nodes) > 8 else ''}"
+            for op, nodes in sorted(missing.items())
+        ]
+        raise StageError(
+            message=f"{path}: {len(missing)} operators cannot be imported:\n" + "\n".join(lines),
+            hint="replace them in the exporter, or simplify the model first",
+        )
+
+
+def convert(
+    source: ModelProto, dims: Mapping[str, Bounds], buckets: tuple[Mapping[str, int], ...] = ()
+) -> tuple[Program, dict[str, np.ndarray]]:
+    """Program and weights of a model in canonical form (onnx_model.canonical)."""
+    limits = {name: (bounds.min, bounds.max) for name, bounds in dims.items()}
+    folded = symbolic.fold(_constants_inlined(source), limits)
+    importer = _Importer(folded.graph)
+    func = importer.function(onnx_model.opset(folded))
+    weights = {one.name: numpy_helper.to_array(one) for one in folded.graph.initializer}
+    return finish(
+        func,
+        inputs=[one.name for one in folded.graph.input],
+        outputs=[one.name for one in folded.graph.output],
+        weights=weights,
+        params={name.removeprefix("onnx::"): name for name in weights},
+        sources=importer.sources,
+        dims=dims,
+        buckets=buckets,
+    )
+
+
+# Operands that say how to compute, not on what: from_onnx wants them as constants.
+_SETTINGS = {
+    "Clip": (1, 2),
+    "Pad": (1, 2),
+    "Range": (0, 1, 2),
+    "Resize": (1, 2, 3),
+    "Upsample": (1,),
+}
+
+
+def _constants_inlined(source: ModelProto) -> ModelProto:
+    """The model with its initializers that are no weights (small integers, scalars, settings) as Constant nodes."""
+    model = onnx_model.copy(source)
+    settings = {
+        node.input[index]
+        for node in model.graph.node
+        for index in _SETTINGS.get(node.op_type, ())
+        if index < len(node.input)
+    }
+    nodes, weights = [], []
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if onnx_model.is_weight(array) and tensor.name not in settings:
+            weights.append(tensor)
+        else:
+            nodes.append(onnx_model.constant(tensor.name, array))
+    onnx_model.replace(model.graph.node, [*nodes, *model.graph.node])
+    onnx_model.replace(model.graph.initializer, weights)
+    return model
+
+
+class _Importer(onnx_frontend.ONNXGraphImporter):
+    """TVM's importer, which binds each node's result to a variable and remembers the node of every binding."""
+
+    def __init__(self, graph: GraphProto) -> None:
+        super().__init__(None, "float32", keep_params_in_input=True, sanitize=False)
+        self._graph = graph
+        self._order: list[Source] = []
+        self.sources: dict[str, Source] = {}
+
+    def function(self, opset: int) -> Any:
+        """The Relax function of the graph; `sources` then says where each binding comes from."""
+        model = onnx.ModelProto(graph=self._graph)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            func = self.from_onnx(model.graph, opset)["main"]
+        for block in func.body.blocks:
+            self._attribute(block.bindings)
+        return func
+
+    def _attribute(self, bindings: Any) -> None:
+        """Bindings belong to the node whose mark follows them; the outputs' ones repeat another variable."""
+        pending: list[str] = []
+        for binding in bindings:
+            if binding.var.name.startswith(_MARK):
+                source = self._order[int(binding.value.value.numpy())]
+                self.sources.update(dict.fromkeys(pending, source))
+                pending = []
+            elif isinstance(binding.value, rx.Var) and binding.value.name in self.sources:
+                self.sources[binding.var.name] = self.sources[binding.value.name]
+            else:
+                pending.append(binding.var.name)
+        outputs = Source(self._graph.output[0].name, "Output")
+        self.sources.update(dict.fromkeys(pending, outputs))
+
+    def _convert_operator(
+        self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int
+    ) -> Any:
+        node = attrs["tvm_custom"]["name"]
+        own = _OWN.get(op_name)
+        try:
+            value = own(self.bb, inputs) if own else None
+            if value is None:
+                value = super()._convert_operator(op_name, inputs, attrs, opset)
+            value = self._bound(value)
+        except Exception as error:  # TVM's converters raise whatever comes: name the node, lose nothing
+            raise StageError(message=f"node {node} ({op_name}) cannot be imported: {error}") from error
+        self.bb.emit(rx.const(len(self._order), "int32"), _MARK)
+        self._order.append(Source(node, op_name))
+        return value
+
+    def _bound(self, value: Any) -> Any:
+        if isinstance(value, rx.Tuple):
+            return rx.Tuple([self._bound(field) for field in value.fields])
+        if isinstance(value, rx.Call | rx.TupleGetItem):
+            return self.bb.emit(value)
+        return value
+
+
+def _clip(bb: Any, inputs: Any) -> Any:
+    """Clip with constant bounds as `relax.clip`; TVM's converter emits isnan, where and opaque TE calls."""
+    bounds = [inputs[1], inputs[2]]
+    if any(not isinstance(b, tvm.ir.GenericConst) for b in bounds if b is not None):
+        return None
+    dtype = str(inputs[0].ty.dtype)
+    info = np.finfo(dtype) if "float" in dtype else np.iinfo(dtype)
+    low, high = (
+        limit if bound is None else bound.value.numpy().item()
+        for bound, limit in zip(bounds, (info.min, info.max), strict=True)
+    )
+    return rx.op.clip(inputs[0], low, high)
+
+
+def _pairwise(op: Any) -> Any:
+    """Variadic Max and Min as a chain of binary ops; TVM's converter broadcasts, stacks and reduces."""
+    return lambda bb, inputs: functools.reduce(lambda left, right: bb.emit(op(left, right)), inputs)
+
+
+_OWN: dict[str, Any] = {
+    "Clip": _clip,
+    "Max": _pairwise(rx.op.maximum),
+    "Min": _pairwise(rx.op.minimum),
+}

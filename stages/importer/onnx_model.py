@@ -1,0 +1,232 @@
+"""ONNX files before TVM sees them: read, checked, and written down in one canonical form.
+
+Canonical: every node has a unique name, float constants with ndim > 0 are initializers (Paddle keeps them in Constant
+nodes), inputs have the recipe's shapes. That form is also the `source` artifact, which onnxruntime runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper, numpy_helper
+
+from tapml.errors import RecipeError, RecipeErrors, StageError, nearest
+
+Shape = tuple[int | str, ...]
+
+
+def read(path: str) -> ModelProto:
+    """The model in a file, functions inlined. StageError naming the file when it is broken or truncated."""
+    try:
+        model = onnx.load(path)
+    except (DecodeError, ValueError, OSError) as error:
+        raise StageError(
+            message=f"{path} is no readable ONNX model: {error}",
+            hint=f"the file has {Path(path).stat().st_size} bytes: is it truncated?",
+        ) from error
+    if not model.graph.node or not model.graph.output:
+        raise StageError(
+            message=f"{path} holds no graph with nodes and outputs",
+            hint="is the file truncated, or no ONNX model?",
+        )
+    return onnx.inliner.inline_local_functions(model) if model.functions else model
+
+
+def check(model: ModelProto, path: str) -> None:
+    """Raises StageError when the graph is not well formed, by ONNX's own checker."""
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise StageError(message=f"{path} is no valid ONNX model: {reason}") from error
+
+
+def opset(model: ModelProto) -> int:
+    """Version of the default operator set."""
+    return next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 1)
+
+
+def walk(graph: GraphProto) -> Iterator[NodeProto]:
+    """Every node, those of subgraphs included."""
+    for node in graph.node:
+        yield from _within(node)
+
+
+def constant(name: str, value: np.ndarray) -> NodeProto:
+    """A Constant node that gives `value` under `name`."""
+    tensor = numpy_helper.from_array(np.asarray(value), name=name)
+    return helper.make_node("Constant", [], [name], name=name, value=tensor)
+
+
+def constant_value(node: NodeProto) -> np.ndarray:
+    """What a Constant node gives, whichever of its attributes holds it."""
+    (attribute,) = node.attribute
+    value = helper.get_attribute_value(attribute)
+    if attribute.name == "value":
+        return numpy_helper.to_array(value)
+    dtype = np.float32 if "float" in attribute.name else np.int64
+    return np.asarray(value, dtype)
+
+
+def is_weight(array: np.ndarray) -> bool:
+    """Whether a constant travels beside the IR: floats with dimensions, and large tables of any type."""
+    return array.ndim > 0 and array.size > 0 and (array.dtype.kind == "f" or array.size > 4096)
+
+
+def canonical(model: ModelProto, signature: Mapping[str, tuple[Shape, str]]) -> ModelProto:
+    """A copy of the model in canonical form, its inputs shaped by `signature` (name → shape, dtype)."""
+    model = copy(model)
+    graph = model.graph
+    weights = {one.name for one in graph.initializer}
+    _keep(graph.input, lambda one: one.name not in weights)
+    _set_shapes(graph, signature)
+    del graph.value_info[:]
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name not in _STRINGS:
+            value, name = constant_value(node), node.output[0]
+            if is_weight(value):
+                graph.initializer.append(numpy_helper.from_array(value, name=name))
+            else:
+                nodes.append(constant(name, value))
+        else:
+            nodes.append(node)
+    _name_uniquely(nodes)
+    replace(graph.node, nodes)
+    drop_unused(graph)
+    return model
+
+
+def copy(model: ModelProto) -> ModelProto:
+    other = ModelProto()
+    other.CopyFrom(model)
+    return other
+
+
+def replace(field: Any, items: list[Any]) -> None:
+    """Puts `items` (which may come from the field itself) into a repeated field."""
+    items = [type(one).FromString(one.SerializeToString()) for one in items]
+    del field[:]
+    field.extend(items)
+
+
+def drop_unused(graph: GraphProto) -> None:
+    """Removes nodes and initializers that no output needs."""
+    needed = {output.name for output in graph.output}
+    nodes: list[NodeProto] = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            nodes.append(node)
+            needed.update(name for one in _within(node) for name in one.input)
+    replace(graph.node, nodes[::-1])
+    _keep(graph.initializer, lambda one: one.name in needed)
+
+
+def _within(node: NodeProto) -> Iterator[NodeProto]:
+    yield node
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield from walk(attribute.g)
+
+
+def signature_of(model: ModelProto) -> dict[str, tuple[tuple[int | str | None, ...], str]]:
+    """Name → shape (None: unknown) and dtype of every input that is no weight, as the file has them."""
+    weights = {one.name for one in model.graph.initializer}
+    return {
+        one.name: (shape_of(one), _dtype(one.type.tensor_type.elem_type))
+        for one in model.graph.input
+        if one.name not in weights
+    }
+
+
+def shape_of(value: onnx.ValueInfoProto) -> tuple[int | str | None, ...]:
+    return tuple(
+        dim.dim_param or (dim.dim_value if dim.HasField("dim_value") else None)
+        for dim in value.type.tensor_type.shape.dim
+    )
+
+
+def match_inputs(
+    model: ModelProto, wanted: Mapping[str, tuple[Shape, str]], dims: Mapping[str, Any]
+) -> dict[str, tuple[Shape, str]]:
+    """The inputs' shapes and dtypes, in the file's order, as the recipe wants them.
+
+    Raises: RecipeError(s) with the field, for unknown or missing names, other ranks, dtypes and fixed sizes.
+    """
+    there = signature_of(model)
+    errors: list[RecipeError] = []
+
+    def wrong(field: str, message: str, hint: str = "") -> None:
+        errors.append(RecipeError(field=field, message=message, hint=hint))
+
+    for name in wanted:
+        if name not in there:
+            hint = nearest(name, list(there), noun="inputs")
+            wrong(f"model.inputs.{name}", f"the model has no input {name!r}", hint)
+    result: dict[str, tuple[Shape, str]] = {}
+    for name, (has, dtype) in there.items():
+        if name not in wanted:
+            loose = [dim for dim in has if not isinstance(dim, int) and dim not in dims]
+            text = ", ".join(str(dim or "?") for dim in has)
+            if wanted or loose:
+                wrong("model.inputs", f"input {name!r} ({dtype}[{text}]) has no shape in the recipe")
+            else:
+                result[name] = tuple(dim for dim in has if dim is not None), dtype
+            continue
+        shape, want_dtype = wanted[name]
+        field = f"model.inputs.{name}"
+        if want_dtype != dtype:
+            wrong(f"{field}.dtype", f"the model's input {name!r} is {dtype}, not {want_dtype}")
+        if len(shape) != len(has):
+            wrong(f"{field}.shape", f"the model's input {name!r} has {len(has)} dims, not {len(shape)}")
+        elif fixed := [
+            f"dim {axis} is {is_} in the model, not {want}"
+            for axis, (is_, want) in enumerate(zip(has, shape, strict=True))
+            if isinstance(is_, int) and is_ != want
+        ]:
+            wrong(f"{field}.shape", f"input {name!r}: {'; '.join(fixed)}")
+        result[name] = shape, want_dtype
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise RecipeErrors(errors=tuple(errors), message=f"{len(errors)} mistakes in model.inputs")
+    return result
+
+
+_STRINGS = ("value_string", "value_strings", "sparse_value")
+
+
+def _keep(field: Any, wanted: Any) -> None:
+    replace(field, [one for one in field if wanted(one)])
+
+
+def _dtype(elem_type: int) -> str:
+    return str(helper.tensor_dtype_to_np_dtype(elem_type))
+
+
+def _set_shapes(graph: GraphProto, signature: Mapping[str, tuple[Shape, str]]) -> None:
+    for value in graph.input:
+        if value.name in signature:
+            shape, _ = signature[value.name]
+            elem_type = value.type.tensor_type.elem_type
+            value.CopyFrom(helper.make_tensor_value_info(value.name, elem_type, shape))
+    for value in graph.output:  # their sizes follow from the inputs'; what the file says may be stale
+        value.type.tensor_type.ClearField("shape")
+
+
+def _name_uniquely(nodes: list[NodeProto]) -> None:
+    """Names nodes without one after their first output, and numbers those that share a name."""
+    taken: set[str] = set()
+    for node in nodes:
+        base = name = node.name or node.output[0]
+        count = 1
+        while name in taken:
+            count += 1
+            name = f"{base}#{count}"
+        taken.add(name)
+        node.name = name

@@ -1,0 +1,236 @@
+"""What every importer does with a Relax function it got: names, provenance, weights out, signature."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tapml.errors import StageError
+
+from ..compat import tvm
+from ..program import Bounds, Io, Origin, Program, TensorSpec, io_from_json
+
+rx = tvm.relax
+
+
+@dataclass(frozen=True)
+class Source:
+    """The source node that a binding comes from."""
+
+    node: str
+    op: str
+
+
+class Names:
+    """Unique identifiers from source names."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def fresh(self, name: str) -> str:
+        base = re.sub(r"\W", "_", name)
+        base = base if base and not base[0].isdigit() else f"v_{base}"
+        fresh, count = base, 1
+        while fresh in self._taken:
+            count += 1
+            fresh = f"{base}_{count}"
+        self._taken.add(fresh)
+        return fresh
+
+
+def finish(
+    func: Any,
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    weights: Mapping[str, np.ndarray],
+    params: Mapping[str, str],
+    sources: Mapping[str, Source],
+    dims: Mapping[str, Bounds],
+    buckets: Iterable[Mapping[str, int]],
+) -> tuple[Program, dict[str, np.ndarray]]:
+    """The program of an imported function, and the weights that it uses.
+
+    In:     `params`: name of a parameter of `func` → source name of its weight; every other parameter is an input, in
+            the order of `inputs`. `sources`: name of a binding's variable → where it comes from.
+    Out:    float constants with ndim > 0 are parameters too; unused weights are gone; bindings are named after sources.
+    Raises: StageError listing every value whose shape is unknown.
+    """
+    weights = dict(weights)
+    mod = tvm.IRModule({"main": func})
+    mod = rx.transform.CanonicalizeBindings()(mod)
+    mod = rx.transform.DeadCodeElimination(["main"])(mod)
+    func = mod["main"]
+    named = _Finisher(func, inputs, weights, params, sources)
+    func = named.function(dims)
+    mod.update_func(mod.get_global_var("main"), func)
+    mod = rx.transform.Normalize()(mod)
+    func = mod["main"]
+    _demand_known_shapes(func, named.origins)
+    io = Io(
+        inputs=tuple(_spec(name, var.ty) for name, var in zip(inputs, func.params, strict=False)),
+        outputs=_output_specs(func, outputs),
+        params=tuple(
+            _spec(name, var.ty)
+            for name, var in zip(named.weight_names, func.params[len(inputs) :], strict=True)
+        ),
+        dims=dict(dims),
+        buckets=tuple(dict(bucket) for bucket in buckets),
+    )
+    used = {name: weights[name] for name in named.weight_names}
+    return Program(mod=mod, io=io, provenance=named.provenance(func)), used
+
+
+def symbolic_shape(shape: Sequence[int | str], symbols: dict[str, Any]) -> list[Any]:
+    """A shape over TIR variables; `symbols` gains those that are new."""
+    return [
+        symbols.setdefault(dim, tvm.tirx.Var(dim, "int64")) if isinstance(dim, str) else dim
+        for dim in shape
+    ]
+
+
+class _Finisher:
+    """Renames, lifts and drops, once; keeps the maps that provenance and io are written from."""
+
+    def __init__(
+        self,
+        func: Any,
+        inputs: Sequence[str],
+        weights: dict[str, np.ndarray],
+        params: Mapping[str, str],
+        sources: Mapping[str, Source],
+    ) -> None:
+        self.func, self.weights, self.sources = func, weights, sources
+        self.names = Names()
+        self.origins: dict[str, Source] = {}  # new variable name → source
+        self.remap: dict[str, str] = {}  # old variable name → new
+        self.weight_names: list[str] = []  # in the order of the parameters
+        self.weight_of: dict[str, str] = {}  # new parameter name → source name
+        used = {var.name for var in rx.analysis.free_vars(func.body)}
+        self.params = []
+        for name, param in zip(inputs, (p for p in func.params if p.name not in params), strict=True):
+            self.remap[param.name] = self.names.fresh(name)
+            self.params.append(param)
+        for param in func.params:
+            if param.name in params and param.name in used:
+                self._add_weight(params[param.name], self._rename(param.name, params[param.name]))
+                self.params.append(param)
+        for block in func.body.blocks:
+            for binding in block.bindings:
+                source = sources[binding.var.name]
+                new = self._rename(binding.var.name, source.node)
+                self.origins[new] = source
+
+    def _rename(self, old: str, wanted: str) -> str:
+        self.remap[old] = self.names.fresh(wanted)
+        return self.remap[old]
+
+    def _add_weight(self, source_name: str, param: str) -> None:
+        self.weight_names.append(source_name)
+        self.weight_of[param] = source_name
+
+    def lift(self, array: np.ndarray) -> Any:
+        """A new parameter for a float constant that the importer left in the IR."""
+        name = f"constant.{sum(one.startswith('constant.') for one in self.weights)}"
+        self.weights[name] = array
+        var = rx.Var(self.names.fresh(name), rx.TensorType(array.shape, str(array.dtype)))
+        self._add_weight(name, var.name)
+        self.lifted.append(var)
+        return var
+
+    def function(self, dims: Mapping[str, Bounds]) -> Any:
+        self.lifted: list[Any] = []
+        rename = _Rename(self.remap, self.lift)
+        params = [rename.define(param) for param in self.params]
+        body = rename.visit_expr(self.func.body)
+        func = rx.Function([*params, *self.lifted], body, self.func.ret_ty, is_pure=True)
+        attrs: dict[str, Any] = {
+            "global_symbol": "main",
+            "num_input": len(params) + len(self.lifted) - len(self.weight_names),
+        }
+        if dims:
+            attrs["tir_var_lower_bound"] = {name: bounds.min for name, bounds in dims.items()}
+            attrs["tir_var_upper_bound"] = {name: bounds.max for name, bounds in dims.items()}
+        return func.with_attrs(attrs)
+
+    def provenance(self, func: Any) -> tuple[Origin, ...]:
+        """Value → source; its weights are those that it reads itself, or through values made of weights alone."""
+        made_of: dict[str, frozenset[str]] = {  # values computed from weights only
+            param: frozenset([name]) for param, name in self.weight_of.items()
+        }
+        rows: list[Origin] = []
+        for block in func.body.blocks:
+            for binding in block.bindings:
+                read = [var.name for var in rx.analysis.free_vars(binding.value)]
+                weights = frozenset[str]().union(*(made_of.get(name, ()) for name in read))
+                if read and all(name in made_of for name in read):
+                    made_of[binding.var.name] = weights
+                source = self.origins[binding.var.name]
+                rows.append(
+                    Origin(binding.var.name, (source.node,), source.op, tuple(sorted(weights)))
+                )
+        return tuple(rows)
+
+
+@rx.expr_functor.mutator
+class _Rename(rx.PyExprMutator):
+    """Gives variables the names of a map, and hands float constants with dimensions to `lift`."""
+
+    def __init__(self, names: Mapping[str, str], lift: Any) -> None:
+        super().__init__()
+        self.names, self.lift = names, lift
+
+    def define(self, var: Any) -> Any:
+        kind = rx.DataflowVar if isinstance(var, rx.DataflowVar) else rx.Var
+        new = kind(self.names[var.name], var.ty)
+        self.set_var_remap(var, new)
+        return new
+
+    def visit_var_def_(self, var: Any) -> Any:
+        return self.define(var)
+
+    def visit_dataflow_var_def_(self, var: Any) -> Any:
+        return self.define(var)
+
+    def visit_constant_(self, op: Any) -> Any:
+        array = op.value.numpy()
+        return self.lift(array) if array.ndim and array.dtype.kind == "f" else op
+
+
+def _spec(name: str, ty: Any) -> TensorSpec:
+    return TensorSpec(name, tuple(_dim(dim) for dim in ty.shape.values), str(ty.dtype))
+
+
+def _dim(dim: Any) -> int | str:
+    return int(dim) if isinstance(dim, tvm.tirx.IntImm) else str(dim)
+
+
+def _output_specs(func: Any, names: Sequence[str]) -> tuple[TensorSpec, ...]:
+    ty = func.ret_ty
+    fields = list(ty.fields) if isinstance(ty, rx.TupleType) else [ty]
+    return tuple(_spec(name, field) for name, field in zip(names, fields, strict=True))
+
+
+def _demand_known_shapes(func: Any, origins: Mapping[str, Source]) -> None:
+    """Raises StageError that lists every binding without a known shape."""
+
+    def known(ty: Any) -> bool:
+        if isinstance(ty, rx.TupleType):
+            return all(known(field) for field in ty.fields)
+        return not isinstance(ty, rx.TensorType) or isinstance(ty.shape, rx.ShapeExpr)
+
+    unknown = [
+        f"{binding.var.name} (node {origins[binding.var.name].node}, {origins[binding.var.name].op})"
+        for block in func.body.blocks
+        for binding in block.bindings
+        if not known(binding.var.ty)
+    ]
+    if unknown:
+        raise StageError(
+            message=f"{len(unknown)} values have no known shape: " + "; ".join(unknown),
+            hint="give the dims that they come from fixed sizes in model.inputs",
+        )

@@ -1,0 +1,180 @@
+"""Declaration of `import`: a model file or a user's operator becomes a program, its weights and a runnable source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from tapml.errors import EnvironmentalError, RecipeError, RecipeErrors, nearest
+from tapml.stage import (
+    Context,
+    File,
+    Frozen,
+    Inputs,
+    Kind,
+    Outputs,
+    PythonFunction,
+    PythonRef,
+    Recipe,
+    Report,
+    Stage,
+)
+
+SymbolName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
+
+
+class InputSpec(Frozen):
+    """One input of the model: sizes, or names of dims where the size may differ from call to call."""
+
+    shape: tuple[PositiveInt | SymbolName, ...]
+    dtype: str = Field(pattern=r"^(float|int|uint)\d+$|^bool$", description="NumPy's name of it")
+
+
+class DimBounds(Frozen):
+    """Smallest and largest size that a dim may take; the library refuses others."""
+
+    min: PositiveInt = 1
+    max: PositiveInt
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        return self
+
+
+class Model(Frozen):
+    """What is compiled, and at which sizes."""
+
+    source: Literal["onnx", "operator"]
+    path: str | None = Field(None, description="The model file (source: onnx)")
+    python: str | None = Field(
+        None,
+        pattern=r"^[^:]+\.py:[A-Za-z_]\w*$",
+        description="`file.py:function` that returns an Operator (source: operator)",
+    )
+    inputs: dict[str, InputSpec] = Field({}, description="By name; as the file has them if left out")
+    dims: dict[SymbolName, DimBounds] = Field({}, description="Bounds of each symbolic dim")
+    buckets: tuple[dict[str, PositiveInt], ...] = Field(
+        (), description="Sizes compiled exactly; every other size runs the symbolic program"
+    )
+
+    @model_validator(mode="after")
+    def _has_its_source(self) -> Self:
+        wanted, other = ("path", "python") if self.source == "onnx" else ("python", "path")
+        if getattr(self, wanted) is None:
+            raise ValueError(f"source: {self.source} needs `{wanted}`")
+        if getattr(self, other) is not None:
+            raise ValueError(f"source: {self.source} takes no `{other}`")
+        return self
+
+
+class Import(Stage):
+    """Program of Relax ops with its weights beside it, and the model that the reference runs.
+
+    Out:    program: every binding uniquely named after its source node; weights are parameters; shapes known;
+            weights.safetensors under source names; source: the model itself, runnable with other weights.
+    Raises: RecipeError for inputs, dims and buckets that do not fit the model; StageError for what cannot be imported.
+    """
+
+    name: ClassVar[str] = "import"
+    version: ClassVar[int] = 1
+    sections: ClassVar[Mapping[str, type[Frozen]]] = {"model": Model}
+    outputs: ClassVar[Mapping[str, Kind]] = {
+        "source": "source",
+        "program": "program",
+        "weights": "weights",
+    }
+    tools: ClassVar[tuple[str, ...]] = ("apache-tvm", "onnx")
+
+    source: Literal["onnx", "operator"]
+    file: File | None = None
+    python: PythonFunction | None = None
+    signature: dict[str, InputSpec] = {}
+    dims: dict[str, DimBounds] = {}
+    buckets: tuple[dict[str, int], ...] = ()
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe) -> Self:
+        model = recipe.section("model", Model)
+        check_dims(model)
+        file, python = None, None
+        if model.path is not None:
+            file = recipe.file(model.path, field="model.path")
+        if model.python is not None:
+            python = recipe.python(PythonRef(python=model.python), field="model.python")
+        return cls(
+            source=model.source,
+            file=file,
+            python=python,
+            signature=model.inputs,
+            dims=model.dims,
+            buckets=model.buckets,
+        )
+
+    def check(self) -> None:
+        if self.source == "onnx" and find_spec("onnx") is None:
+            raise EnvironmentalError(
+                message="package onnx is not installed", hint="pip install 'tapml[onnx]'"
+            )
+
+    def run(self, inputs: Inputs, ctx: Context) -> Outputs:
+        from .. import codec
+
+        if self.source == "onnx":
+            from .onnx_import import import_onnx
+
+            imported = import_onnx(self, ctx)
+        else:
+            from .operator import import_operator
+
+            imported = import_operator(self, ctx)
+        program, weights = imported
+        folders = {name: ctx.workdir / name for name in ("source", "program")}
+        program.save(folders["program"])
+        codec.write_weights(ctx.workdir / "weights.safetensors", weights)
+        mib = sum(weight.nbytes for weight in weights.values()) / 2**20
+        report = Report(
+            summary=f"{len(program.provenance)} values, {len(weights)} weights, {mib:.1f} MiB",
+            metrics={"import/values": len(program.provenance), "import/weights_mib": mib},
+        )
+        return Outputs({**folders, "weights": ctx.workdir / "weights.safetensors"}, report)
+
+
+def check_dims(model: Model) -> None:
+    """Raises RecipeErrors for every symbol without bounds, dim without use, and bucket out of bounds."""
+    errors: list[RecipeError] = []
+    used = {dim for spec in model.inputs.values() for dim in spec.shape if isinstance(dim, str)}
+    for name, spec in model.inputs.items():
+        for axis, dim in enumerate(spec.shape):
+            if isinstance(dim, str) and dim not in model.dims:
+                errors.append(
+                    RecipeError(
+                        field=f"model.inputs.{name}.shape[{axis}]",
+                        message=f"dim {dim!r} has no bounds",
+                        hint=f"add model.dims: {{{dim}: {{min: 1, max: …}}}}, or "
+                        + nearest(dim, list(model.dims), noun="dims"),
+                    )
+                )
+    for name in model.dims if model.inputs else ():
+        if name not in used:
+            hint = nearest(name, sorted(used), noun="dims in shapes")
+            errors.append(
+                RecipeError(field=f"model.dims.{name}", message="no input has this dim", hint=hint)
+            )
+    for index, bucket in enumerate(model.buckets):
+        for name, size in bucket.items():
+            field = f"model.buckets[{index}].{name}"
+            if (bounds := model.dims.get(name)) is None:
+                hint = nearest(name, list(model.dims), noun="dims")
+                errors.append(RecipeError(field=field, message=f"{name!r} is no dim", hint=hint))
+            elif not bounds.min <= size <= bounds.max:
+                message = f"size {size} is outside its bounds {bounds.min}..{bounds.max}"
+                errors.append(RecipeError(field=field, message=message))
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise RecipeErrors(errors=tuple(errors), message=f"{len(errors)} mistakes in model")
