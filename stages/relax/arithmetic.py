@@ -1,0 +1,139 @@
+"""Arithmetic in one canonical form: constants folded, Clip and Max as Relax has them, division by constants."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..compat import tvm
+from ..dataflow import Writer, op_name, rewrite, rx, scalar_value
+
+LIMITS = {"relax.maximum": -math.inf, "relax.minimum": math.inf}
+
+
+def canonicalize(mod: Any, *, reciprocal: bool = True) -> Any:
+    """`mod` in canonical arithmetic.
+
+    - ONNX's Clip (isnan, where and call_tir of a maximum or minimum) → `relax.clip`, `maximum`, `minimum`
+    - ONNX's Max and Min (broadcast_to, stack, reduce) → `relax.maximum`, `minimum`
+    - `reciprocal`: x / c → x * (1 / c) for constants and weights; differs by at most one unit in the last place
+    """
+
+    def visit(writer: Writer, _var: Any, value: Any) -> Any:
+        name = op_name(value)
+        if name in ("relax.isnan", "relax.where"):
+            return _fold_constant(value)
+        if name == "relax.call_tir":
+            return _extremum(writer, _from_tensorir(writer, value))
+        if name in LIMITS:
+            return _extremum(writer, value)
+        if name in ("relax.max", "relax.min"):
+            return _from_stack(writer, value)
+        if name == "relax.divide" and reciprocal:
+            return _reciprocal(writer, value)
+        return None
+
+    return rewrite(mod, visit)
+
+
+def _fold_constant(value: Any) -> Any:
+    first = scalar_value(value.args[0])
+    if first is None:
+        return None
+    if op_name(value) == "relax.isnan":
+        return rx.const(math.isnan(first), "bool")
+    chosen = value.args[1] if first else value.args[2]
+    return chosen if chosen.ty.ndim == 0 and value.args[1].ty == value.args[2].ty else None
+
+
+def _from_tensorir(writer: Writer, value: Any) -> Any:
+    """maximum or minimum for a call_tir whose PrimFunc stores just that, else the call itself."""
+    store = writer.mod[value.args[0]].body
+    while not isinstance(store, tvm.tirx.BufferStore):  # one loop nest around one block
+        inner = getattr(store, "block", None) or getattr(store, "body", None)
+        if inner is None:
+            return value
+        store = inner
+    args = value.args[1].fields
+    kinds = {tvm.tirx.Max: rx.op.maximum, tvm.tirx.Min: rx.op.minimum}
+    if len(args) != 2 or type(store.value) not in kinds:
+        return value
+    sides = (store.value.a, store.value.b)
+    if not all(isinstance(side, tvm.tirx.BufferLoad) for side in sides):
+        return value
+    if any(len(side.indices) not in (0, len(store.indices)) for side in sides):
+        return value
+    return kinds[type(store.value)](*(_defined_constant(writer, arg) for arg in args))
+
+
+def _extremum(writer: Writer, value: Any) -> Any:
+    """A bound that is infinite is none; an upper and a lower one, nested, are one clip."""
+    name = op_name(value)
+    if name not in LIMITS:
+        return value
+    args = [_defined_constant(writer, arg) for arg in value.args]
+    value = rx.Call(value.op, args, value.attrs, value.ty_args)
+    x, bound = _split(value)
+    if bound is None:
+        return value
+    if bound == LIMITS[name]:
+        return x
+    inner = writer.definition(x, *(LIMITS.keys() - {name}))
+    if inner is not None:
+        y, other = _split(inner)
+        low, high = (bound, other) if name == "relax.maximum" else (other, bound)
+        if other is not None and low <= high:
+            return rx.op.clip(y, low, high)
+    return value
+
+
+def _split(value: Any) -> tuple[Any, float | None]:
+    """(x, bound) of a maximum or minimum with a 0-d constant, (x, None) of any other."""
+    for x, bound in (value.args, reversed(value.args)):
+        if bound.ty.ndim == 0 and (number := scalar_value(bound)) is not None:
+            return x, number
+    return value.args[0], None
+
+
+def _defined_constant(writer: Writer, expr: Any) -> Any:
+    """The constant that a variable stands for (also behind a broadcast), else `expr`."""
+    value = writer.definitions.get(expr) if isinstance(expr, rx.Var) else None
+    if value is None:
+        return expr
+    if op_name(value) == "relax.broadcast_to" and scalar_value(value.args[0]) is not None:
+        return value.args[0]
+    return value if scalar_value(value) is not None else expr
+
+
+def _from_stack(writer: Writer, value: Any) -> Any:
+    """maximum(a, b) for max(stack((a, b)), axis=0)."""
+    stack = writer.definition(value.args[0], "relax.stack")
+    if (
+        stack is None
+        or [int(axis) for axis in value.attrs.axis or []] != [0]
+        or value.attrs.keepdims
+    ):
+        return None
+    if int(stack.attrs.axis) != 0:
+        return None
+    fields = stack.args[0].fields if isinstance(stack.args[0], rx.Tuple) else None
+    if fields is None or len(fields) != 2:
+        return None
+    op = rx.op.maximum if op_name(value) == "relax.max" else rx.op.minimum
+    left, right = (_defined_constant(writer, field) for field in fields)
+    if scalar_value(left) is not None and scalar_value(right) is not None:
+        return None
+    return _extremum(writer, op(left, right))
+
+
+def _reciprocal(writer: Writer, value: Any) -> Any:
+    numerator, divisor = value.args
+    number = scalar_value(divisor)
+    if number is not None and isinstance(number, float) and divisor.ty.ndim == 0 and number != 0:
+        return rx.op.multiply(numerator, rx.const(1.0 / number, divisor.ty.dtype))
+    if number is None and writer.is_weight(divisor) and not writer.is_weight(numerator):
+        if str(divisor.ty.dtype).startswith("float"):
+            return rx.op.multiply(
+                numerator, writer.emit(rx.op.divide(rx.const(1.0, divisor.ty.dtype), divisor))
+            )
+    return None

@@ -1,0 +1,64 @@
+"""Operators that move nothing: removed, or joined with the one before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..dataflow import BINARY, Writer, op_name, rewrite, rx, same_shape, shape_of
+
+
+def remove_noops(mod: Any) -> Any:
+    """`mod` without reshapes, transposes, casts and broadcasts that change nothing; chains of them become one."""
+    return rewrite(mod, _visit)
+
+
+def _visit(writer: Writer, _var: Any, value: Any) -> Any:
+    name = op_name(value)
+    if name in BINARY:
+        return _without_broadcasts(writer, value)
+    if name in (
+        "relax.reshape",
+        "relax.expand_dims",
+        "relax.squeeze",
+        "relax.broadcast_to",
+        "relax.astype",
+    ):
+        source, result = value.args[0], writer.typed(value)
+        if source.ty.dtype == result.ty.dtype and same_shape(shape_of(source), shape_of(result)):
+            return source
+        before = writer.definition(source, "relax.reshape", "relax.expand_dims", "relax.squeeze")
+        if before is not None and name in ("relax.reshape", "relax.expand_dims", "relax.squeeze"):
+            origin = before.args[0]
+            if same_shape(shape_of(origin), shape_of(result)):
+                return origin
+            if name == "relax.reshape":
+                return rx.op.reshape(origin, result.ty.shape.values)
+    if name == "relax.permute_dims":
+        axes = permutation(value)
+        if before := writer.definition(value.args[0], "relax.permute_dims"):
+            inner = permutation(before)
+            axes = [inner[axis] for axis in axes]
+            value = rx.op.permute_dims(before.args[0], axes)
+        return value.args[0] if axes == sorted(axes) else value
+    return None
+
+
+def permutation(call: Any) -> list[int]:
+    """The axes of a permute_dims call, never negative; reversed when it names none."""
+    rank = call.args[0].ty.ndim
+    if call.attrs.axes is None:
+        return list(reversed(range(rank)))
+    return [int(axis) % rank for axis in call.attrs.axes]
+
+
+def _without_broadcasts(writer: Writer, value: Any) -> Any:
+    """An elementwise call that broadcasts by itself what was broadcast for it."""
+    shape = shape_of(writer.typed(value))
+    for k in range(2):
+        if before := writer.definition(value.args[k], "relax.broadcast_to"):
+            args = list(value.args)
+            args[k] = before.args[0]
+            shorter = rx.Call(value.op, args, value.attrs, value.ty_args)
+            if same_shape(shape_of(writer.typed(shorter)), shape):
+                value = shorter
+    return value

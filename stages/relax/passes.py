@@ -1,0 +1,57 @@
+"""The passes of the relax room, in order."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from ..dataflow import bindings, op_name, operands, remove_dead_code, rx
+from .arithmetic import canonicalize
+from .batch_norm import fold_batch_norm
+from .gather import elementwise_before_take, one_hot_to_take
+from .noops import remove_noops
+from .regions import mark_regions
+from .shapes import fold_shapes
+
+Pass = Callable[[Any], Any]
+IMPORTED = "tapml.imported"
+
+
+def passes(*, reciprocal: bool = True) -> list[tuple[str, Pass]]:
+    """Name and function of each pass."""
+    return [
+        ("remember_imported", remember_imported),
+        ("fold_shapes", fold_shapes),
+        ("canonicalize", lambda mod: remove_dead_code(canonicalize(mod, reciprocal=reciprocal))),
+        ("remove_noops", lambda mod: remove_dead_code(remove_noops(mod))),
+        ("one_hot_to_take", lambda mod: remove_dead_code(one_hot_to_take(mod))),
+        ("elementwise_before_take", lambda mod: remove_dead_code(elementwise_before_take(mod))),
+        ("fold_batch_norm", lambda mod: remove_dead_code(fold_batch_norm(mod))),
+        ("decompose", lambda mod: rx.transform.DecomposeOpsForInference()(mod)),
+        ("remove_noops_again", lambda mod: remove_dead_code(remove_noops(mod))),
+        ("mark_regions", mark_regions),
+    ]
+
+
+def remember_imported(mod: Any) -> Any:
+    """`mod` with the dataflow it was imported with as an attribute: value → values and parameters that it reads."""
+    reads = {
+        var.name: list(
+            dict.fromkeys(leaf.name for leaf in operands(value) if isinstance(leaf, rx.Var))
+        )
+        for var, value in bindings(mod["main"])
+    }
+    return mod.with_attr(IMPORTED, json.dumps(reads))
+
+
+def operator_counts(mod: Any) -> Counter[str]:
+    """How often each operator is called, in all Relax functions."""
+    counts: Counter[str] = Counter()
+    for func in mod.functions.values():
+        if isinstance(func, rx.Function):
+            counts.update(
+                op_name(value) for _, value in bindings(func) if isinstance(value, rx.Call)
+            )
+    return counts
