@@ -1,7 +1,8 @@
 """ONNX → Relax through TVM's `from_onnx`, with the names, shapes and weights that it loses kept.
 
-`from_onnx` sets no span, so the graph is converted node by node by a subclass of its importer that marks in the function
-where each node ends. What TVM's converters write badly for a compiler (Clip and variadic Max/Min) is written plainly here.
+`from_onnx` sets no span, so the graph is converted by a subclass of its importer that marks in the
+function where each node ends. What TVM's converters write badly for a compiler (Clip, variadic Max
+and Min) is written plainly here.
 """
 
 from __future__ import annotations
@@ -82,10 +83,10 @@ def convert(
     limits = {name: (bounds.min, bounds.max) for name, bounds in dims.items()}
     folded = symbolic.fold(_constants_inlined(source), limits)
     importer = _Importer(folded.graph)
-    func = importer.function(onnx_model.opset(folded))
+    mod = importer.module(onnx_model.opset(folded))
     weights = {one.name: numpy_helper.to_array(one) for one in folded.graph.initializer}
     return finish(
-        func,
+        mod,
         inputs=[one.name for one in folded.graph.input],
         outputs=[one.name for one in folded.graph.output],
         weights=weights,
@@ -107,7 +108,7 @@ _SETTINGS = {
 
 
 def _constants_inlined(source: ModelProto) -> ModelProto:
-    """The model with its initializers that are no weights (small integers, scalars, settings) as Constant nodes."""
+    """The model with initializers that are no weights (integers, scalars, settings) as Constants."""
     model = onnx_model.copy(source)
     settings = {
         node.input[index]
@@ -128,7 +129,7 @@ def _constants_inlined(source: ModelProto) -> ModelProto:
 
 
 class _Importer(onnx_frontend.ONNXGraphImporter):
-    """TVM's importer, which binds each node's result to a variable and remembers the node of every binding."""
+    """TVM's importer; binds each node's result to a variable and knows the node of every binding."""
 
     def __init__(self, graph: GraphProto) -> None:
         super().__init__(None, "float32", keep_params_in_input=True, sanitize=False)
@@ -136,18 +137,17 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         self._order: list[Source] = []
         self.sources: dict[str, Source] = {}
 
-    def function(self, opset: int) -> Any:
-        """The Relax function of the graph; `sources` then says where each binding comes from."""
-        model = onnx.ModelProto(graph=self._graph)
+    def module(self, opset: int) -> Any:
+        """The graph as a Relax function `main`; `sources` then says where each binding comes from."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            func = self.from_onnx(model.graph, opset)["main"]
-        for block in func.body.blocks:
+            mod = self.from_onnx(self._graph, opset)
+        for block in mod["main"].body.blocks:
             self._attribute(block.bindings)
-        return func
+        return mod
 
     def _attribute(self, bindings: Any) -> None:
-        """Bindings belong to the node whose mark follows them; the outputs' ones repeat another variable."""
+        """A binding belongs to the node whose mark follows it; an output repeats another variable."""
         pending: list[str] = []
         for binding in bindings:
             if binding.var.name.startswith(_MARK):
@@ -171,8 +171,9 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
             if value is None:
                 value = super()._convert_operator(op_name, inputs, attrs, opset)
             value = self._bound(value)
-        except Exception as error:  # TVM's converters raise whatever comes: name the node, lose nothing
-            raise StageError(message=f"node {node} ({op_name}) cannot be imported: {error}") from error
+        except Exception as error:  # TVM's converters raise anything; the node must be named
+            message = f"node {node} ({op_name}) cannot be imported: {error}"
+            raise StageError(message=message) from error
         self.bb.emit(rx.const(len(self._order), "int32"), _MARK)
         self._order.append(Source(node, op_name))
         return value
@@ -186,7 +187,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
 
 
 def _clip(bb: Any, inputs: Any) -> Any:
-    """Clip with constant bounds as `relax.clip`; TVM's converter emits isnan, where and opaque TE calls."""
+    """Clip with constant bounds as `relax.clip`; TVM emits isnan, where and opaque TE calls."""
     bounds = [inputs[1], inputs[2]]
     if any(not isinstance(b, tvm.ir.GenericConst) for b in bounds if b is not None):
         return None
@@ -200,7 +201,7 @@ def _clip(bb: Any, inputs: Any) -> Any:
 
 
 def _pairwise(op: Any) -> Any:
-    """Variadic Max and Min as a chain of binary ops; TVM's converter broadcasts, stacks and reduces."""
+    """Variadic Max and Min as a chain of binary ops; TVM broadcasts, stacks and reduces."""
     return lambda bb, inputs: functools.reduce(lambda left, right: bb.emit(op(left, right)), inputs)
 
 

@@ -174,7 +174,9 @@ def match_inputs(
             loose = [dim for dim in has if not isinstance(dim, int) and dim not in dims]
             text = ", ".join(str(dim or "?") for dim in has)
             if wanted or loose:
-                wrong("model.inputs", f"input {name!r} ({dtype}[{text}]) has no shape in the recipe")
+                wrong(
+                    "model.inputs", f"input {name!r} ({dtype}[{text}]) has no shape in the recipe"
+                )
             else:
                 result[name] = tuple(dim for dim in has if dim is not None), dtype
             continue
@@ -183,7 +185,10 @@ def match_inputs(
         if want_dtype != dtype:
             wrong(f"{field}.dtype", f"the model's input {name!r} is {dtype}, not {want_dtype}")
         if len(shape) != len(has):
-            wrong(f"{field}.shape", f"the model's input {name!r} has {len(has)} dims, not {len(shape)}")
+            wrong(
+                f"{field}.shape",
+                f"the model's input {name!r} has {len(has)} dims, not {len(shape)}",
+            )
         elif fixed := [
             f"dim {axis} is {is_} in the model, not {want}"
             for axis, (is_, want) in enumerate(zip(has, shape, strict=True))
@@ -215,7 +220,9 @@ def _set_shapes(graph: GraphProto, signature: Mapping[str, tuple[Shape, str]]) -
             shape, _ = signature[value.name]
             elem_type = value.type.tensor_type.elem_type
             value.CopyFrom(helper.make_tensor_value_info(value.name, elem_type, shape))
-    for value in graph.output:  # their sizes follow from the inputs'; what the file says may be stale
+    for (
+        value
+    ) in graph.output:  # their sizes follow from the inputs'; what the file says may be stale
         value.type.tensor_type.ClearField("shape")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from tapml.errors import StageError
 
 from ..compat import tvm
-from ..program import Bounds, Io, Origin, Program, TensorSpec, io_from_json
+from ..program import Bounds, Io, Origin, Program, TensorSpec
 
 rx = tvm.relax
 
@@ -43,7 +43,7 @@ class Names:
 
 
 def finish(
-    func: Any,
+    mod: Any,
     *,
     inputs: Sequence[str],
     outputs: Sequence[str],
@@ -53,21 +53,20 @@ def finish(
     dims: Mapping[str, Bounds],
     buckets: Iterable[Mapping[str, int]],
 ) -> tuple[Program, dict[str, np.ndarray]]:
-    """The program of an imported function, and the weights that it uses.
+    """The program of an imported module, and the weights that it uses.
 
-    In:     `params`: name of a parameter of `func` → source name of its weight; every other parameter is an input, in
+    In:     `params`: name of a parameter of `main` → source name of its weight; every other parameter is an input, in
             the order of `inputs`. `sources`: name of a binding's variable → where it comes from.
     Out:    float constants with ndim > 0 are parameters too; unused weights are gone; bindings are named after sources.
     Raises: StageError listing every value whose shape is unknown.
     """
     weights = dict(weights)
-    mod = tvm.IRModule({"main": func})
     mod = rx.transform.CanonicalizeBindings()(mod)
     mod = rx.transform.DeadCodeElimination(["main"])(mod)
     func = mod["main"]
     named = _Finisher(func, inputs, weights, params, sources)
     func = named.function(dims)
-    mod.update_func(mod.get_global_var("main"), func)
+    mod.update_func(mod.get_global_var("main"), func)  # `mod` is ours: the passes made it
     mod = rx.transform.Normalize()(mod)
     func = mod["main"]
     _demand_known_shapes(func, named.origins)
@@ -83,14 +82,6 @@ def finish(
     )
     used = {name: weights[name] for name in named.weight_names}
     return Program(mod=mod, io=io, provenance=named.provenance(func)), used
-
-
-def symbolic_shape(shape: Sequence[int | str], symbols: dict[str, Any]) -> list[Any]:
-    """A shape over TIR variables; `symbols` gains those that are new."""
-    return [
-        symbols.setdefault(dim, tvm.tirx.Var(dim, "int64")) if isinstance(dim, str) else dim
-        for dim in shape
-    ]
 
 
 class _Finisher:
@@ -112,7 +103,9 @@ class _Finisher:
         self.weight_of: dict[str, str] = {}  # new parameter name → source name
         used = {var.name for var in rx.analysis.free_vars(func.body)}
         self.params = []
-        for name, param in zip(inputs, (p for p in func.params if p.name not in params), strict=True):
+        for name, param in zip(
+            inputs, (p for p in func.params if p.name not in params), strict=True
+        ):
             self.remap[param.name] = self.names.fresh(name)
             self.params.append(param)
         for param in func.params:

@@ -56,7 +56,9 @@ class Model(Frozen):
         pattern=r"^[^:]+\.py:[A-Za-z_]\w*$",
         description="`file.py:function` that returns an Operator (source: operator)",
     )
-    inputs: dict[str, InputSpec] = Field({}, description="By name; as the file has them if left out")
+    inputs: dict[str, InputSpec] = Field(
+        {}, description="By name; as the file has them if left out"
+    )
     dims: dict[SymbolName, DimBounds] = Field({}, description="Bounds of each symbolic dim")
     buckets: tuple[dict[str, PositiveInt], ...] = Field(
         (), description="Sizes compiled exactly; every other size runs the symbolic program"

@@ -219,13 +219,20 @@ class _Round:
         if len(rows) == len(starts) or any(isinstance(x, Size) for row in rows for x in row):
             return [node]
         if not rows:
-            return [helper.make_node("Identity", [node.input[0]], list(node.output), name=node.name)]
+            return [
+                helper.make_node("Identity", [node.input[0]], list(node.output), name=node.name)
+            ]
         names = [f"{node.name}/{part}" for part in ("starts", "ends", "axes", "steps")]
         columns = np.array(rows, dtype=np.int64).T
         fixed = [onnx_model.constant(*pair) for pair in zip(names, columns, strict=True)]
-        return [*fixed, helper.make_node("Slice", [node.input[0], *names], list(node.output), name=node.name)]
+        return [
+            *fixed,
+            helper.make_node("Slice", [node.input[0], *names], list(node.output), name=node.name),
+        ]
 
-    def _takes_all(self, start: Any, end: Any, axis: Any, step: Any, dim: Size | int | None) -> bool:
+    def _takes_all(
+        self, start: Any, end: Any, axis: Any, step: Any, dim: Size | int | None
+    ) -> bool:
         if start != 0 or step != 1 or dim is None:
             return False
         if isinstance(end, Size) or isinstance(dim, int):
@@ -264,7 +271,9 @@ def _reshaped(source: Sequence[Any], wanted: Sequence[Any]) -> list[Size | int] 
                 left.remove(dim)
                 rest.remove(dim)
         try:
-            shape[shape.index(-1)] = functools.reduce(mul, left, 1) // functools.reduce(mul, rest, 1)
+            shape[shape.index(-1)] = functools.reduce(mul, left, 1) // functools.reduce(
+                mul, rest, 1
+            )
         except Unknown:
             return None
     return None if -1 in shape or None in shape else shape

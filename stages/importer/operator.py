@@ -1,0 +1,185 @@
+"""Operators from the recipe's own Python: a Relax function or a TE graph, with a NumPy reference beside it.
+
+# recipes/my_operator.py
+def linear() -> Operator:
+    weight = np.random.default_rng(0).standard_normal((768, 3072)).astype("float32")
+    builder = relax.BlockBuilder()
+    ...                                            # symbolic dims carry the names of model.dims
+    return Operator(mod=builder.get(), weights={"weight": weight}, reference=in_float64)
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tapml.errors import RecipeError, StageError, nearest
+from tapml.stage import Context, PythonFunction
+
+from .. import codec
+from ..compat import tvm
+from ..program import Bounds, Program
+from .relaxed import Source, finish
+from .stage import Import
+
+rx = tvm.relax
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What a recipe's `model.python` function returns.
+
+    mod:        IRModule whose `main` is a Relax function; parameters named in `weights` are weights, the others inputs.
+                Float constants with dimensions become weights too (`constant.0`, …).
+    weights:    arrays by parameter name
+    reference:  (inputs, weights) → outputs by name, all float64 (integers as they are): the truth that the library is
+                checked against
+    outputs:    names of the outputs, in order
+    """
+
+    mod: Any
+    weights: Arrays
+    reference: Callable[[Arrays, Arrays], Arrays]
+    outputs: tuple[str, ...] = ("output",)
+
+
+def from_te(inputs: Sequence[Any], results: Sequence[Any], weights: Sequence[Any] = ()) -> Any:
+    """IRModule with a Relax `main` around a TE graph, for `Operator.mod`.
+
+    In:     placeholders of the inputs and of the weights (their names are the operator's), and the result tensors.
+    """
+    placeholders = [*inputs, *weights]
+    params = [rx.Var(one.op.name, rx.TensorType(one.shape, one.dtype)) for one in placeholders]
+    prim = tvm.te.create_prim_func([*placeholders, *results])
+    builder = rx.BlockBuilder()
+    name = builder.add_func(prim.without_attr("global_symbol"), "compute")
+    types = [rx.TensorType(one.shape, one.dtype) for one in results]
+    with builder.function("main", params):
+        with builder.dataflow():
+            out = builder.emit_output(
+                rx.call_tir(name, params, types[0] if len(types) == 1 else types)
+            )
+        builder.emit_func_output(out)
+    return builder.get()
+
+
+def import_operator(stage: Import, ctx: Context) -> tuple[Program, dict[str, np.ndarray]]:
+    """Program and weights of the operator; writes the `source` folder.
+
+    Raises: RecipeError when inputs and dims do not fit the function's; StageError when it returns no Operator.
+    """
+    assert stage.python is not None
+    operator = load(stage.python)
+    func = operator.mod["main"]
+    inputs = {param.name: param for param in func.params if param.name not in operator.weights}
+    _check_weights(operator, func)
+    _check_signature(stage, inputs)
+    bindings = [binding for block in func.body.blocks for binding in block.bindings]
+    program, weights = finish(
+        operator.mod,
+        inputs=list(inputs),
+        outputs=operator.outputs,
+        weights=operator.weights,
+        params={name: name for name in operator.weights},
+        sources={one.var.name: Source(one.var.name, _op(one.value)) for one in bindings},
+        dims={name: Bounds(bounds.min, bounds.max) for name, bounds in stage.dims.items()},
+        buckets=stage.buckets,
+    )
+    write_source(stage.python, ctx.workdir / "source")
+    return program, weights
+
+
+def load(function: PythonFunction) -> Operator:
+    """What the recipe's function returns. StageError when it raises, or returns something else."""
+    made = function.load("model.python")
+    try:
+        operator = made()
+    except Exception as error:  # the user's code: anything may come out of it
+        raise StageError(
+            message=f"{function.path}: {function.function}() raised {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(operator, Operator):
+        raise StageError(
+            message=f"{function.path}: {function.function}() returned a {type(operator).__name__}",
+            hint="return tapml_stages.importer.operator.Operator(mod=…, weights=…, reference=…)",
+        )
+    return operator
+
+
+def write_source(function: PythonFunction, folder: Path) -> None:
+    """The Python file and the modules beside it, so that the reference can call it anywhere."""
+    folder.mkdir()
+    path = Path(function.path)
+    for module in sorted(path.parent.glob("*.py")):
+        shutil.copyfile(module, folder / module.name)
+    facts = {"kind": "operator", "module": path.name, "function": function.function}
+    codec.write_json(folder / "source.json", facts)
+
+
+def _op(value: Any) -> str:
+    if isinstance(value, rx.Call):
+        if isinstance(value.op, tvm.ir.Op):
+            callee = value.args[0] if value.op.name == "relax.call_tir" else None
+            return f"call_tir.{callee.name_hint}" if callee is not None else value.op.name
+        return getattr(value.op, "name_hint", type(value.op).__name__)
+    return type(value).__name__
+
+
+def _check_weights(operator: Operator, func: Any) -> None:
+    params = {param.name: param.ty for param in func.params}
+    for name, array in operator.weights.items():
+        if name not in params:
+            hint = nearest(name, list(params), noun="parameters")
+            raise StageError(message=f"the operator's main has no parameter {name!r}", hint=hint)
+        ty = params[name]
+        shape, dtype = tuple(int(dim) for dim in ty.shape.values), str(ty.dtype)
+        if (array.shape, str(array.dtype)) != (shape, dtype):
+            raise StageError(
+                message=f"weight {name!r} is {array.dtype}{list(array.shape)}, "
+                f"main takes {dtype}{list(shape)}"
+            )
+    names = [one.var.name for block in func.body.blocks for one in block.bindings]
+    if shared := sorted({name for name in names if names.count(name) > 1}):
+        raise StageError(
+            message=f"bindings of the operator's main share names: {', '.join(shared)}"
+        )
+
+
+def _check_signature(stage: Import, inputs: Mapping[str, Any]) -> None:
+    """Raises RecipeError where the recipe's inputs or dims differ from the function's."""
+    there = {
+        name: (tuple(_dim(dim) for dim in param.ty.shape.values), str(param.ty.dtype))
+        for name, param in inputs.items()
+    }
+    for name, spec in stage.signature.items():
+        field = f"model.inputs.{name}"
+        if name not in there:
+            hint = nearest(name, list(there), noun="inputs")
+            raise RecipeError(field=field, message=f"the operator has no input {name!r}", hint=hint)
+        if there[name] != (spec.shape, spec.dtype):
+            shape, dtype = there[name]
+            has = f"{dtype}[{', '.join(map(str, shape))}]"
+            want = f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
+            message = f"the operator takes {has}, the recipe says {want}"
+            raise RecipeError(field=field, message=message)
+    symbols = sorted({dim for shape, _ in there.values() for dim in shape if isinstance(dim, str)})
+    for name in symbols:
+        if name not in stage.dims:
+            hint = nearest(name, list(stage.dims), noun="dims")
+            message = f"the operator's dim {name!r} has no bounds"
+            raise RecipeError(field="model.dims", message=message, hint=hint)
+    for name in stage.dims:
+        if name not in symbols:
+            hint = nearest(name, symbols, noun="its dims")
+            message = f"the operator has no dim {name!r}"
+            raise RecipeError(field=f"model.dims.{name}", message=message, hint=hint)
+
+
+def _dim(dim: Any) -> int | str:
+    return int(dim) if isinstance(dim, tvm.tirx.IntImm) else str(dim)
