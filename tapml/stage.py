@@ -49,7 +49,7 @@ class File(Frozen):
 class PythonRef(Frozen):
     """Python of the recipe's author: `file.py:function`, with the data files that it reads."""
 
-    python: str = Field(pattern=r"^[^:]+\.py:[A-Za-z_]\w*$", description="`file.py:function`")
+    python: str = Field(pattern=r"^.+\.py:[A-Za-z_]\w*$", description="`file.py:function`")
     reads: tuple[str, ...] = Field(
         (), description="Files (globs) that it reads; they enter the key"
     )

@@ -1,0 +1,250 @@
+"""A recipe: its text, checked against what the stages declare, with the place of every field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from pydantic import ValidationError
+
+from .. import target as targets
+from ..errors import RecipeError, RecipeErrors, TapmlError, nearest
+from ..registry import Registry, installed
+from ..stage import File, Frozen, PythonFunction, PythonRef, SectionT, Target
+from . import loader, resolve, text
+from .positions import Node, locate, path_of
+from .schema import HEAD_KEYS, NOTE, VERSION, GateFields, Gates, Head, Schema, compose, json_schema
+from .validate import explain, validate
+
+__all__ = ["Gates", "Recipe", "json_schema", "load"]
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe that holds what its schema demands. Satisfies `tapml.stage.Recipe`.
+
+    path:     the file, absolute
+    head:     version, name, description, workflow, tags
+    sections: the sections that the recipe has, each an instance of the composed model
+    tree:     the text's values with their places; `data` is the same as plain data
+    registry: the stages that it was checked against
+    """
+
+    path: Path
+    head: Head
+    target: Target
+    sections: dict[str, Frozen]
+    tree: Node = field(repr=False)
+    schema: Schema = field(repr=False)
+    registry: Registry = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.head.name
+
+    @property
+    def workflow(self) -> str:
+        return self.head.workflow
+
+    @property
+    def tags(self) -> dict[str, str]:
+        return self.head.tags
+
+    @property
+    def gates(self) -> Gates:
+        return self.section("validation", GateFields).gates
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The recipe as plain data, `--set` applied, defaults not filled in."""
+        return self.tree.data
+
+    def has(self, section: str) -> bool:
+        return section in self.sections
+
+    def section(self, name: str, cls: type[SectionT]) -> SectionT:
+        found = self.sections.get(name) or self._defaults(name)
+        if not isinstance(found, cls):
+            raise TypeError(f"section {name!r} has no fields of {cls.__qualname__}")
+        return found
+
+    def file(self, path: str, *, field: str) -> File:
+        located = self._at(field, lambda: self._located(path, field))
+        return self._at(field, lambda: resolve.file(located, path))
+
+    def python(self, ref: PythonRef, *, field: str) -> PythonFunction:
+        def read() -> dict[str, Path]:
+            absolute = self._is_override(f"{field}.reads")
+            globs = [
+                resolve.expand_glob(one, self.path.parent, may_be_absolute=absolute)
+                for one in ref.reads
+            ]
+            return {name: path for found in globs for name, path in found.items()}
+
+        path = ref.python.rpartition(":")[0]
+        spot = f"{field}.python"
+        located = self._at(spot, lambda: self._located(path, spot))
+        reads = self._at(f"{field}.reads", read)
+        return self._at(spot, lambda: resolve.python(ref, located, path, reads))
+
+    def where(self, field: str) -> str:
+        """`file:line:col` of a dotted field, or of its nearest ancestor."""
+        return locate(self.tree, path_of(self.tree, field)).where
+
+    def locate(self, error: RecipeError) -> RecipeError:
+        """The error with the place and the text of its field, unless it has them."""
+        if isinstance(error, RecipeErrors):
+            return RecipeErrors(errors=tuple(self.locate(one) for one in error.errors))
+        if error.where or not error.field:
+            return error
+        place = locate(self.tree, path_of(self.tree, error.field))
+        return replace(error, where=place.where, excerpt=place.excerpt)
+
+    def dotted(self) -> dict[str, str | int | float | bool]:
+        """All fields by dotted name, defaults included; lists as JSON; what is None is left out."""
+        return text.flat(self._resolved())
+
+    def resolved_yaml(self) -> str:
+        """The recipe with every default and the full target, as YAML that loads again."""
+        head = {key: value for key, value in self.head.model_dump(mode="json").items() if value}
+        notes = {key: value for key, value in self.data.items() if key.startswith(NOTE)}
+        full = self.target.model_dump(mode="json")
+        note = {key: full[key] for key in ("features", "vector_bits", "vector_registers")}
+        return text.dump({**head, **self._resolved(), **notes, f"{NOTE}target": note})
+
+    def _resolved(self) -> dict[str, Any]:
+        """All sections as plain data, with the target in full; those that need no field are there by default."""
+        sections: dict[str, Any] = {}
+        for name in self.schema.sections:
+            try:
+                model = self.sections.get(name) or self._defaults(name)
+            except RecipeError:  # it has required fields, so that leaving it out means something
+                continue
+            sections[name] = _without_none(model.model_dump(mode="json"))
+        full = self.target.model_dump(mode="json")
+        sections["target"] = {
+            key: full[key] for key in ("kind", "mcpu", "mtriple", "cores", "device") if full[key]
+        }
+        return sections
+
+    def _defaults(self, name: str) -> Frozen:
+        if name not in self.schema.sections:
+            known = list(self.schema.sections)
+            raise RecipeError(field=name, message="no such section", hint=nearest(name, known))
+        try:
+            return self.schema.sections[name]()
+        except ValidationError as error:
+            missing = ", ".join(str(one["loc"][0]) for one in error.errors())
+            raise RecipeError(
+                where=self.tree.position.where,
+                field=name,
+                message="required section is missing",
+                hint=f"it needs: {missing}",
+            ) from error
+
+    def _located(self, path: str, field: str) -> resolve.Located:
+        absolute = self._is_override(field)
+        return resolve.locate(path, self.path.parent, may_be_absolute=absolute)
+
+    def _is_override(self, field: str) -> bool:
+        return locate(self.tree, path_of(self.tree, field)).source.is_override
+
+    def _at(self, field: str, find: Callable[[], _T]) -> _T:
+        try:
+            return find()
+        except RecipeError as error:
+            raise self.locate(replace(error, field=error.field or field)) from error
+
+
+def load(path: Path, overrides: Sequence[str] = (), registry: Registry | None = None) -> Recipe:
+    """The recipe of a file, with each `a.b=value` of `overrides` applied.
+
+    Raises: RecipeError for every mistake at once, each at its place; EnvironmentalError when a package that the
+    recipe points at is not installed.
+    """
+    registry = registry or installed()
+    tree, errors, broken = _read(path)
+    for one in overrides:
+        tree = loader.override(tree, one)
+    if error := _wrong_version(tree):
+        raise error
+    schema = compose(registry)
+    assert isinstance(tree.value, dict)
+    fields = {key: entry for key, entry in tree.value.items() if not key.startswith(NOTE)}
+    checked = replace(tree, value=fields)
+    root, wrong = validate(schema.root, checked)
+    errors += [e for e in wrong if not _depends(e, checked, broken)]
+    missing = _references(checked, errors)
+    if errors:
+        raise loader.combined(errors)
+    if missing:
+        raise missing[0]
+    assert root is not None
+    head = Head(**{key: getattr(root, key) for key in HEAD_KEYS})
+    sections = {name: cast(Frozen, getattr(root, name)) for name in schema.sections if name in fields}
+    full = _target(sections, tree)
+    return Recipe(path.resolve(), head, full, sections, tree, schema, registry)
+
+
+def _read(path: Path) -> tuple[Node, list[RecipeError], list[tuple[str | int, ...]]]:
+    name = str(path)
+    try:
+        with path.open("rb") as data:
+            content = data.read(loader.MAX_BYTES + 1)
+    except OSError as error:
+        message = "no such file" if isinstance(error, FileNotFoundError) else f"{error.strerror}"
+        raise RecipeError(where=name, message=message) from error
+    return text.mapping(content, name)
+
+
+def _wrong_version(tree: Node) -> RecipeError | None:
+    """An unknown version is the only error: what else the text says is another language."""
+    version = tree.child("version")
+    if version is None or version.value == VERSION or not isinstance(version.value, int):
+        return None
+    message = f"this tapml reads version {VERSION} of the recipe language, not {version.value}"
+    hint = "pip install --upgrade tapml" if version.value > VERSION else f"write version: {VERSION}"
+    return loader.error_at(version.position, ("version",), message, hint)
+
+
+def _depends(error: RecipeError, tree: Node, broken: list[tuple[str | int, ...]]) -> bool:
+    """Whether an error follows from a value that is missing because of another error."""
+    path = path_of(tree, error.field)
+    return any(path[: len(one)] == one for one in broken)
+
+
+def _references(tree: Node, errors: list[RecipeError]) -> list[TapmlError]:
+    """Adds what is wrong with `${…}` to `errors`; returns the packages that are missing."""
+    missing: list[TapmlError] = []
+    for path, node in tree.nodes():
+        if isinstance(node.value, str) and "${" in node.value:
+            try:
+                resolve.check_references(node.value)
+            except RecipeError as error:
+                errors.append(loader.error_at(node.position, path, error.message, error.hint))
+            except TapmlError as error:
+                missing.append(replace(error, message=f"{node.position.where}: {error.message}"))
+    return missing
+
+
+def _target(sections: dict[str, Frozen], tree: Node) -> Target:
+    section = sections.get("target") or targets.TargetSection()
+    assert isinstance(section, targets.TargetSection)
+    try:
+        return targets.resolve(section)
+    except RecipeError as error:
+        place = locate(tree, path_of(tree, error.field))
+        raise replace(error, where=place.where, excerpt=place.excerpt) from error
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        items = cast("dict[str, Any]", value).items()
+        return {key: _without_none(one) for key, one in items if one is not None}
+    if isinstance(value, list):
+        return [_without_none(one) for one in cast("list[Any]", value)]
+    return value

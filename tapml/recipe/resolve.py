@@ -1,0 +1,244 @@
+"""What a recipe points at: files and Python, found without importing anything, and digested."""
+
+from __future__ import annotations
+
+import ast
+import glob
+import hashlib
+import importlib.util
+import os
+import re
+import stat
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib import metadata
+from pathlib import Path
+
+from ..errors import EnvironmentalError, RecipeError, nearest
+from ..stage import File, PythonFunction, PythonRef
+from .positions import printable, shorten
+
+REFERENCE = re.compile(r"\$\{([^}]*)\}")
+MAX_PYTHON_BYTES = 4 << 20
+MAX_FILES = 20_000
+
+# import name → what installs it, where that is no distribution of the same name
+_EXTRAS = {
+    "magika": "tapml[recipes]",
+    "rapidocr_onnxruntime": "tapml[recipes]",
+    "skimage": "tapml[recipes]",
+    "onnx": "tapml[onnx]",
+    "onnxruntime": "tapml[onnx]",
+    "torch": "tapml[torch]",
+}
+
+
+@dataclass(frozen=True)
+class Located:
+    """A path with the folder that it must not leave, and the package that it lies in, if any."""
+
+    path: Path
+    root: Path
+    package: str | None = None
+
+
+def package_folder(name: str) -> Path:
+    """The folder of an installed package, which is not imported.
+
+    Raises: RecipeError when the name is none of a package; EnvironmentalError, with the command, when it is missing.
+    """
+    if not name.isidentifier():
+        raise RecipeError(message=f"{shorten(name)} is no name of a package")
+    try:
+        spec = importlib.util.find_spec(name)
+    except ValueError:  # a module without __spec__
+        spec = None
+    if spec is None:
+        raise EnvironmentalError(
+            message=f"package {name!r} is not installed",
+            hint=f"pip install '{_EXTRAS.get(name, name)}'",
+        )
+    folders = list(spec.submodule_search_locations or ())
+    if not folders:
+        raise RecipeError(message=f"{name!r} is a module, not a package with a folder")
+    return Path(folders[0]).resolve()
+
+
+def check_references(text: str) -> None:
+    """Raises what is wrong with the `${…}` of a string."""
+    for inside in REFERENCE.findall(text):
+        scheme, colon, name = inside.partition(":")
+        if scheme != "package" or not colon:
+            message = f"unknown reference {shorten('${' + inside + '}')}"
+            raise RecipeError(message=message, hint="known: ${package:NAME}")
+        package_folder(name)
+        if not text.startswith("${" + inside + "}"):
+            message = f"{shorten('${' + inside + '}')} must stand at the start of a path"
+            raise RecipeError(message=message)
+
+
+def locate(text: str, folder: Path, *, may_be_absolute: bool) -> Located:
+    """Where a path of a recipe in `folder` points.
+
+    Raises: RecipeError when it leaves the folder (after symlinks), unless it starts with `${package:…}` or, with
+    `may_be_absolute`, is absolute.
+    """
+    root, package, rest = folder, None, text
+    if found := REFERENCE.match(text):
+        check_references(text)
+        package = found[1].partition(":")[2]
+        root, rest = package_folder(package), text[found.end() :].lstrip("/") or "."
+    elif may_be_absolute and os.path.isabs(text):
+        root = Path("/")
+    try:
+        path = (root / rest).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # name too long, NUL byte, symlink loop
+        raise RecipeError(message=f"{shorten(text)}: {_reason(error)}") from error
+    if not path.is_relative_to(root):
+        message = f"{shorten(text)} leaves the {'package' if package else 'recipe'}'s folder"
+        hint = "" if package else "put the file beside the recipe, or give an absolute path by --set"
+        raise RecipeError(message=message, hint=hint)
+    return Located(path, root, package)
+
+
+def digest_file(located: Located, text: str) -> str:
+    """sha256 of a regular file. Raises: RecipeError, with the nearest name, when there is none."""
+    path = located.path
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+            raise RecipeError(message=f"{shorten(text)} is {kind}")
+        return _digest(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    except FileNotFoundError:
+        raise RecipeError(message=f"no file {shorten(text)}", hint=_nearest_file(path)) from None
+    except OSError as error:
+        raise RecipeError(message=f"{shorten(text)}: {_reason(error)}") from error
+
+
+def file(located: Located, text: str) -> File:
+    return File(path=str(located.path), sha256=digest_file(located, text))
+
+
+def python(ref: PythonRef, located: Located, text: str, reads: dict[str, Path]) -> PythonFunction:
+    """The function of `ref`, found by reading its file.
+
+    The digest covers the file, the modules beside it and the files that it `reads` (name → path); for a function of
+    an installed package, the package's version instead of its modules.
+    """
+    function = ref.python.rpartition(":")[2]
+    parts = [f"self\0{digest_file(located, text)}"]
+    names = _top_level_names(located.path, text)
+    if "*" not in names and function not in names:
+        message = f"{shorten(text)} has no function {function!r}"
+        raise RecipeError(message=message, hint=nearest(function, names, noun="it has"))
+    if located.package is not None:
+        inside = located.path.relative_to(located.root)
+        parts.append(f"package\0{located.package}\0{_version(located.package)}\0{inside}")
+    else:
+        for path in sorted(located.path.parent.glob("*.py")):
+            if path.is_file():
+                digest = digest_file(Located(path, located.root), path.name)
+                parts.append(f"module\0{path.name}\0{digest}")
+    for name, path in sorted(reads.items()):
+        parts.append(f"reads\0{name}\0{digest_file(Located(path, located.root), name)}")
+    total = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return PythonFunction(path=str(located.path), function=function, sha256=total)
+
+
+def expand_glob(pattern: str, folder: Path, *, may_be_absolute: bool) -> dict[str, Path]:
+    """The files that a glob of `reads` names, by the name that the recipe knows them by.
+
+    Raises: RecipeError when there is none, or too many.
+    """
+    head, magic, _ = re.split(r"([*?\[])", pattern, maxsplit=1)[:3] if glob.has_magic(pattern) else (pattern, "", "")
+    if not magic:
+        located = locate(pattern, folder, may_be_absolute=may_be_absolute)
+        digest_file(located, pattern)
+        return {pattern: located.path}
+    base_text = head.rpartition("/")[0]
+    rest = pattern[len(base_text) :].lstrip("/")
+    base = locate(base_text or ".", folder, may_be_absolute=may_be_absolute)
+    found: dict[str, Path] = {}
+    for name in glob.iglob(rest, root_dir=base.path, recursive=True):
+        path = (base.path / name).resolve()
+        if not path.is_file():
+            continue
+        if not path.is_relative_to(base.root):
+            raise RecipeError(message=f"{shorten(pattern)} leaves the folder by {shorten(name)}")
+        found[f"{base_text}/{name}"] = path
+        if len(found) > MAX_FILES:
+            raise RecipeError(message=f"{shorten(pattern)} names more than {MAX_FILES} files")
+    if not found:
+        raise RecipeError(message=f"no file matches {shorten(pattern)}")
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _digest(path: Path, *_identity: int) -> str:
+    """Digest of a file; remembered as long as device, inode, size and time of change stay."""
+    with path.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
+
+
+def _top_level_names(path: Path, text: str) -> list[str]:
+    """Names that a module binds at its top level (`*` when it imports all of another), by its syntax tree."""
+    source = path.read_bytes()
+    if len(source) > MAX_PYTHON_BYTES:
+        raise RecipeError(message=f"{shorten(text)} has more than {MAX_PYTHON_BYTES} bytes")
+    try:
+        tree = ast.parse(source, filename=str(path))
+    except SyntaxError as error:
+        message = f"{shorten(text)}, line {error.lineno or 0}: {printable(error.msg)}"
+        raise RecipeError(message=message) from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise RecipeError(message=f"{shorten(text)} is no Python: {_reason(error)}") from error
+    return sorted(set(_bound(tree.body)))
+
+
+def _bound(body: list[ast.stmt]) -> list[str]:
+    names: list[str] = []
+    for statement in body:
+        match statement:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                names.append(name)
+            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+                names += [alias.asname or alias.name.partition(".")[0] for alias in aliases]
+            case ast.Assign(targets=targets):
+                names += [target.id for target in targets if isinstance(target, ast.Name)]
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                names.append(name)
+            case ast.If(body=then, orelse=orelse):
+                names += _bound(then) + _bound(orelse)
+            case ast.Try(body=then, handlers=handlers, orelse=orelse, finalbody=final):
+                names += _bound([*then, *orelse, *final])
+                names += [name for handler in handlers for name in _bound(handler.body)]
+            case ast.With(body=then):
+                names += _bound(then)
+            case _:
+                pass
+    return names
+
+
+@cache
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        owners = metadata.packages_distributions().get(package, [])
+        return ",".join(f"{owner}=={metadata.version(owner)}" for owner in sorted(set(owners)))
+
+
+def _nearest_file(path: Path) -> str:
+    folder = path.parent
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    if folder != path.parent:
+        return f"there is no folder {printable(str(path.parent))}"
+    names = [entry.name for entry in sorted(folder.iterdir())[:2000]]
+    hint = nearest(path.name, names)
+    return printable(hint) if hint.startswith("did") else f"looked in {printable(str(folder))}"
+
+
+def _reason(error: BaseException) -> str:
+    return printable(error.strerror if isinstance(error, OSError) and error.strerror else str(error))

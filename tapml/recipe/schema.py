@@ -1,0 +1,160 @@
+"""The recipe's model, composed from the sections that the registered stages declare and the engine's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, Discriminator, Field, Tag, create_model
+
+from ..errors import EnvironmentalError
+from ..registry import Registry, installed
+from ..stage import Frozen
+from ..target import TargetSection
+
+VERSION = 1
+NOTE = "x-"  # top-level keys that begin so are notes for people
+
+
+class Limits(Frozen):
+    """Smallest and largest value that a gate lets pass."""
+
+    min: float | None = Field(None, description="Smallest value that passes")
+    max: float | None = Field(None, description="Largest value that passes")
+
+
+class LatencyLimit(Frozen):
+    """How slow the library may be beside another way to run the model."""
+
+    run: str = Field("peer", description="What it is compared with: `peer`, the reference runtime")
+    max_ratio: float = Field(gt=0, description="Largest ratio of our latency to the other's")
+
+
+def _limits_kind(value: object) -> str:
+    if isinstance(value, Limits):
+        return "one"
+    named = isinstance(value, dict) and any(
+        isinstance(v, (dict, Limits)) for v in cast("dict[str, object]", value).values()
+    )
+    return "named" if named else "one"
+
+
+class Gates(Frozen):
+    """Limits that a run must keep, judged on the stored facts at every run; they re-run nothing."""
+
+    metric: (
+        Annotated[
+            Annotated[Limits, Tag("one")] | Annotated[dict[str, Limits], Tag("named")],
+            Discriminator(_limits_kind),
+        ]
+        | None
+    ) = Field(None, description="Limits of the metric; of each by name when it returns several")
+    max_error: float | None = Field(
+        None, gt=0, description="Largest error relative to the range of the output"
+    )
+    latency_vs: LatencyLimit | None = Field(None, description="Limit of our latency beside another's")
+    bundle_mib: float | None = Field(None, gt=0, description="Largest size of the bundle, MiB")
+
+
+class GateFields(Frozen):
+    """The engine's part of the section `validation`."""
+
+    gates: Gates = Field(default_factory=Gates, description="Limits that a run must keep")
+
+
+class Head(Frozen):
+    """Fields of a recipe that belong to no stage."""
+
+    version: Literal[1] = Field(description="Version of the recipe language")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
+        description="Name of the recipe; runs are compared under it",
+    )
+    description: str = Field("", description="What the recipe is for")
+    workflow: str = Field("deploy", description="Name of a workflow of workflows.yaml")
+    tags: dict[str, str] = Field(default_factory=dict, description="Tags of the run in MLflow")
+
+
+HEAD_KEYS = tuple(Head.model_fields)
+_OWN: dict[str, type[Frozen]] = {"target": TargetSection, "validation": GateFields}
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The composed model of a recipe: `root` for validation, the sections by name."""
+
+    root: type[Frozen]
+    sections: Mapping[str, type[Frozen]]
+
+
+def compose(registry: Registry) -> Schema:
+    """The recipe's model from the sections of a registry's stages.
+
+    Raises: EnvironmentalError when two stages declare one field of a section differently.
+    """
+    bases: dict[str, list[type[Frozen]]] = {name: [model] for name, model in _OWN.items()}
+    for name, models in registry.sections().items():
+        if name in HEAD_KEYS:
+            message = f"a stage declares a section {name!r}, which is the engine's own field"
+            raise EnvironmentalError(message=message, hint="uninstall the package that brings it")
+        own = bases.setdefault(name, [])
+        own.extend(model for model in models if model not in own)
+    sections = {name: _merge(name, models) for name, models in sorted(bases.items())}
+    fields: dict[str, Any] = {
+        name: (model | None, Field(None, description=_summary(model)))
+        for name, model in sections.items()
+    }
+    root = create_model("Recipe", __base__=Head, __doc__="A recipe of tapml.", **fields)
+    return Schema(root, sections)
+
+
+def json_schema(registry: Registry | None = None) -> dict[str, Any]:
+    """The recipe's JSON Schema (draft 2020-12), for editors."""
+    schema = compose(registry or installed()).root.model_json_schema()
+    _drop_null(schema["properties"])
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "tapml recipe",
+        "patternProperties": {f"^{NOTE}": {"description": "A note; ignored"}},
+    }
+
+
+def _merge(section: str, models: list[type[Frozen]]) -> type[Frozen]:
+    if len(models) == 1:
+        return models[0]
+    for i, model in enumerate(models):
+        for other in models[:i]:
+            for name in model.model_fields.keys() & other.model_fields.keys():
+                if repr(model.model_fields[name]) != repr(other.model_fields[name]):
+                    raise EnvironmentalError(
+                        message=f"field {section}.{name} is declared differently by "
+                        f"{_origin(other)} and {_origin(model)}",
+                        hint="uninstall the package that brings one of them",
+                    )
+    name = "".join(word.capitalize() for word in section.replace("-", "_").split("_"))
+    summary = " ".join(filter(None, (_summary(model) for model in models)))
+    merged = cast(
+        "type[Frozen]",
+        create_model(f"{name}Section", __base__=cast(Any, tuple(models)), __doc__=summary),
+    )
+    return merged
+
+
+def _origin(model: type[BaseModel]) -> str:
+    return f"{model.__module__}.{model.__qualname__}"
+
+
+def _summary(model: type[BaseModel]) -> str:
+    return (model.__doc__ or "").strip().partition("\n")[0]
+
+
+def _drop_null(properties: dict[str, dict[str, Any]]) -> None:
+    """A section may be left out, but `section: null` means nothing: editors need not offer it."""
+    for value in properties.values():
+        arms = [arm for arm in value.get("anyOf", ()) if arm != {"type": "null"}]
+        if len(arms) == 1:
+            del value["anyOf"]
+            value.pop("default", None)
+            value.update(arms[0])

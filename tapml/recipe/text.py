@@ -1,0 +1,61 @@
+"""A file's text as a mapping with places, and plain data as text again: YAML that loads back, and flat fields."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+import yaml
+
+from ..errors import RecipeError
+from . import loader
+from .positions import Node, Path, Source
+
+
+def mapping(content: bytes, name: str) -> tuple[Node, list[RecipeError], list[Path]]:
+    """The tree of a file whose root is a mapping, the errors that leave a tree, and the paths they broke.
+
+    Raises: RecipeError when there is no tree, or its root is no mapping.
+    """
+    document = loader.parse(Source(name, loader.decode(content, name)))
+    root = document.root
+    if not isinstance(root.value, dict):
+        what = "the file is empty" if root.value is None else "the file holds no mapping"
+        raise loader.combined([*document.errors, loader.error_at(root.position, (), what)])
+    return root, document.errors, document.broken
+
+
+def dump(data: dict[str, Any]) -> str:
+    """Plain data as YAML that `mapping` reads back to equal data."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def flat(data: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
+    """Scalars by dotted name; lists as JSON; None and empty mappings left out."""
+    fields: dict[str, str | int | float | bool] = {}
+    for key, value in data.items():
+        if isinstance(value, dict):
+            fields |= flat(cast("dict[str, Any]", value), f"{prefix}{key}.")
+        elif isinstance(value, list):
+            fields[prefix + key] = json.dumps(value)
+        elif value is not None:
+            fields[prefix + key] = value
+    return fields
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes strings that the core schema would read as something else (`1e3`)."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def _string(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    try:
+        plain = isinstance(loader.scalar(value), str)
+    except ValueError:
+        plain = False
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else "'")
+
+
+_Dumper.add_representer(str, _string)

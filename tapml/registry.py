@@ -1,0 +1,102 @@
+"""Stages by name, found through the entry points of installed distributions; built-ins use the same door as plug-ins."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from .errors import EnvironmentalError, RecipeError, nearest
+from .stage import Frozen, Stage
+
+GROUP = "tapml.stages"
+_BUILT_IN = ("tapml", "tapml_stages")
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Stage classes by name, each loaded when it is first asked for."""
+
+    loaders: Mapping[str, Callable[[], type[Stage]]]
+
+    @classmethod
+    def of(cls, *stages: type[Stage]) -> Registry:
+        """A registry of classes that are at hand."""
+        return cls({stage.name: lambda stage=stage: stage for stage in stages})
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted(self.loaders))
+
+    def stage_class(self, name: str) -> type[Stage]:
+        """The class of stage `name`. Raises: RecipeError with the nearest name."""
+        if name not in self.loaders:
+            message = f"unknown stage {name!r}"
+            raise RecipeError(message=message, hint=nearest(name, self.names(), noun="stages"))
+        return self.loaders[name]()
+
+    def sections(self) -> dict[str, list[type[Frozen]]]:
+        """Recipe sections → the models of their fields, each stage's own, in order of stage names."""
+        found: dict[str, list[type[Frozen]]] = {}
+        for name in self.names():
+            for section, model in self.stage_class(name).sections.items():
+                models = found.setdefault(section, [])
+                if model not in models:
+                    models.append(model)
+        return found
+
+
+@cache
+def installed() -> Registry:
+    """The stages of every installed distribution."""
+    points = metadata.entry_points(group=GROUP)
+    return Registry({point.name: cache(lambda point=point: _load(point)) for point in points})
+
+
+def stage_names() -> tuple[str, ...]:
+    return installed().names()
+
+
+def stage_class(name: str) -> type[Stage]:
+    return installed().stage_class(name)
+
+
+def sections() -> dict[str, list[type[Frozen]]]:
+    return installed().sections()
+
+
+def package_digest(cls: type[Stage]) -> str | None:
+    """Digest of the Python files of the package that `cls` comes from; None for tapml's own stages.
+
+    A plug-in has no fingerprint test, so that its code is in the key of its stages.
+    """
+    top = cls.__module__.partition(".")[0]
+    if top in _BUILT_IN:
+        return None
+    module = sys.modules[top]
+    folders = [Path(folder) for folder in getattr(module, "__path__", ())]
+    files = [(folder, path) for folder in folders for path in folder.rglob("*.py")]
+    if not folders and module.__file__:
+        files = [(Path(module.__file__).parent, Path(module.__file__))]
+    total = hashlib.sha256()
+    for relative, path in sorted((path.relative_to(folder).as_posix(), path) for folder, path in files):
+        total.update(f"{relative}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _load(point: metadata.EntryPoint) -> type[Stage]:
+    owner = point.dist.name if point.dist else point.module
+    try:
+        found: object = point.load()
+    except (ImportError, AttributeError) as error:
+        raise EnvironmentalError(
+            message=f"stage {point.name!r} of package {owner!r} cannot be loaded: {error}",
+            hint=f"pip install --force-reinstall {owner}",
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Stage)):
+        message = f"{point.value} of package {owner!r} is registered as a stage and is none"
+        raise EnvironmentalError(message=message, hint=f"pip uninstall {owner}")
+    return found
