@@ -11,20 +11,10 @@ from typing import Any
 from tapml.errors import StageError
 
 from ..compat import tvm
+from ..params import TRANSFORM
 from ..records import Choices, Record
 
 relax = tvm.relax
-TRANSFORM = "main_transform_params"
-
-
-@dataclass(frozen=True)
-class Argument:
-    """One argument of an alternative's kernel: a region input by index, or a packed array by
-    name.
-    """
-
-    input: int | None = None
-    array: str | None = None
 
 
 @dataclass(frozen=True)
@@ -35,10 +25,9 @@ class Replacement:
 
     clone: str
     kernel: str  # the dense PrimFunc that is called today
-    alternative: str
     func: Any  # scheduled PrimFunc
     func_name: str
-    arguments: tuple[Argument, ...]
+    arguments: tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
@@ -63,7 +52,7 @@ def with_schedules(mod: Any, choices: Choices, records: Sequence[Record]) -> Any
             raise StageError(
                 message=f"kernel {choice.kernel}: record {choice.record} is not among the records"
             )
-        scheduled = record.module()[choice.kernel]
+        scheduled = record.module()[choice.kernel].without_attr("global_symbol")  # private
         out.update_func(mod.get_global_var(choice.kernel), scheduled)
     return out
 
@@ -85,7 +74,7 @@ def apply(
     }
     clones = {name: pair for name, pair in functions.items() if name != "main"}
     used_arrays = tuple(
-        dict.fromkeys(a.array for r in replacements for a in r.arguments if a.array is not None)
+        dict.fromkeys(a for r in replacements for a in r.arguments if isinstance(a, str))
     )
 
     out = tvm.IRModule({}, attrs=mod.attrs)
@@ -182,10 +171,7 @@ class _Regions(relax.PyExprMutator):
         if (found := self.here.get(call.args[0].name_hint)) is None:
             return call
         inputs = call.args[1].fields
-        arguments = [
-            inputs[a.input] if a.input is not None else self.extra[str(a.array)]
-            for a in found.arguments
-        ]
+        arguments = [inputs[a] if isinstance(a, int) else self.extra[a] for a in found.arguments]
         return relax.call_tir(self.kernels[found.func_name], arguments, out_ty=list(call.ty_args))
 
 

@@ -1,37 +1,16 @@
-"""From an applied module to machine code: the packing functions run once, the rest becomes a
-library.
-"""
+"""From an applied module to machine code, and what its memory plan costs."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..compat import tvm
-from .apply import TRANSFORM
 
 relax = tvm.relax
-
-
-def pack_weights(mod: Any, weights: Sequence[np.ndarray], target: Any) -> list[np.ndarray]:
-    """What `main_transform_params` returns for the weights, in its order.
-
-    In:  the tensorir program; weights in the order of io.params; a target without optimisation.
-    The packing kernels run once, so they are a module of their own that LLVM does not optimise:
-    they would take
-    as long to compile as the rest of a network.
-    """
-    if not any(gv.name_hint == TRANSFORM for gv in mod.get_global_vars()):
-        return [np.asarray(weight) for weight in weights]
-    alone = relax.transform.DeadCodeElimination([TRANSFORM])(mod)
-    machine = relax.VirtualMachine(tvm.compile(alone, target), tvm.cpu())
-    tensors = [tvm.runtime.tensor(np.array(weight, order="C")) for weight in weights]
-    packed = machine[TRANSFORM](tensors)
-    return [tensor.numpy() for tensor in packed]
 
 
 def build_library(mod: Any, target: Any, path: Path, compiler: str | None) -> None:

@@ -15,10 +15,10 @@ import numpy as np
 from tapml.errors import StageError
 from tapml.stage import Context, Inputs, Outputs, Report, Table, Target
 
-from .. import codec, program, records
+from .. import alternatives, codec, params, program, records
 from ..target import tvm_target
-from .apply import Argument, Replacement, apply, with_schedules
-from .build import build_library, pack_weights, planned_bytes
+from .apply import Replacement, apply, with_schedules
+from .build import build_library, planned_bytes
 from .stage import Codegen, compiler
 
 # LLVM's feature names → Linux's, where they differ; only features that code may really use are
@@ -49,8 +49,7 @@ def write_bundle(stage: Codegen, inputs: Inputs, ctx: Context) -> Outputs:
     folder.mkdir()
 
     ctx.progress(0, 3, "packing weights")
-    params = [weights[spec.name] for spec in source.io.params]
-    packed = pack_weights(source.mod, params, tvm_target(stage.target, 0))
+    packed = params.pack(source, weights, tvm_target(stage.target, 0))
     replacements, arrays = _alternatives(inputs, choices, weights)
     scheduled = with_schedules(source.mod, choices, shipped)
     types = {name: _tensor_type(value) for name, value in arrays.items()}
@@ -92,41 +91,21 @@ def _alternatives(
     chosen = [region for region in choices.regions if region.chosen != "dense"]
     if not chosen:
         return [], {}
-    from ..packing import pack_values
-
-    folder = inputs["alternatives"]
-    index = {row["id"]: row for row in codec.read_json(folder / "index.json")["alternatives"]}
-    structure = codec.read_npz(inputs["structure"] / "structure.npz")
-    replacements, arrays = [], {}
+    known = alternatives.load(inputs["alternatives"], inputs["structure"])
+    replacements: list[Replacement] = []
+    arrays: dict[str, np.ndarray] = {}
     for region in chosen:
-        if (row := index.get(region.chosen)) is None:
+        if (found := known.get(region.chosen)) is None:
             raise StageError(message=f"{region.region}: no alternative {region.chosen!r}")
-        arguments = []
-        for arg in row["args"]:
-            if "input" in arg:
-                arguments.append(Argument(input=arg["input"]))
-                continue
-            if "structure" in arg:
-                name, value = arg["structure"], structure[arg["structure"]]
-            else:
-                name = f"{row['id']}/values"
-                own = {
-                    k.partition("/")[2]: v
-                    for k, v in structure.items()
-                    if k.startswith(row["id"] + "/")
-                }
-                value = pack_values(weights[arg["values"]], own, arg)
-            arrays[name] = value
-            arguments.append(Argument(array=name))
-        module = codec.load_module(folder / f"{row['id']}.json")
+        arguments = found.arguments(weights)
+        arrays |= {a.name: a.value for a in arguments if not isinstance(a, int)}
         replacements.append(
             Replacement(
                 clone=region.clone,
                 kernel=region.kernel,
-                alternative=row["id"],
-                func=module[row["kernel"]],
-                func_name=row["kernel"],
-                arguments=tuple(arguments),
+                func=found.module()[found.kernel],
+                func_name=found.kernel,
+                arguments=tuple(a if isinstance(a, int) else a.name for a in arguments),
             )
         )
     return replacements, arrays
@@ -143,7 +122,7 @@ def _manifest(
     io: program.Io,
     choices: records.Choices,
     names: list[str],
-    params: list[np.ndarray],
+    arrays: list[np.ndarray],
 ) -> dict[str, Any]:
     tools = ("apache-tvm", "apache-tvm-ffi", "numpy")
     toolchain = {tool: importlib.metadata.version(tool) for tool in tools}
@@ -166,7 +145,7 @@ def _manifest(
         "params": {
             "file": "params.npz",
             "names": names,
-            "bytes": int(sum(param.nbytes for param in params)),
+            "bytes": int(sum(array.nbytes for array in arrays)),
         },
         "regions": [
             {"region": region.region, "clone": region.clone, "chosen": region.chosen}

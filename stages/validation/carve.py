@@ -1,0 +1,219 @@
+"""Tests carved from a run of the unscheduled program: each shipped kernel on the inputs it really
+gets.
+
+The unscheduled program is the trusted side: what Relax legalized, compiled as it stands. Its
+virtual
+machine calls us back after every kernel with the arguments; the kernel that ships then runs on the
+same inputs into a poisoned output, and the two outputs are compared.
+
+Source: TapML (arXiv 2404.09151) §test carving; TVM's `VirtualMachine.set_instrument`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tapml.errors import StageError
+
+from .. import codec
+from ..compat import tvm
+from ..program import Program
+from .compare import FLOOR, relative_error
+
+BUDGET_BYTES = 64 * 2**20  # of carved inputs and outputs kept on disk
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Carved:
+    """One call site: how far the shipped kernel is from the unscheduled one on its real inputs.
+
+    `relative` is inf when an output is not finite or was not written; `file` is empty when the
+    budget was spent.
+    """
+
+    case: str
+    call: int
+    kernel: str
+    shipped: str
+    nodes: tuple[str, ...]
+    relative: float
+    file: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.relative <= FLOOR
+
+
+@dataclass(frozen=True)
+class Substitute:
+    """The shipped form of a region: an alternative's kernel and how its arguments come about."""
+
+    kernel: str
+    arguments: tuple[int | np.ndarray, ...]  # index of the region's input, or a packed array
+
+
+def shipped_kernels(library: Path, runs: Sequence[Callable[[Any], None]]) -> dict[str, Any]:
+    """The kernels inside a bundle's library by name, caught while each of `runs` drives its
+    machine.
+    """
+    kernels: dict[str, Any] = {}
+    machine = tvm.relax.VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
+
+    def catch(func: Any, name: str, before_run: bool, _result: Any, *_args: Any) -> None:
+        if before_run and not name.startswith("vm."):
+            kernels[name] = func
+
+    machine.set_instrument(catch)
+    for run in runs:
+        run(machine)
+    return kernels
+
+
+def carve(
+    program: Program,
+    packed: Sequence[np.ndarray],
+    cases: Mapping[str, Sequence[np.ndarray]],
+    kernels: Mapping[str, Any],
+    substitutes: Mapping[str, Substitute],
+    target: Any,
+    folder: Path,
+) -> list[Carved]:
+    """Runs the unscheduled program on each case and compares every kernel that ships.
+
+    In:  packed weights in the order of main's parameters; inputs of each case in the order of io.
+    Out: one entry per call of a shipped kernel, in order of the calls; files below `folder`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = [tvm.runtime.tensor(array) for array in packed]
+    main_only = tvm.relax.transform.DeadCodeElimination(["main"])(program.mod)
+    machine = tvm.relax.VirtualMachine(tvm.relax.build(main_only, target), tvm.cpu())
+    recorder = _Recorder(
+        kernels, substitutes, _outputs_by_kernel(program.mod), _nodes_by_kernel(program), folder
+    )
+    machine.set_instrument(recorder)
+    for case, inputs in cases.items():
+        recorder.start(case)
+        machine["main"](*(tvm.runtime.tensor(array) for array in inputs), *tensors)
+    return recorder.found
+
+
+class _Recorder:
+    """The instrument: compares after each kernel and keeps the inputs."""
+
+    def __init__(
+        self,
+        kernels: Mapping[str, Any],
+        substitutes: Mapping[str, Substitute],
+        outputs: Mapping[str, int],
+        nodes: Mapping[str, Sequence[Sequence[str]]],
+        folder: Path,
+    ) -> None:
+        self.kernels, self.substitutes = kernels, substitutes
+        self.outputs, self.nodes, self.folder = outputs, nodes, folder
+        self.found: list[Carved] = []
+        self.spent = 0
+        self.start("")
+
+    def start(self, case: str) -> None:
+        self.case, self.call = case, 0
+        self.seen: Counter[str] = Counter()
+
+    def __call__(self, _func: Any, name: str, before_run: bool, _result: Any, *args: Any) -> None:
+        substitute = self.substitutes.get(name)
+        shipped = substitute.kernel if substitute else name
+        if before_run or name not in self.outputs or shipped not in self.kernels:
+            return
+        tensors = [arg for arg in args if hasattr(arg, "numpy")]
+        sizes = args[len(tensors) :]  # symbolic sizes that no shape gives come last
+        split = len(tensors) - self.outputs[name]
+        expected = [tensor.numpy() for tensor in tensors[split:]]
+        inputs = tensors[:split]
+        if substitute:
+            inputs = [
+                inputs[a] if isinstance(a, int) else tvm.runtime.tensor(a)
+                for a in substitute.arguments
+            ]
+        got = [tvm.runtime.tensor(poisoned(array)) for array in expected]
+        self.kernels[shipped](*inputs, *got, *sizes)
+        sites = self.nodes.get(name, ())
+        nodes = tuple(sites[self.seen[name] % len(sites)]) if sites else ()
+        relative = max(_error(a.numpy(), b) for a, b in zip(got, expected, strict=True))
+        file = self._keep(name, args)
+        self.found.append(Carved(self.case, self.call, name, shipped, nodes, relative, file))
+        self.call += 1
+        self.seen[name] += 1
+
+    def _keep(self, name: str, args: Sequence[Any]) -> str:
+        arrays = {f"arg{i}": arg.numpy() for i, arg in enumerate(args) if hasattr(arg, "numpy")}
+        size = sum(array.nbytes for array in arrays.values())
+        if self.spent + size > BUDGET_BYTES:
+            return ""
+        self.spent += size
+        file = f"{self.case.replace('/', '_')}-{self.call:04d}-{name}.npz"
+        codec.write_npz(self.folder / file, arrays)
+        return file
+
+
+def poisoned(like: np.ndarray) -> np.ndarray:
+    """An array of the same shape and dtype whose every element is wrong: NaN, or the largest
+    integer.
+    """
+    wrong = np.nan if like.dtype.kind == "f" else like.dtype.type(1) if like.dtype == bool else None
+    if wrong is None:
+        wrong = np.iinfo(like.dtype).max
+    return np.full_like(like, wrong)
+
+
+def _error(got: np.ndarray, expected: np.ndarray) -> float:
+    try:
+        return relative_error(got, expected, "")[1]
+    except StageError:
+        return math.inf
+
+
+def _outputs_by_kernel(mod: Any) -> dict[str, int]:
+    """How many tensors each kernel that a `call_tir` names writes."""
+    relax = tvm.relax
+    found: dict[str, int] = {}
+
+    def visit(node: Any) -> None:
+        if isinstance(node, relax.Call) and getattr(node.op, "name", "") == "relax.call_tir":
+            out = node.ty
+            count = len(out.fields) if isinstance(out, relax.TupleType) else 1
+            found[node.args[0].name_hint] = count
+
+    for _, func in mod.functions_items():
+        if isinstance(func, relax.Function):
+            relax.analysis.post_order_visit(func.body, visit)
+    return found
+
+
+def _nodes_by_kernel(program: Program) -> dict[str, list[Sequence[str]]]:
+    """Source nodes of each kernel's call sites, in order."""
+    found: dict[str, list[Sequence[str]]] = {}
+    for calls in (program.groups or {}).values():
+        for site in calls:
+            if isinstance(site, dict) and "kernel" in site:
+                found.setdefault(site["kernel"], []).append(site.get("nodes", ()))
+    return found
+
+
+def write_index(folder: Path, found: Sequence[Carved]) -> None:
+    """`index.json`: every carved test, worst first; inf is written as null."""
+    rows = [asdict(one) for one in worst(found, len(found))]
+    for row in rows:
+        row["relative"] = row["relative"] if math.isfinite(row["relative"]) else None
+    codec.write_json(folder / "index.json", {"tolerance": FLOOR, "tests": rows})
+
+
+def worst(found: Sequence[Carved], count: int) -> list[Carved]:
+    """The carved tests with the largest errors, one per kernel first come."""
+    return sorted(found, key=lambda one: -one.relative)[:count]

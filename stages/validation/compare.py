@@ -1,0 +1,83 @@
+"""Outputs of the bundle against the reference: NaN never passes, and the tolerance has a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tapml.errors import StageError
+
+FLOOR = (
+    1e-4  # relative to the output's range: float32 sums over thousands of terms in another order
+)
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class CaseError:
+    """Largest difference of one case; `relative` to the range of the reference's output."""
+
+    id: str
+    sizes: Mapping[str, int]
+    max_abs: float
+    relative: float
+
+
+def case_error(case: str, sizes: Mapping[str, int], ours: Arrays, reference: Arrays) -> CaseError:
+    """The worst output of one case.
+
+    Raises: StageError when shapes differ, or when ours is not finite where the reference is.
+    """
+    worst = CaseError(case, sizes, 0.0, 0.0)
+    for name, expected in reference.items():
+        got = ours[name]
+        if got.shape != expected.shape:
+            raise StageError(
+                message=f"{name!r}, case {case}: shape {got.shape}, expected {expected.shape}"
+            )
+        max_abs, relative = relative_error(got, expected, f"output {name!r} of case {case}")
+        if relative >= worst.relative:
+            worst = CaseError(case, sizes, max_abs, relative)
+    return worst
+
+
+def relative_error(got: np.ndarray, expected: np.ndarray, what: str) -> tuple[float, float]:
+    """Largest absolute difference, and the same relative to max |expected|.
+
+    Raises: StageError when `got` is not finite where `expected` is; equal NaN or Inf count as
+            equal.
+    """
+    if expected.size == 0:
+        return 0.0, 0.0
+    if expected.dtype.kind != "f":
+        wrong = int(np.count_nonzero(got != expected))
+        return float(wrong), wrong / expected.size
+    got64, expected64 = got.astype(np.float64), expected.astype(np.float64)
+    finite = np.isfinite(expected64)
+    if not np.isfinite(got64[finite]).all():
+        count = int(np.count_nonzero(~np.isfinite(got64[finite])))
+        raise StageError(
+            message=f"{what}: {count} of {got.size} values are NaN or Inf; the reference is finite"
+        )
+    same = got64[~finite], expected64[~finite]
+    if not np.array_equal(*same, equal_nan=True):
+        raise StageError(message=f"{what}: finite where the reference is NaN or Inf")
+    if not finite.any():
+        return 0.0, 0.0
+    max_abs = float(np.max(np.abs(got64[finite] - expected64[finite])))
+    scale = float(np.max(np.abs(expected64[finite])))
+    return max_abs, max_abs / scale if scale > 0 else max_abs
+
+
+def tolerance(own_differences: Sequence[float]) -> tuple[float, str]:
+    """The relative error allowed, and why.
+
+    In: relative differences of the reference from itself, optimised and not: what reordering alone
+        does.
+    """
+    own = max(own_differences, default=0.0)
+    if 4 * own > FLOOR:
+        return 4 * own, f"4 x {own:.1e}, the reference's own difference, optimised and not"
+    return FLOOR, "float32 sums in another order, relative to the output's range"

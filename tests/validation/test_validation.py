@@ -1,0 +1,135 @@
+"""Validation on a small program: NaN never passes, carved tests name the kernel that is wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_programs import HOST, linear, linear_program, linear_weights, write_inputs
+
+from tapml.errors import StageError
+from tapml.stage import Context, Inputs
+from tapml_stages import codec, records
+from tapml_stages.codegen.stage import Codegen
+from tapml_stages.compat import tvm
+from tapml_stages.validation.compare import relative_error, tolerance
+from tapml_stages.validation.stage import Validation
+
+te = tvm.te
+KERNEL = "fused_matmul_add_relu"  # the clone for batch 4
+
+
+def write_reference(folder: Path, weights: dict[str, np.ndarray]) -> Path:
+    """A reference in float64, at the bucket and at one other size."""
+    folder.mkdir()
+    inputs, outputs, rows = {}, {}, []
+    for batch, kind in ((4, "real"), (3, "random")):
+        case = f"{kind}/{batch}"
+        x = np.random.default_rng(batch).standard_normal((batch, 6)).astype("float32")
+        inputs[f"{case}/x"] = x
+        outputs[f"{case}/y"] = linear(x, weights).astype("float32")
+        rows.append(
+            {"id": case, "kind": kind, "sizes": {"batch": batch}, "inputs": {"x": f"{case}/x"}}
+        )
+    codec.write_npz(folder / "inputs.npz", inputs)
+    for kind in ("original", "pruned", "unoptimized"):
+        codec.write_npz(folder / f"outputs_{kind}.npz", outputs)
+    codec.write_json(folder / "cases.json", rows)
+    codec.write_json(folder / "meta.json", {"peer": "", "peer_model": None})
+    return folder
+
+
+def built(folder: Path, faulty: tvm.tirx.PrimFunc | None = None) -> Inputs:
+    """Inputs of validation for a bundle whose kernel for the bucket is `faulty`."""
+    program, weights = linear_program(), linear_weights()
+    inputs = dict(write_inputs(folder, program, weights))
+    if faulty is not None:
+        shipped = records.load(inputs["records"])
+        wrong = records.make(
+            KERNEL, program.mod[KERNEL], faulty, kind="default", rule="seeded fault"
+        )
+        records.save(inputs["records"], [r for r in shipped if r.kernel != KERNEL] + [wrong])
+        kept = records.load_choices(inputs["choices"]).kernels
+        choice = records.KernelChoice(KERNEL, wrong.id, ())
+        records.Choices((*(k for k in kept if k.kernel != KERNEL), choice)).save(inputs["choices"])
+    stage = Codegen(target=HOST, opt_level=2, recipe_name="linear")
+    inputs["bundle"] = stage.run(Inputs(inputs), context(folder / "codegen")).artifacts["bundle"]
+    inputs["reference"] = write_reference(folder / "reference", weights)
+    return Inputs(inputs)
+
+
+def context(folder: Path) -> Context:
+    folder.mkdir()
+    return Context(folder, logging.getLogger("test"), folder / "db")
+
+
+def validated(inputs: Inputs, folder: Path) -> dict[str, object]:
+    stage = Validation(target=HOST, metric=None, repeats=10, max_seconds=5.0)
+    outputs = stage.run(inputs, context(folder / "validation"))
+    return json.loads(outputs.artifacts["facts"].read_text())
+
+
+def linear_kernel(*, terms: int = 6, shift: int = 0, relu: bool = True, nan: bool = False):
+    """The bucket's kernel, written anew: right by default, or with one fault."""
+    x, w = te.placeholder((4, 6), name="x"), te.placeholder((6, 5), name="w")
+    b = te.placeholder((5,), name="b")
+    k = te.reduce_axis((0, terms), name="k")
+    product = te.compute((4, 5), lambda i, j: te.sum(x[i, k] * w[k, j], axis=k), name="product")
+
+    def epilogue(i: tvm.tirx.Var, j: tvm.tirx.Var) -> tvm.tirx.PrimExpr:
+        value = product[i, j] + b[(j + shift) % 5]
+        value = te.max(value, tvm.tirx.const(0, "float32")) if relu else value
+        return tvm.tirx.log(value - 1e6) if nan else value
+
+    return te.create_prim_func([x, w, b, te.compute((4, 5), epilogue, name="y")])
+
+
+def test_facts_hold_errors_timings_and_carved_tests_of_every_size(tmp_path: Path) -> None:
+    facts = validated(built(tmp_path, linear_kernel()), tmp_path)
+    assert facts["error"]["passed"]
+    assert 0 < facts["error"]["relative"] < 1e-5
+    assert [row["sizes"] for row in facts["latency"]] == [{"batch": 4}, {"batch": 3}]
+    assert all(0 < row["ours_ms"]["p50"] < 1000 for row in facts["latency"])
+    assert facts["carve"]["checked"] == 2
+    assert facts["carve"]["failed"] == []
+    index = json.loads((tmp_path / "validation" / "carved" / "index.json").read_text())
+    carved = np.load(tmp_path / "validation" / "carved" / index["tests"][0]["file"])
+    assert carved["arg0"].shape[1] == 6
+
+
+@pytest.mark.parametrize(
+    "fault", [{"terms": 5}, {"shift": 1}, {"relu": False}], ids=["short sum", "index", "epilogue"]
+)
+def test_a_fault_in_one_scheduled_kernel_is_named_by_it(
+    tmp_path: Path, fault: dict[str, int]
+) -> None:
+    facts = validated(built(tmp_path, linear_kernel(**fault)), tmp_path)
+    assert {row["kernel"] for row in facts["carve"]["failed"]} == {KERNEL}
+    assert not facts["error"]["passed"]
+
+
+def test_nan_never_passes_and_the_kernel_that_made_it_is_named(tmp_path: Path) -> None:
+    inputs = built(tmp_path, linear_kernel(nan=True))
+    with pytest.raises(StageError, match=rf"NaN or Inf(.|\n)*{KERNEL}"):
+        validated(inputs, tmp_path)
+
+
+def test_an_error_is_relative_to_the_range_of_the_output() -> None:
+    assert relative_error(np.array([100.0, 1.0]), np.array([100.0, 2.0]), "y") == (1.0, 0.01)
+
+
+def test_nan_in_both_is_equal_and_nan_in_one_is_an_error() -> None:
+    nan = np.array([np.nan, 1.0])
+    assert relative_error(nan, nan, "y") == (0.0, 0.0)
+    with pytest.raises(StageError, match="1 of 2 values are NaN"):
+        relative_error(nan, np.array([0.0, 1.0]), "y")
+    with pytest.raises(StageError, match="finite where the reference is NaN"):
+        relative_error(np.array([0.0, 1.0]), nan, "y")
+
+
+def test_the_tolerance_follows_the_references_own_difference() -> None:
+    assert tolerance([1e-6])[0] == 1e-4
+    assert tolerance([1e-6, 1e-3])[0] == 4e-3
