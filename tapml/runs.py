@@ -1,0 +1,189 @@
+"""Run folders: everything that one `tapml run` left behind, written once and read back by every later command.
+
+    runs/<id>/  run.json (this module)  events.jsonl (journal)  recipe.yaml  facts.json  logs/  views/  bundle/  report.html
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+from . import events, facts, gates
+from .errors import GateError, RecipeError, StageError, TapmlError, from_data, nearest, to_data
+from .executor import StepResult
+from .facts import Facts
+from .gates import Verdict
+
+RECORD, FACTS, REPORT, RECIPE, BUNDLE = "run.json", "facts.json", "report.html", "recipe.yaml", "bundle"
+Scalar = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One finished run: what each stage did, what validation measured, how the gates judged it, where the bundle is.
+
+    started:      Unix time
+    steps:        one per stage, in the order of the plan
+    facts:        what validation measured, or None when it did not get there
+    foreign:      the timings in `facts` come from another machine
+    bundle:       the deployable folder, or None
+    fields:       the recipe's dotted fields, defaults included
+    environment:  versions, CPU, git commit of the recipe's folder
+    """
+
+    run_id: str
+    recipe: str
+    recipe_path: str
+    workflow: str
+    started: float
+    seconds: float
+    folder: Path
+    exit_code: int
+    steps: tuple[StepResult, ...]
+    facts: Facts | None = None
+    foreign: bool = False
+    verdicts: tuple[Verdict, ...] = ()
+    bundle: Path | None = None
+    fields: Mapping[str, Scalar] = field(default_factory=dict[str, Scalar])
+    environment: Mapping[str, Scalar] = field(default_factory=dict[str, Scalar])
+
+    @property
+    def ran(self) -> tuple[StepResult, ...]:
+        return tuple(step for step in self.steps if step.state == "ran")
+
+    @property
+    def cached(self) -> tuple[StepResult, ...]:
+        return tuple(step for step in self.steps if step.state == "hit")
+
+    @property
+    def report(self) -> Path:
+        return self.folder / REPORT
+
+    @property
+    def state(self) -> str:
+        """One word: ok, gate (one failed), failed or interrupted."""
+        return {0: "ok", 4: "gate", 130: "interrupted", 143: "interrupted"}.get(self.exit_code, "failed")
+
+    @property
+    def error(self) -> TapmlError | None:
+        """What `raise_for_failure` raises: the first failed stage's error, else the failed gates, else None."""
+        failed = [step for step in self.steps if step.state == "failed"]
+        if failed:
+            return failed[0].error or StageError(stage=failed[0].name, message=f"{failed[0].name} failed")
+        if self.exit_code in (130, 143):
+            return StageError(message="the run was interrupted")
+        return gates.error(self.verdicts) if self.exit_code == GateError.exit_code else None
+
+    def raise_for_failure(self) -> None:
+        """Raises the error that made `exit_code` other than 0, if there is one."""
+        if (error := self.error) is not None:
+            raise error
+
+
+def save(run: RunResult) -> Path:
+    """Writes `run.json`, whole or not at all."""
+    data = {name: value for name, value in vars(run).items() if name not in ("folder", "facts", "steps")}
+    data["steps"] = [_step_to_data(step) for step in run.steps]
+    data["verdicts"] = [asdict(verdict) for verdict in run.verdicts]
+    data["bundle"] = str(run.bundle) if run.bundle else None
+    path = run.folder / RECORD
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(data, indent=1), encoding="utf-8")
+    draft.replace(path)
+    return path
+
+
+def load(folder: Path) -> RunResult:
+    """The run in a folder. Raises: RecipeError when there is none."""
+    path = folder / RECORD
+    if not path.is_file():
+        raise RecipeError(message=f"{folder} is no finished run: it has no {RECORD}")
+    data = cast("dict[str, Any]", json.loads(path.read_bytes()))
+    measured = folder / FACTS
+    return RunResult(
+        **{
+            **data,
+            "folder": folder,
+            "steps": tuple(_step_from_data(row) for row in data["steps"]),
+            "verdicts": tuple(Verdict(**row) for row in data["verdicts"]),
+            "facts": facts.load(measured) if measured.is_file() else None,
+            "bundle": Path(data["bundle"]) if data["bundle"] else None,
+        }
+    )
+
+
+def find(run: str | Path, store: Path) -> RunResult:
+    """The run of an id, the start of an id, `last`, or a folder.
+
+    Raises: RecipeError when there is none, or when several ids start like this.
+    """
+    if (Path(run) / RECORD).is_file():
+        return load(Path(run).resolve())
+    known = ids(store)
+    if run == "last" and known:
+        return load(folder_of(store) / known[0])
+    matches = [name for name in known if name.startswith(str(run))]
+    if str(run) in known:
+        matches = [str(run)]
+    if len(matches) == 1:
+        return load(folder_of(store) / matches[0])
+    if matches:
+        raise RecipeError(message=f"several runs start with {run!s}", hint=", ".join(matches[:8]))
+    hint = nearest(str(run), known[:8], noun="newest") if known else "none yet: `tapml run RECIPE` makes one"
+    raise RecipeError(message=f"no run {run!s} in {folder_of(store)}", hint=hint)
+
+
+def ids(store: Path) -> list[str]:
+    """Ids of the finished runs, newest first."""
+    folder = folder_of(store)
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if (path / RECORD).is_file()]
+    return [path.name for path in sorted(found, key=_started, reverse=True)]
+
+
+def folder_of(store: Path) -> Path:
+    return store / "runs"
+
+
+def with_bundle(run: RunResult, bundle: Path | None) -> RunResult:
+    return replace(run, bundle=bundle)
+
+
+def when(started: float) -> str:
+    """`2026-11-22 21:18`, local time."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(started))
+
+
+def iso(started: float) -> str:
+    return datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds")
+
+
+def _started(path: Path) -> tuple[float, str]:
+    """By the record's time: the folder's own changes with every report that is rewritten."""
+    return (path / RECORD).stat().st_mtime, path.name
+
+
+def _step_to_data(step: StepResult) -> dict[str, Any]:
+    data = dict(vars(step))
+    data["report"] = events.report_to_data(step.report)
+    data["error"] = None if step.error is None else to_data(step.error)
+    data["log"] = None if step.log is None else str(step.log)
+    return data
+
+
+def _step_from_data(data: dict[str, Any]) -> StepResult:
+    return StepResult(
+        **{
+            **data,
+            "report": events.report_from_data(data["report"]),
+            "error": None if data["error"] is None else from_data(data["error"]),
+            "log": None if data["log"] is None else Path(data["log"]),
+            "notes": tuple(data["notes"]),
+        }
+    )
