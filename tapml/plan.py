@@ -149,7 +149,9 @@ def resolve(step: Step, known: Mapping[str, Step], store: Store, *, again: str =
     In: `again` says why it must run although its result is there.
     """
     sources = {name: (known[node].outputs, output) for name, (node, output) in step.inputs.items()}
-    inputs = {name: outputs[output] for name, (outputs, output) in sources.items() if outputs is not None}
+    inputs = {
+        name: outputs[output] for name, (outputs, output) in sources.items() if outputs is not None
+    }
     preimage = keys.preimage(step.stage, inputs)
     if waiting := [node for node, _ in step.inputs.values() if known[node].outputs is None]:
         above = ", ".join(dict.fromkeys(waiting))
@@ -163,7 +165,13 @@ def resolve(step: Step, known: Mapping[str, Step], store: Store, *, again: str =
     found = replace(step, key=key, preimage=preimage, notes=(*step.notes, *notes))
     if record is not None and not (forced := again or step.forced):
         return replace(
-            found, state="hit", reason="cached", outputs=record.outputs, record=record, changes=(), expected_s=0.0
+            found,
+            state="hit",
+            reason="cached",
+            outputs=record.outputs,
+            record=record,
+            changes=(),
+            expected_s=0.0,
         )
     if record is not None:
         return replace(found, state="run", reason=forced, expected_s=record.seconds, changes=())
@@ -193,9 +201,13 @@ def explain(
     return best
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], *, partial: bool) -> Iterator[Change]:
+def _differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], *, partial: bool
+) -> Iterator[Change]:
     if old["version"] != new["version"]:
-        yield Change("version", f"{new['stage']}'s version", str(old["version"]), str(new["version"]))
+        yield Change(
+            "version", f"{new['stage']}'s version", str(old["version"]), str(new["version"])
+        )
     before, after = dict(_flat(old["params"])), dict(_flat(new["params"]))
     for name in sorted(before.keys() | after.keys()):
         if (a := before.get(name, "–")) != (b := after.get(name, "–")):
@@ -237,7 +249,8 @@ def _check_names(known: Mapping[str, object], asked: Mapping[str, Iterable[str]]
         for name in names:
             if name not in known:
                 raise RecipeError(
-                    message=f"{option}: no stage {name!r} in this workflow", hint=nearest(name, list(known))
+                    message=f"{option}: no stage {name!r} in this workflow",
+                    hint=nearest(name, list(known)),
                 )
 
 

@@ -1,0 +1,56 @@
+"""Ends every process of a run, whoever its parent is by now.
+
+Workers carry a mark in their environment, and whatever they start inherits it: builders, runners, compilers,
+grandchildren in sessions of their own. The guard is a process that waits for its run to close a pipe,
+which the kernel does too when the run is killed, and then ends all that bears the mark.
+Standard library only: it starts in 20 ms as `python -I -S guard.py MARK`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+VARIABLE = "TAPML_MARK"
+
+
+def marked(mark: str) -> list[int]:
+    """Processes whose environment at their start had a mark that begins with `mark`; no zombies."""
+    needle = f"{VARIABLE}={mark}".encode()
+    found: list[int] = []
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            try:
+                with open(f"/proc/{name}/environ", "rb") as source:
+                    entries = source.read().split(b"\0")
+            except OSError:  # gone meanwhile, or another user's
+                continue
+            if any(entry.startswith(needle) for entry in entries):
+                found.append(int(name))
+    return found
+
+
+def end(mark: str, *, limit_s: float = 5.0) -> None:
+    """Kills what bears the mark until nothing does: a process may start another while it is being killed."""
+    deadline = time.monotonic() + limit_s
+    while (pids := [pid for pid in marked(mark) if pid != os.getpid()]) and time.monotonic() < deadline:
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.002)
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while os.read(0, 64):
+        pass
+    end(sys.argv[1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""What happens in a worker process: inputs become paths, the stage runs, its outputs go to the store.
+
+Plain data goes in and comes out. This is the one place where any exception is caught.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+import sysconfig
+import time
+import traceback
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from . import errors, events, host, store
+from .errors import StageError, TapmlError
+from .stage import Context, Inputs, Outputs, Stage
+from .store import DamagedError, Durability, Record, Store
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage to run. `capture`: what the process prints goes to `log`; `replace`: publish a new generation."""
+
+    step: str
+    stage: Stage
+    key: str
+    preimage: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    root: Path
+    durability: Durability
+    workdir: Path
+    log: Path
+    progress: Path
+    views: Path | None = None
+    replace: bool = False
+    capture: bool = True
+
+
+@dataclass(frozen=True)
+class Done:
+    """What comes back, plain data: a record, an error's data, or the name of the input that was damaged."""
+
+    record: Record | None = None
+    error: dict[str, Any] | None = None
+    damaged: str = ""
+    seconds: float = 0.0
+    rss_mib: float = 0.0
+    notes: tuple[str, ...] = field(default=())
+
+
+def initialise(parent: int) -> None:
+    """Makes this process die with its parent, and leaves Ctrl-C and the terminal to the parent."""
+    with suppress(PermissionError):  # already leads a session
+        os.setsid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def run_stage(job: Job) -> Done:
+    """Runs one stage, its outputs and record in the store afterwards. Raises nothing: errors come back as data."""
+    job.progress.write_text(json.dumps({"pid": os.getpid()}) + "\n", encoding="utf-8")
+    _reset_peak()
+    started = time.perf_counter()
+    with _captured(job):
+        try:
+            record = _run(job, Store(job.root, job.durability), started)
+        except _DamagedInput as damaged:
+            return Done(damaged=damaged.name)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # the boundary; SystemExit too, which a stage's libraries may raise
+            print(traceback.format_exc(), file=sys.stderr)
+            told = _told(error, job)
+            facts = json.loads(json.dumps(errors.to_data(told), default=str))
+            return Done(error=facts, seconds=time.perf_counter() - started, rss_mib=peak_mib())
+        return Done(record=record, seconds=record.seconds, rss_mib=record.rss_mib)
+
+
+class _DamagedInput(Exception):
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+def _run(job: Job, kept: Store, started: float) -> Record:
+    paths: dict[str, Path] = {}
+    for name, digest in job.inputs.items():
+        try:
+            paths[name] = kept.materialise(digest, job.workdir / "inputs" / name)
+        except DamagedError as error:
+            raise _DamagedInput(name) from error
+    work = job.workdir / "work"
+    work.mkdir(parents=True)
+    if job.views is not None:
+        job.views.mkdir(parents=True, exist_ok=True)
+    kept.database.mkdir(parents=True, exist_ok=True)
+    with _logger(job) as logger:
+        context = Context(
+            workdir=work,
+            logger=logger,
+            database=kept.database,
+            views=job.views,
+            progress_file=job.progress,
+            memo_store=_memo(kept, job.workdir / "memo"),
+        )
+        outputs = job.stage.run(Inputs(paths), context)
+    seconds = time.perf_counter() - started
+    for name, digest in job.inputs.items():
+        if not kept.unchanged(digest):
+            raise StageError(message=f"the stage wrote to its input {name!r}", hint="inputs are read-only: copy it first")
+    artifacts = _checked(job.stage, outputs, work)
+    _flush()
+    record = Record(
+        stage=job.stage.name,
+        key=job.key,
+        preimage=dict(job.preimage),
+        outputs={name: kept.put(path) for name, path in artifacts.items()},
+        report=events.report_to_data(outputs.report),
+        seconds=round(seconds, 4),
+        rss_mib=round(peak_mib(), 1),
+        made_at=store.now(),
+        made_on={**host.fingerprint(), "machine": host.machine()},
+        log=kept.put(job.log) if job.log.exists() else "",
+    )
+    return kept.publish(record, force=job.replace)
+
+
+def _memo(kept: Store, folder: Path) -> Callable[..., Path]:
+    def memo(
+        name: str, params: Mapping[str, Any], inputs: Mapping[str, str], fn: Callable[[Path], None]
+    ) -> Path:
+        return kept.materialise(kept.memo(name, params, inputs, fn), folder / uuid4().hex)
+
+    return memo
+
+
+def _checked(stage: Stage, outputs: Outputs, work: Path) -> dict[str, Path]:
+    """The artifacts, exactly those that the stage declares, below its workdir."""
+    given, declared = set(outputs.artifacts), set(stage.outputs)
+    if given != declared:
+        lacking, extra = ", ".join(sorted(declared - given)), ", ".join(sorted(given - declared))
+        told = "; ".join(
+            [f"declared but not given: {lacking}"] * bool(lacking) + [f"given but not declared: {extra}"] * bool(extra)
+        )
+        raise StageError(message=f"the stage's outputs are not what it declares ({told})")
+    for name, path in outputs.artifacts.items():
+        if not path.exists() or not path.resolve().is_relative_to(work.resolve()):
+            raise StageError(message=f"the stage's output {name!r} is not in its workdir: {path}")
+    return dict(outputs.artifacts)
+
+
+def _told(error: BaseException, job: Job) -> TapmlError:
+    """The error that a user reads: ours as it is, the disk's as EnvironmentalError, any other with its last own frame."""
+    if isinstance(error, TapmlError):
+        return error
+    if isinstance(error, OSError) and (told := store.disk_error(error, job.workdir)) is not None:
+        return told
+    text = traceback.format_exception_only(error)[-1].strip()
+    frames = traceback.extract_tb(error.__traceback__)
+    libraries = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
+    here = os.path.dirname(__file__)
+    own = [frame for frame in frames if not frame.filename.startswith((*libraries, here, "<"))] or frames
+    where = f"at {own[-1].filename}:{own[-1].lineno} in {own[-1].name}" if own else ""
+    return StageError(message=text, hint=where)
+
+
+@contextmanager
+def _captured(job: Job) -> Generator[None]:
+    """What this process and its children print goes to the log, from C++ too."""
+    if not job.capture:
+        yield
+        return
+    _flush()
+    saved = [os.dup(1), os.dup(2)]
+    log = os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    try:
+        yield
+    finally:
+        _flush()
+        for descriptor, before in zip((1, 2), saved, strict=True):
+            os.dup2(before, descriptor)
+            os.close(before)
+
+
+@contextmanager
+def _logger(job: Job) -> Generator[logging.Logger]:
+    """The stage's own logger, into its log."""
+    handler = logging.FileHandler(job.log, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger(f"tapml.stages.{job.step}")
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield logger
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def _flush() -> None:
+    """Empties the buffers of Python and of C."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(ValueError):  # closed by somebody
+            stream.flush()
+    ctypes.CDLL(None).fflush(None)
+
+
+def _reset_peak() -> None:
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_mib(pid: int | str = "self") -> float:
+    """Peak resident memory of a process since it was reset; 0 when it cannot be read."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith("VmHWM")), 0.0)
