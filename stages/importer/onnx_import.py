@@ -20,7 +20,6 @@ from onnx import GraphProto, ModelProto, numpy_helper
 from tapml.errors import StageError
 from tapml.stage import Context
 
-from .. import codec
 from ..compat import tvm
 from ..program import Bounds, Program
 from . import onnx_model, symbolic
@@ -33,11 +32,13 @@ rx = tvm.relax
 _MARK = "tapml_end_of_node"
 
 
-def import_onnx(stage: Import, ctx: Context) -> tuple[Program, dict[str, np.ndarray]]:
-    """Program and weights of the model file; writes the `source` folder.
+def import_onnx(
+    stage: Import, ctx: Context
+) -> tuple[Program, dict[str, np.ndarray], dict[str, str]]:
+    """Program, weights and facts of the source; writes the `source` folder.
 
-    Raises: StageError when the file is broken, holds unsupported operators or values of unknown shape;
-            RecipeError when the recipe's inputs do not fit.
+    Raises: StageError when the file is broken, holds unsupported operators or values of unknown
+            shape; RecipeError when the recipe's inputs do not fit.
     """
     assert stage.file is not None
     path = stage.file.path
@@ -52,8 +53,7 @@ def import_onnx(stage: Import, ctx: Context) -> tuple[Program, dict[str, np.ndar
     folder = ctx.workdir / "source"
     folder.mkdir()
     onnx.save(source, folder / "model.onnx")
-    codec.write_json(folder / "source.json", {"kind": "onnx"})
-    return program, weights
+    return program, weights, {"kind": "onnx", "model": "model.onnx"}
 
 
 def preflight(model: ModelProto, path: str) -> None:
@@ -108,7 +108,7 @@ _SETTINGS = {
 
 
 def _constants_inlined(source: ModelProto) -> ModelProto:
-    """The model with initializers that are no weights (integers, scalars, settings) as Constants."""
+    """The model with initializers that are no weights (integers, scalars, settings) in nodes."""
     model = onnx_model.copy(source)
     settings = {
         node.input[index]
@@ -129,25 +129,25 @@ def _constants_inlined(source: ModelProto) -> ModelProto:
 
 
 class _Importer(onnx_frontend.ONNXGraphImporter):
-    """TVM's importer; binds each node's result to a variable and knows the node of every binding."""
+    """TVM's importer; binds each node's result and remembers the node of every binding."""
 
     def __init__(self, graph: GraphProto) -> None:
-        super().__init__(None, "float32", keep_params_in_input=True, sanitize=False)
+        super().__init__({}, "float32", keep_params_in_input=True, sanitize=False)
         self._graph = graph
         self._order: list[Source] = []
         self.sources: dict[str, Source] = {}
 
     def module(self, opset: int) -> Any:
-        """The graph as a Relax function `main`; `sources` then says where each binding comes from."""
+        """The graph as a Relax function `main`; `sources` then says where bindings come from."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            mod = self.from_onnx(self._graph, opset)
+            mod = self.from_onnx(self._graph, opset)  # pyright: ignore[reportArgumentType]  # it wants a graph
         for block in mod["main"].body.blocks:
             self._attribute(block.bindings)
         return mod
 
     def _attribute(self, bindings: Any) -> None:
-        """A binding belongs to the node whose mark follows it; an output repeats another variable."""
+        """A binding belongs to the node whose mark follows it; an output repeats another one."""
         pending: list[str] = []
         for binding in bindings:
             if binding.var.name.startswith(_MARK):

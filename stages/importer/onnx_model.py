@@ -1,7 +1,7 @@
 """ONNX files before TVM sees them: read, checked, and written down in one canonical form.
 
-Canonical: every node has a unique name, float constants with ndim > 0 are initializers (Paddle keeps them in Constant
-nodes), inputs have the recipe's shapes. That form is also the `source` artifact, which onnxruntime runs.
+Canonical: every node has a unique name, float constants with ndim > 0 are initializers (Paddle keeps
+them in Constant nodes), inputs have the recipe's shapes. onnxruntime runs it as the `source`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
@@ -21,7 +22,7 @@ Shape = tuple[int | str, ...]
 
 
 def read(path: str) -> ModelProto:
-    """The model in a file, functions inlined. StageError naming the file when it is broken or truncated."""
+    """The model in a file, functions inlined. StageError naming the file when it is broken."""
     try:
         model = onnx.load(path)
     except (DecodeError, ValueError, OSError) as error:
@@ -74,12 +75,12 @@ def constant_value(node: NodeProto) -> np.ndarray:
 
 
 def is_weight(array: np.ndarray) -> bool:
-    """Whether a constant travels beside the IR: floats with dimensions, and large tables of any type."""
+    """Whether a constant travels beside the IR: floats with dimensions, large tables."""
     return array.ndim > 0 and array.size > 0 and (array.dtype.kind == "f" or array.size > 4096)
 
 
 def canonical(model: ModelProto, signature: Mapping[str, tuple[Shape, str]]) -> ModelProto:
-    """A copy of the model in canonical form, its inputs shaped by `signature` (name → shape, dtype)."""
+    """A canonical copy of the model, its inputs shaped by `signature` (name → shape, dtype)."""
     model = copy(model)
     graph = model.graph
     weights = {one.name for one in graph.initializer}
@@ -135,7 +136,7 @@ def _within(node: NodeProto) -> Iterator[NodeProto]:
 
 
 def signature_of(model: ModelProto) -> dict[str, tuple[tuple[int | str | None, ...], str]]:
-    """Name → shape (None: unknown) and dtype of every input that is no weight, as the file has them."""
+    """Name → shape (None: unknown) and dtype of every input that is no weight, by the file."""
     weights = {one.name for one in model.graph.initializer}
     return {
         one.name: (shape_of(one), _dtype(one.type.tensor_type.elem_type))
@@ -156,7 +157,7 @@ def match_inputs(
 ) -> dict[str, tuple[Shape, str]]:
     """The inputs' shapes and dtypes, in the file's order, as the recipe wants them.
 
-    Raises: RecipeError(s) with the field, for unknown or missing names, other ranks, dtypes and fixed sizes.
+    Raises: RecipeError(s) with the field: unknown or missing names, other ranks, dtypes, fixed sizes.
     """
     there = signature_of(model)
     errors: list[RecipeError] = []

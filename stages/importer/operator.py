@@ -1,4 +1,4 @@
-"""Operators from the recipe's own Python: a Relax function or a TE graph, with a NumPy reference beside it.
+"""Operators from the recipe's own Python: a Relax function or TE graph, and a NumPy reference.
 
 # recipes/my_operator.py
 def linear() -> Operator:
@@ -21,7 +21,6 @@ import numpy as np
 from tapml.errors import RecipeError, StageError, nearest
 from tapml.stage import Context, PythonFunction
 
-from .. import codec
 from ..compat import tvm
 from ..program import Bounds, Program
 from .relaxed import Source, finish
@@ -35,11 +34,11 @@ Arrays = Mapping[str, np.ndarray]
 class Operator:
     """What a recipe's `model.python` function returns.
 
-    mod:        IRModule whose `main` is a Relax function; parameters named in `weights` are weights, the others inputs.
-                Float constants with dimensions become weights too (`constant.0`, …).
+    mod:        IRModule whose `main` is a Relax function; parameters named in `weights` are weights,
+                the others inputs. Float constants with dimensions become weights too (`constant.0`).
     weights:    arrays by parameter name
-    reference:  (inputs, weights) → outputs by name, all float64 (integers as they are): the truth that the library is
-                checked against
+    reference:  (inputs, weights) → outputs by name, all float64 (integers as they are): the truth
+                that the library is checked against
     outputs:    names of the outputs, in order
     """
 
@@ -52,7 +51,7 @@ class Operator:
 def from_te(inputs: Sequence[Any], results: Sequence[Any], weights: Sequence[Any] = ()) -> Any:
     """IRModule with a Relax `main` around a TE graph, for `Operator.mod`.
 
-    In:     placeholders of the inputs and of the weights (their names are the operator's), and the result tensors.
+    In:     placeholders of inputs and weights (named as the operator's are), and the results.
     """
     placeholders = [*inputs, *weights]
     params = [rx.Var(one.op.name, rx.TensorType(one.shape, one.dtype)) for one in placeholders]
@@ -69,10 +68,13 @@ def from_te(inputs: Sequence[Any], results: Sequence[Any], weights: Sequence[Any
     return builder.get()
 
 
-def import_operator(stage: Import, ctx: Context) -> tuple[Program, dict[str, np.ndarray]]:
-    """Program and weights of the operator; writes the `source` folder.
+def import_operator(
+    stage: Import, ctx: Context
+) -> tuple[Program, dict[str, np.ndarray], dict[str, str]]:
+    """Program, weights and facts of the source; writes the `source` folder.
 
-    Raises: RecipeError when inputs and dims do not fit the function's; StageError when it returns no Operator.
+    Raises: RecipeError when inputs and dims do not fit the function's; StageError when it returns
+            no Operator.
     """
     assert stage.python is not None
     operator = load(stage.python)
@@ -91,8 +93,7 @@ def import_operator(stage: Import, ctx: Context) -> tuple[Program, dict[str, np.
         dims={name: Bounds(bounds.min, bounds.max) for name, bounds in stage.dims.items()},
         buckets=stage.buckets,
     )
-    write_source(stage.python, ctx.workdir / "source")
-    return program, weights
+    return program, weights, write_source(stage.python, ctx.workdir / "source")
 
 
 def load(function: PythonFunction) -> Operator:
@@ -112,14 +113,13 @@ def load(function: PythonFunction) -> Operator:
     return operator
 
 
-def write_source(function: PythonFunction, folder: Path) -> None:
-    """The Python file and the modules beside it, so that the reference can call it anywhere."""
+def write_source(function: PythonFunction, folder: Path) -> dict[str, str]:
+    """Copies the Python file and the modules beside it, so that the reference can call it."""
     folder.mkdir()
     path = Path(function.path)
     for module in sorted(path.parent.glob("*.py")):
         shutil.copyfile(module, folder / module.name)
-    facts = {"kind": "operator", "module": path.name, "function": function.function}
-    codec.write_json(folder / "source.json", facts)
+    return {"kind": "operator", "module": path.name, "function": function.function}
 
 
 def _op(value: Any) -> str:
@@ -146,9 +146,7 @@ def _check_weights(operator: Operator, func: Any) -> None:
             )
     names = [one.var.name for block in func.body.blocks for one in block.bindings]
     if shared := sorted({name for name in names if names.count(name) > 1}):
-        raise StageError(
-            message=f"bindings of the operator's main share names: {', '.join(shared)}"
-        )
+        raise StageError(message=f"bindings of the operator's main share names: {shared}")
 
 
 def _check_signature(stage: Import, inputs: Mapping[str, Any]) -> None:

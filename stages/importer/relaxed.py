@@ -1,4 +1,4 @@
-"""What every importer does with a Relax function it got: names, provenance, weights out, signature."""
+"""What every importer does with the Relax function it got: names, provenance, weights, io."""
 
 from __future__ import annotations
 
@@ -55,9 +55,10 @@ def finish(
 ) -> tuple[Program, dict[str, np.ndarray]]:
     """The program of an imported module, and the weights that it uses.
 
-    In:     `params`: name of a parameter of `main` → source name of its weight; every other parameter is an input, in
-            the order of `inputs`. `sources`: name of a binding's variable → where it comes from.
-    Out:    float constants with ndim > 0 are parameters too; unused weights are gone; bindings are named after sources.
+    In:     `params`: name of a parameter of `main` → source name of its weight; every other parameter
+            is an input, in the order of `inputs`. `sources`: name of a binding → where it comes from.
+    Out:    float constants with ndim > 0 are parameters too; unused weights are gone; bindings are
+            named after their sources.
     Raises: StageError listing every value whose shape is unknown.
     """
     weights = dict(weights)
@@ -151,7 +152,7 @@ class _Finisher:
         return func.with_attrs(attrs)
 
     def provenance(self, func: Any) -> tuple[Origin, ...]:
-        """Value → source; its weights are those that it reads itself, or through values made of weights alone."""
+        """Value → source; weights count when read directly or through values made of weights."""
         made_of: dict[str, frozenset[str]] = {  # values computed from weights only
             param: frozenset([name]) for param, name in self.weight_of.items()
         }
@@ -217,7 +218,7 @@ def _demand_known_shapes(func: Any, origins: Mapping[str, Source]) -> None:
         return not isinstance(ty, rx.TensorType) or isinstance(ty.shape, rx.ShapeExpr)
 
     unknown = [
-        f"{binding.var.name} (node {origins[binding.var.name].node}, {origins[binding.var.name].op})"
+        f"{(origin := origins[binding.var.name]).node} ({origin.op})"
         for block in func.body.blocks
         for binding in block.bindings
         if not known(binding.var.ty)

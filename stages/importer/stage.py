@@ -1,4 +1,4 @@
-"""Declaration of `import`: a model file or a user's operator becomes a program, its weights and a runnable source."""
+"""Declaration of `import`: a model file or a user's operator becomes a program and its weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SymbolName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
 
 
 class InputSpec(Frozen):
-    """One input of the model: sizes, or names of dims where the size may differ from call to call."""
+    """One input: sizes, and names of dims where the size may differ from call to call."""
 
     shape: tuple[PositiveInt | SymbolName, ...]
     dtype: str = Field(pattern=r"^(float|int|uint)\d+$|^bool$", description="NumPy's name of it")
@@ -77,9 +77,10 @@ class Model(Frozen):
 class Import(Stage):
     """Program of Relax ops with its weights beside it, and the model that the reference runs.
 
-    Out:    program: every binding uniquely named after its source node; weights are parameters; shapes known;
-            weights.safetensors under source names; source: the model itself, runnable with other weights.
-    Raises: RecipeError for inputs, dims and buckets that do not fit the model; StageError for what cannot be imported.
+    Out:    program: every binding named after its source node, weights are parameters, shapes known;
+            weights.safetensors under source names; source: the model, runnable with other weights.
+    Raises: RecipeError for inputs, dims and buckets that do not fit the model; StageError for what
+            cannot be imported.
     """
 
     name: ClassVar[str] = "import"
@@ -95,8 +96,8 @@ class Import(Stage):
     source: Literal["onnx", "operator"]
     file: File | None = None
     python: PythonFunction | None = None
-    signature: dict[str, InputSpec] = {}
-    dims: dict[str, DimBounds] = {}
+    signature: dict[str, InputSpec] = Field(default_factory=dict)
+    dims: dict[str, DimBounds] = Field(default_factory=dict)
     buckets: tuple[dict[str, int], ...] = ()
 
     @classmethod
@@ -107,7 +108,7 @@ class Import(Stage):
         if model.path is not None:
             file = recipe.file(model.path, field="model.path")
         if model.python is not None:
-            python = recipe.python(PythonRef(python=model.python), field="model.python")
+            python = recipe.python(PythonRef(python=model.python, reads=()), field="model.python")
         return cls(
             source=model.source,
             file=file,
@@ -124,6 +125,8 @@ class Import(Stage):
             )
 
     def run(self, inputs: Inputs, ctx: Context) -> Outputs:
+        from dataclasses import asdict
+
         from .. import codec
 
         if self.source == "onnx":
@@ -134,9 +137,12 @@ class Import(Stage):
             from .operator import import_operator
 
             imported = import_operator(self, ctx)
-        program, weights = imported
+        program, weights, facts = imported
         folders = {name: ctx.workdir / name for name in ("source", "program")}
         program.save(folders["program"])
+        io = asdict(program.io)
+        del io["params"]  # the source has its own idea of them
+        codec.write_json(folders["source"] / "source.json", {**facts, "io": io})
         codec.write_weights(ctx.workdir / "weights.safetensors", weights)
         mib = sum(weight.nbytes for weight in weights.values()) / 2**20
         report = Report(
@@ -147,7 +153,7 @@ class Import(Stage):
 
 
 def check_dims(model: Model) -> None:
-    """Raises RecipeErrors for every symbol without bounds, dim without use, and bucket out of bounds."""
+    """Raises RecipeErrors: symbols without bounds, dims without use, buckets out of bounds."""
     errors: list[RecipeError] = []
     used = {dim for spec in model.inputs.values() for dim in spec.shape if isinstance(dim, str)}
     for name, spec in model.inputs.items():

@@ -1,8 +1,9 @@
 """Shape arithmetic in an ONNX graph, evaluated with symbols and written into the nodes that use it.
 
-Exporters compute shapes in the graph (Shape → Cast → Slice → Concat → Reshape). TVM's importer wants them known, so the small
-integer subgraph is evaluated over the recipe's dims: a Reshape gets a constant with at most one -1, an Expand that changes
-nothing and a Slice that takes everything vanish. The graph computes what it did before.
+Exporters compute shapes in the graph (Shape → Cast → Slice → Concat → Reshape). TVM's importer wants
+them known, so the small integer subgraph is evaluated over the recipe's dims: a Reshape gets a
+constant with at most one -1, an Expand that changes nothing and a Slice that takes everything vanish.
+The graph computes what it did before.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def _linear(parts: Sequence[tuple[Size | int, int]]) -> Size | int:
 
 
 def fold(model: ModelProto, limits: Mapping[str, tuple[int, int]]) -> ModelProto:
-    """The model with its shape arithmetic evaluated over the dims in `limits` (name → least, largest).
+    """The model with its shape arithmetic evaluated; `limits`: dim → smallest and largest size.
 
     Works in rounds: what one round writes down lets ONNX's shape inference see further in the next.
     """
@@ -171,7 +172,7 @@ class _Round:
         return shape
 
     def _reshape(self, node: NodeProto) -> list[NodeProto]:
-        """A target with symbols becomes a constant: -1 for the one symbolic dim, 0 where a dim is copied."""
+        """A target with symbols becomes a constant: -1 for the only one, or 0 for copied dims."""
         data, target = node.input[0], self.values.get(node.input[1])
         if target is None:
             return [node]
@@ -204,17 +205,17 @@ class _Round:
 
     def _slice(self, node: NodeProto) -> list[NodeProto]:
         """A Slice loses the axes that it takes whole; without any left it becomes an Identity."""
-        operands = [self.values.get(name) for name in node.input[1:] if name]
+        operands = [self.values[name] for name in node.input[1:] if name in self.values]
         shape = self.shapes.get(node.input[0])
-        if shape is None or len(operands) < 2 or any(one is None for one in operands):
+        if shape is None or len(operands) != len([name for name in node.input[1:] if name]):
             return [node]
-        starts, ends = operands[0], operands[1]
+        starts, ends = operands[:2]
         axes = operands[2] if len(operands) > 2 else np.arange(len(starts))
         steps = operands[3] if len(operands) > 3 else np.ones(len(starts), int)
         rows = [
             row
             for row in zip(starts, ends, axes, steps, strict=True)
-            if not self._takes_all(*row, shape[row[2]])
+            if not self._takes_all(row[0], row[1], row[3], shape[row[2]])
         ]
         if len(rows) == len(starts) or any(isinstance(x, Size) for row in rows for x in row):
             return [node]
@@ -230,18 +231,16 @@ class _Round:
             helper.make_node("Slice", [node.input[0], *names], list(node.output), name=node.name),
         ]
 
-    def _takes_all(
-        self, start: Any, end: Any, axis: Any, step: Any, dim: Size | int | None
-    ) -> bool:
+    def _takes_all(self, start: Any, end: Any, step: Any, dim: Size | int | None) -> bool:
         if start != 0 or step != 1 or dim is None:
             return False
-        if isinstance(end, Size) or isinstance(dim, int):
-            return end == dim or (isinstance(end, int) and isinstance(dim, int) and end >= dim)
-        return end >= dim.largest(self.limits)
+        if isinstance(end, Size):
+            return end == dim
+        return end >= (dim.largest(self.limits) if isinstance(dim, Size) else dim)
 
 
 def _with_shapes(model: ModelProto, known: Mapping[str, list[Any]]) -> ModelProto:
-    """The model with shapes that we proved, where ONNX can write them, so that its inference starts from them."""
+    """The model with the shapes that we proved, for ONNX's inference to start from."""
     model = onnx_model.copy(model)
     for name, shape in known.items():
         dims = [_written(dim) for dim in shape]
@@ -259,7 +258,7 @@ def _written(dim: Size | int) -> int | str | None:
 
 
 def _reshaped(source: Sequence[Any], wanted: Sequence[Any]) -> list[Size | int] | None:
-    """The shape that Reshape gives: 0 copies a dim, one -1 takes what is left; None when it is not known."""
+    """The shape that Reshape gives: 0 copies a dim, one -1 takes the rest; None: not known."""
     if any(dim == 0 and axis >= len(source) for axis, dim in enumerate(wanted)):
         return None
     shape = [source[axis] if dim == 0 else dim for axis, dim in enumerate(wanted)]
