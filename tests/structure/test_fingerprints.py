@@ -76,7 +76,6 @@ def test_golden_fingerprint_of_a_room_changes_only_with_its_version(room: str) -
         recorded[room] = now
         RECORD.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n")
     assert recorded.get(room) == now, (
-        f"the code of {room} changed: raise `version` in stages/{room}/stage.py if equal inputs may
-        "
-        "give other output, then accept with `make golden`"
+        f"the code of {room} changed: raise `version` in stages/{room}/stage.py if equal inputs "
+        "may give other output, then accept with `make golden`"
     )
