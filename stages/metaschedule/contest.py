@@ -1,0 +1,159 @@
+"""Contests: the candidates of a kernel timed against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tapml.errors import StageError
+from tapml.stage import Context
+
+from ..compat import tvm
+from ..measure import Arg, Bench, Job, Timing
+from ..records import Candidate, Record
+from .kernels import Args, Kernel, Site
+
+if TYPE_CHECKING:
+    from ..alternatives import Alternative
+
+BASELINE_S = 0.08  # of running, for each default schedule
+CONTEST_S = 0.4  # of running, for each candidate where there is something to decide
+
+CandidateKind = Literal["default", "tuned", "sparse"]
+Contender = tuple[CandidateKind, Job]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A candidate, and how it fared beside the others of its contest."""
+
+    kind: CandidateKind
+    id: str
+    timing: Timing
+
+    def candidate(self) -> Candidate:
+        if self.timing.error:
+            return Candidate(self.kind, self.id, None, error=self.timing.error)
+        spread = self.timing.high_ms - self.timing.low_ms
+        return Candidate(self.kind, self.id, self.timing.ms, spread_ms=spread)
+
+
+Contests = dict[tuple[str, Site], tuple[Entry, ...]]  # (kernel, site) → candidates, default first
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """What may replace a default schedule: tuned records by kernel, sparse alternatives by id."""
+
+    tuned: Mapping[str, Sequence[Record]] = field(default_factory=dict)
+    alternatives: Mapping[str, Alternative] = field(default_factory=dict)
+    structure: Path = Path()
+
+    def sparse(self, kernel: Kernel, site: Site) -> Iterator[Job]:
+        """The alternatives that implement a region at these sizes."""
+        for found in self.alternatives.values():
+            row = found.row
+            clones = row.get("clones") or ([row["clone"]] if row.get("clone") else [site.clone])
+            if found.region != kernel.region or site.clone not in clones:
+                continue
+            module = found.module()
+            if (args := self._args(found, module[found.kernel], site)) is not None:
+                text = tvm.ir.save_json(module)
+                yield Job(found.id, text, found.kernel, args, site.outputs)
+
+    def _args(self, found: Alternative, func: Any, site: Site) -> Args | None:
+        """Arguments of an alternative's kernel at a site; None when it is made for other sizes."""
+        buffers = [param.ty for param in func.params]
+        args: list[Arg | int] = []
+        for arg, buffer in zip(found.row["args"], buffers, strict=False):
+            if "input" in arg:
+                args.append(site.args[arg["input"]])
+            elif "structure" in arg:
+                array = found.structure[arg["structure"].removeprefix(f"{found.id}/")]
+                key = arg["structure"]
+                args.append(Arg(array.shape, str(array.dtype), str(self.structure), key))
+            else:
+                shape = tuple(int(dim) for dim in buffer.shape)
+                args.append(Arg(shape, str(buffer.dtype)))
+        args += site.args[len(site.args) - site.outputs :]
+        fits = len(args) == len(buffers) and all(map(_fits, args, buffers))
+        return tuple(args) if fits else None
+
+
+def _fits(arg: Arg | int, buffer: Any) -> bool:
+    return (
+        isinstance(arg, Arg)
+        and len(arg.shape) == len(buffer.shape)
+        and all(
+            not isinstance(dim, tvm.tirx.IntImm) or int(dim) == size
+            for dim, size in zip(buffer.shape, arg.shape, strict=True)
+        )
+    )
+
+
+def baseline(bench: Bench, kernels: Sequence[Kernel], ctx: Context) -> Contests:
+    """Every default schedule alone.
+
+    Raises: StageError, naming the default schedules that do not build or run.
+    """
+    entries = [
+        (kernel, site, [_default(kernel, site)]) for kernel in kernels for site in kernel.sites
+    ]
+    contests = _hold(bench, entries, BASELINE_S, ctx, "default schedules")
+    broken = [
+        f"{kernel} in {site.clone} {entry.timing.error}"
+        for (kernel, site), (entry,) in contests.items()
+        if entry.timing.error
+    ]
+    if broken:
+        raise StageError(message="default schedules fail: " + "; ".join(broken))
+    return contests
+
+
+def contest(bench: Bench, kernels: Sequence[Kernel], rivals: Rivals, ctx: Context) -> Contests:
+    """Default, tuned and sparse side by side, where there is a rival at all."""
+    entries: list[tuple[Kernel, Site, list[Contender]]] = []
+    for kernel in kernels:
+        for site in kernel.sites:
+            default = _default(kernel, site)
+            tuned: list[Contender] = [
+                ("tuned", replace(default[1], id=record.id, module=record.func, like=default[1].id))
+                for record in rivals.tuned.get(kernel.name, ())
+            ]
+            sparse: list[Contender] = [("sparse", job) for job in rivals.sparse(kernel, site)]
+            if tuned or sparse:
+                entries.append((kernel, site, [default, *tuned, *sparse]))
+    return _hold(bench, entries, CONTEST_S, ctx, "contests")
+
+
+def _default(kernel: Kernel, site: Site) -> Contender:
+    record = kernel.default
+    return "default", Job(record.id, record.func, kernel.name, site.args, site.outputs)
+
+
+def _hold(
+    bench: Bench,
+    entries: Iterable[tuple[Kernel, Site, list[Contender]]],
+    seconds: float,
+    ctx: Context,
+    note: str,
+) -> Contests:
+    jobs: list[Job] = []
+    order: dict[tuple[str, Site], list[tuple[CandidateKind, str, str]]] = {}
+    for number, (kernel, site, candidates) in enumerate(entries):
+        group = f"{number}:{kernel.name}"  # a record's id is not unique: it is timed once a site
+        places = order.setdefault((kernel.name, site), [])
+        for kind, job in candidates:
+            like = f"{group}:{job.like}" if job.like else ""
+            jobs.append(replace(job, id=f"{group}:{job.id}", group=group, like=like))
+            places.append((kind, job.id, jobs[-1].id))
+    timings: dict[str, Timing] = {}
+    for timing in bench.run(jobs, seconds=seconds):
+        timings[timing.id] = timing
+        ctx.progress(len(timings), len(jobs), note)
+    return {
+        key: tuple(Entry(kind, name, timings[job]) for kind, name, job in places)
+        for key, places in order.items()
+    }
