@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
@@ -26,7 +26,7 @@ _WORDS = {
 
 
 @contextmanager
-def watching(stream: TextIO | None = None) -> Iterator[Callable[[Event], None]]:
+def watching(stream: TextIO | None = None) -> Generator[Callable[[Event], None]]:
     """A callback that shows the events of a run, for as long as the block lasts."""
     out = stream or sys.stderr
     if out.isatty() and os.environ.get("TERM") != "dumb":
@@ -137,7 +137,7 @@ class Lines:
 
 
 @contextmanager
-def _bars(out: TextIO) -> Iterator[Progress]:
+def _bars(out: TextIO) -> Generator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -29,6 +29,7 @@ class RunResult:
 
     started:      Unix time
     steps:        one per stage, in the order of the plan
+    reasons:      why each stage that ran did so
     facts:        what validation measured, or None when it did not get there
     foreign:      the timings in `facts` come from another machine
     bundle:       the deployable folder, or None
@@ -45,6 +46,7 @@ class RunResult:
     folder: Path
     exit_code: int
     steps: tuple[StepResult, ...]
+    reasons: Mapping[str, str] = field(default_factory=dict[str, str])
     facts: Facts | None = None
     foreign: bool = False
     verdicts: tuple[Verdict, ...] = ()
@@ -105,16 +107,15 @@ def load(folder: Path) -> RunResult:
         raise RecipeError(message=f"{folder} is no finished run: it has no {RECORD}")
     data = cast("dict[str, Any]", json.loads(path.read_bytes()))
     measured = folder / FACTS
-    return RunResult(
-        **{
-            **data,
-            "folder": folder,
-            "steps": tuple(_step_from_data(row) for row in data["steps"]),
-            "verdicts": tuple(Verdict(**row) for row in data["verdicts"]),
-            "facts": facts.load(measured) if measured.is_file() else None,
-            "bundle": Path(data["bundle"]) if data["bundle"] else None,
-        }
-    )
+    rebuilt: dict[str, Any] = {
+        **data,
+        "folder": folder,
+        "steps": tuple(_step_from_data(row) for row in data["steps"]),
+        "verdicts": tuple(Verdict(**row) for row in data["verdicts"]),
+        "facts": facts.load(measured) if measured.is_file() else None,
+        "bundle": Path(data["bundle"]) if data["bundle"] else None,
+    }
+    return RunResult(**rebuilt)
 
 
 def find(run: str | Path, store: Path) -> RunResult:
@@ -178,12 +179,11 @@ def _step_to_data(step: StepResult) -> dict[str, Any]:
 
 
 def _step_from_data(data: dict[str, Any]) -> StepResult:
-    return StepResult(
-        **{
-            **data,
-            "report": events.report_from_data(data["report"]),
-            "error": None if data["error"] is None else from_data(data["error"]),
-            "log": None if data["log"] is None else Path(data["log"]),
-            "notes": tuple(data["notes"]),
-        }
-    )
+    rebuilt: dict[str, Any] = {
+        **data,
+        "report": events.report_from_data(data["report"]),
+        "error": None if data["error"] is None else from_data(data["error"]),
+        "log": None if data["log"] is None else Path(data["log"]),
+        "notes": tuple(data["notes"]),
+    }
+    return StepResult(**rebuilt)

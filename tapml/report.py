@@ -1,0 +1,382 @@
+"""`report.html` of a run: one file with everything in it, readable anywhere, also in a sandboxed frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+from . import charts, runs
+from .facts import Facts, Kernel
+from .markup import Child, Safe, element, join, number
+from .progress import duration
+from .runs import RunResult
+from .stage import Report, Table
+
+_ROWS = 400  # of one table; what is longer is cut, and says so
+_BADGES = {
+    "ok": ("good", "PASSED"),
+    "gate": ("bad", "GATE FAILED"),
+    "failed": ("bad", "FAILED"),
+    "interrupted": ("warn", "INTERRUPTED"),
+}
+_CHIPS = {"hit": ("plain", "cached"), "ran": ("good", "ran"), "cancelled": ("plain", "not run")}
+
+
+def write(run: RunResult) -> Path:
+    """Writes the report of a run into its folder; returns its path."""
+    recipe = run.folder / runs.RECIPE
+    text = recipe.read_text(encoding="utf-8") if recipe.is_file() else ""
+    run.report.write_text(render(run, text), encoding="utf-8")
+    return run.report
+
+
+def render(run: RunResult, recipe_text: str = "") -> str:
+    """The report as HTML. `recipe_text` is the resolved recipe."""
+    sections = (
+        _failure(run),
+        *_measured(run),
+        _stages(run),
+        _kernels(run.facts),
+        _reports(run),
+        _carved(run.facts),
+        _recipe(run, recipe_text),
+        _environment(run),
+    )
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("title", f"{run.recipe} · tapml run {run.run_id}"),
+        element("style", _css()),
+    )
+    body = element("body", element("main", _header(run), *sections))
+    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+
+
+@cache
+def _css() -> Safe:
+    return Safe((Path(__file__).parent / "report.css").read_text(encoding="utf-8"))
+
+
+def sentence(run: RunResult) -> str:
+    """The run in one sentence: speed beside the peer, error, gates; or what stopped it."""
+    if run.state in ("failed", "interrupted"):
+        stopped = next((step.name for step in run.steps if step.state in ("failed", "interrupted")), "")
+        return f"Stopped at {stopped}." if stopped else "Stopped before its end."
+    facts = run.facts
+    if facts is None:
+        return f"{len(run.ran)} of {len(run.steps)} stages ran; nothing was validated."
+    parts: list[str] = []
+    if facts.latency:
+        first = facts.latency[0]
+        words = first.words or f"{number(first.ours.p50)} ms"
+        parts.append(f"{words} at {first.label}")
+    if facts.error:
+        parts.append(f"numerically {'equal within' if facts.error.passed else 'OUTSIDE'} its tolerance")
+    if run.verdicts:
+        passed = sum(verdict.passed for verdict in run.verdicts)
+        parts.append(f"{passed} of {len(run.verdicts)} gates passed")
+    text = "; ".join(parts) or "validated"
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _header(run: RunResult) -> Safe:
+    tone, word = _BADGES[run.state]
+    target = " ".join(str(run.fields[name]) for name in ("target.kind", "target.mcpu") if name in run.fields)
+    details = (runs.when(run.started), f"run {run.run_id}", f"took {duration(run.seconds)}", target)
+    return element(
+        "header",
+        element(
+            "div",
+            element("h1", run.recipe),
+            element("span", word, class_=f"badge {tone}"),
+            _foreign(run),
+            class_="row",
+        ),
+        element("p", sentence(run), class_="lead"),
+        element("p", " · ".join(part for part in details if part), class_="dim"),
+        _cards(run),
+    )
+
+
+def _foreign(run: RunResult) -> Safe | None:
+    return element("span", "timed on another machine", class_="badge warn") if run.foreign else None
+
+
+def _cards(run: RunResult) -> Safe | None:
+    facts = run.facts
+    cards: list[Safe] = []
+    if facts is not None:
+        for row in facts.latency[:2]:
+            tone = "dim" if row.ratio is None else "good" if row.ratio <= 1.02 else "bad"
+            figure = number(row.ours.p50, "ms")
+            cards.append(_card(f"latency, {row.label}", figure, row.words or f"{row.threads} threads", tone))
+        for name, value in list(facts.metric.items())[:2]:
+            judged = next((v for v in run.verdicts if v.gate == f"metric.{name}"), None)
+            under = f"gate {judged.relation} {number(judged.limit)}" if judged else "no gate"
+            tone = "dim" if judged is None else "good" if judged.passed else "bad"
+            cards.append(_card(name.replace("_", " "), number(value), under, tone))
+        if facts.error:
+            tone = "good" if facts.error.passed else "bad"
+            under = f"tolerance {number(facts.error.tolerance)}"
+            cards.append(_card("relative error", number(facts.error.relative), under, tone))
+        if facts.bundle_mib is not None:
+            cards.append(_card("bundle", number(facts.bundle_mib, "MiB"), "library and weights", "dim"))
+    cached = len(run.cached)
+    under = f"{cached} cached" if cached else "none cached"
+    if cached == len(run.steps):
+        under = "nothing to do: all cached"
+    cards.append(_card("stages run", f"{len(run.ran)} of {len(run.steps)}", under, "dim"))
+    return element("div", *cards, class_="cards", style="margin-top:18px")
+
+
+def _card(name: str, figure: str, under: str, tone: str) -> Safe:
+    return element(
+        "div",
+        element("div", name, class_="name"),
+        element("div", figure, class_="figure"),
+        element("div", under, class_=f"under {tone}"),
+        class_="card",
+    )
+
+
+def _failure(run: RunResult) -> Safe | None:
+    failed = [step for step in run.steps if step.error is not None and step.state == "failed"]
+    if not failed:
+        return None
+    parts: list[Safe] = []
+    for step in failed:
+        log = element("p", "log: ", element("code", str(step.log)), class_="dim") if step.log else None
+        parts.append(join(element("h2", f"{step.name} failed"), element("pre", str(step.error)), log))
+    return element("section", *parts, class_="failed")
+
+
+def _measured(run: RunResult) -> Iterator[Safe]:
+    facts = run.facts
+    if facts is None:
+        return
+    if facts.latency:
+        groups: dict[str, list[charts.Bar]] = {}
+        for row in facts.latency:
+            group = groups.setdefault(f"{row.label}   {row.words}", [])
+            group.append(charts.Bar("this library", row.ours, is_ours=True))
+            if row.theirs is not None:
+                group.append(charts.Bar(row.peer.split()[0] or "reference", row.theirs, is_ours=False))
+        row = facts.latency[0]
+        note = f"Median of {row.ours.n} calls, whiskers from low to high; {row.threads} threads each"
+        note += f", in turns with {row.peer}" if row.peer else ""
+        note += f". {facts.host.get('cpu', '')}, {facts.date}."
+        yield element(
+            "section",
+            element("h2", "Latency"),
+            charts.bars(groups, "ms"),
+            element("p", note, class_="dim"),
+            _elsewhere(run),
+        )
+    if run.verdicts:
+        rows = [
+            element(
+                "tr",
+                element("td", _mark(passed=verdict.passed)),
+                element("td", verdict.gate, class_="name"),
+                element("td", number(verdict.figure), class_="n"),
+                element("td", f"{verdict.relation} {number(verdict.limit)}", class_="n"),
+                element("td", verdict.distance),
+                element("td", verdict.note or ("built in" if verdict.builtin else ""), class_="dim"),
+            )
+            for verdict in run.verdicts
+        ]
+        head = _head("", "gate", "=figure", "=limit", "distance", "")
+        yield element("section", element("h2", "Gates"), element("table", head, *rows))
+
+
+def _elsewhere(run: RunResult) -> Safe | None:
+    if not run.foreign:
+        return None
+    text = "These timings were taken on another machine and satisfy no gate; `--force` the stage to measure here."
+    return element("p", text, class_="warn")
+
+
+def _mark(*, passed: bool) -> Safe:
+    return element("span", "✓" if passed else "✗", class_="good strong" if passed else "bad strong")
+
+
+def _stages(run: RunResult) -> Safe:
+    longest = max((step.seconds for step in run.steps), default=0.0) or 1.0
+    rows: list[Safe] = []
+    for step in run.steps:
+        tone, word = _CHIPS.get(step.state, ("bad", step.state))
+        style = f"left:0;width:{max(step.seconds / longest, 0.004):.2%}"
+        state = step.state if step.state in ("hit", "failed") else ""
+        bar = element("div", element("i", style=style, class_=state or None), class_="time")
+        why = f"made {step.made_at}" if step.state == "hit" else run.reasons.get(step.name, "")
+        rows.append(
+            element(
+                "tr",
+                element("td", step.name, class_="name"),
+                element("td", element("span", word, class_=f"badge {tone}")),
+                element("td", bar, class_="track"),
+                element("td", duration(step.seconds) if step.seconds else "–", class_="n"),
+                element("td", number(step.rss_mib or None, "MiB"), class_="n"),
+                element("td", why, *(join(element("br"), note) for note in step.notes), class_="dim"),
+            )
+        )
+    title = f"Stages: {len(run.ran)} ran, {len(run.cached)} cached"
+    note = "Dashed: taken from the store; the time is that of when it was made."
+    head = _head("stage", "", "", "=time", "=peak memory", "why")
+    return element(
+        "section", element("h2", title), element("table", head, *rows), element("p", note, class_="dim")
+    )
+
+
+def _kernels(facts: Facts | None) -> Safe | None:
+    if facts is None or not facts.kernels:
+        return None
+    table = Table(
+        "",
+        ("kernel", "kind", "rule", "ms", "share"),
+        tuple(
+            (k.kernel, k.kind, k.rule, k.ms, f"{k.share:.1%}" if k.share is not None else None)
+            for k in by_share(facts)
+        ),
+    )
+    return element(
+        "section",
+        element("h2", "Kernels, by the rule that scheduled them"),
+        charts.shares(share_by_rule(facts)),
+        _table(table),
+    )
+
+
+def by_share(facts: Facts) -> list[Kernel]:
+    """Kernels, the one that takes most of the time first."""
+    return sorted(facts.kernels, key=lambda kernel: -(kernel.share or 0.0))
+
+
+def share_by_rule(facts: Facts) -> dict[str, float]:
+    """Rule → share of the kernels' time, largest first."""
+    total: dict[str, float] = {}
+    for kernel in facts.kernels:
+        name = kernel.rule or kernel.kind or "?"
+        total[name] = total.get(name, 0.0) + (kernel.share or 0.0)
+    return dict(sorted(total.items(), key=lambda item: -item[1]))
+
+
+def _reports(run: RunResult) -> Safe | None:
+    told = [step for step in run.steps if step.report != Report()]
+    if not told:
+        return None
+    blocks = [
+        element(
+            "details",
+            element("summary", element("b", step.name), element("span", step.report.summary, class_="dim")),
+            _stage_report(step.report),
+            open="open" if step.report.curves else None,
+        )
+        for step in told
+    ]
+    return element("section", element("h2", "What the stages report"), *blocks)
+
+
+def _stage_report(report: Report) -> Safe:
+    parts: list[Safe] = [element("p", note) for note in report.notes]
+    for curve in report.curves:
+        parts += [element("h3", curve.title), charts.lines(curve)]
+    for table in report.tables:
+        parts += [element("h3", table.title), _table(table)]
+    if report.metrics:
+        rows = tuple((name, value) for name, value in report.metrics.items())
+        parts += [element("h3", "Figures"), _table(Table("", ("name", "value"), rows))]
+    return join(*parts)
+
+
+def _carved(facts: Facts | None) -> Safe | None:
+    if facts is None or not facts.carve:
+        return None
+    worst = [cast("Mapping[str, Any]", row) for row in facts.carve.get("worst") or ()]
+    count = failed_count(facts)
+    columns = tuple(dict.fromkeys(name for row in worst for name in row))
+    rows = tuple(tuple(_plain(row.get(name)) for name in columns) for row in worst)
+    text = f"{facts.carve.get('checked', 0)} call sites run on recorded inputs and compared, {count} differ."
+    return element(
+        "section",
+        element("h2", "Carved kernels beside their unscheduled form"),
+        element("p", text, class_="bad strong" if count else None),
+        _table(Table("", columns, rows)) if rows else None,
+    )
+
+
+def failed_count(facts: Facts) -> int:
+    """How many carved call sites differ."""
+    failed: Any = facts.carve.get("failed", 0)
+    return failed if isinstance(failed, int) else len(failed)
+
+
+def _plain(value: Any) -> str | int | float | bool | None:
+    if isinstance(value, str | int | float | bool | None):
+        return value
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, cast("list[Any]", value)))
+    return str(value)
+
+
+def _recipe(run: RunResult, text: str) -> Safe | None:
+    if not text:
+        return None
+    summary = element("summary", element("b", "Resolved recipe"), element("span", run.recipe_path, class_="dim"))
+    return element("section", element("details", summary, element("pre", text)))
+
+
+def _environment(run: RunResult) -> Safe:
+    pairs: dict[str, Child] = {
+        "bundle": str(run.bundle) if run.bundle else "none",
+        "run folder": str(run.folder),
+        "workflow": run.workflow,
+        **{name: str(value) for name, value in run.environment.items()},
+    }
+    rows = [join(element("dt", name), element("dd", value)) for name, value in pairs.items()]
+    return element("section", element("h2", "Where and with what"), element("dl", *rows))
+
+
+def _table(table: Table) -> Safe:
+    """A table; a column that holds nothing but numbers is set to the right."""
+    numeric = [
+        all(isinstance(row[i], int | float | None) and not isinstance(row[i], bool) for row in table.rows)
+        for i in range(len(table.columns))
+    ]
+    rows = [
+        element(
+            "tr",
+            *(
+                element("td", _cell(value), class_="n" if right else None)
+                for value, right in zip(row, numeric, strict=True)
+            ),
+        )
+        for row in table.rows[:_ROWS]
+    ]
+    head = _head(*(f"={name}" if right else name for name, right in zip(table.columns, numeric, strict=True)))
+    more = len(table.rows) - _ROWS
+    rest = element("p", f"{more} more rows are not shown", class_="dim") if more > 0 else None
+    return element("div", element("table", head, *rows), rest, class_="long")
+
+
+def _cell(value: str | int | float | bool | None) -> str:
+    match value:
+        case None:
+            return "–"
+        case bool():
+            return "yes" if value else "no"
+        case int() | float():
+            return number(value)
+        case str():
+            return value
+
+
+def _head(*names: str) -> Safe:
+    """A header row; `=name` is set to the right."""
+    cells = [
+        element("th", name.removeprefix("="), class_="n" if name.startswith("=") else None) for name in names
+    ]
+    return element("tr", *cells)
