@@ -1,6 +1,6 @@
 """ONNX files before TVM sees them: read, checked, and written down in one canonical form.
 
-Canonical: every node has a unique name, float constants with ndim > 0 are initializers (Paddle keeps
+Canonical: every node has a unique name, float constants with ndim > 0 are initializers (Paddle has
 them in Constant nodes), inputs have the recipe's shapes. onnxruntime runs it as the `source`.
 """
 
@@ -157,7 +157,7 @@ def match_inputs(
 ) -> dict[str, tuple[Shape, str]]:
     """The inputs' shapes and dtypes, in the file's order, as the recipe wants them.
 
-    Raises: RecipeError(s) with the field: unknown or missing names, other ranks, dtypes, fixed sizes.
+    Raises: RecipeError(s): unknown or missing names, other ranks, dtypes or fixed sizes.
     """
     there = signature_of(model)
     errors: list[RecipeError] = []

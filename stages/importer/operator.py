@@ -34,8 +34,8 @@ Arrays = Mapping[str, np.ndarray]
 class Operator:
     """What a recipe's `model.python` function returns.
 
-    mod:        IRModule whose `main` is a Relax function; parameters named in `weights` are weights,
-                the others inputs. Float constants with dimensions become weights too (`constant.0`).
+    mod:        IRModule whose `main` is a Relax function; parameters named in `weights` are
+                weights, the others inputs. Float constants with dimensions become weights too.
     weights:    arrays by parameter name
     reference:  (inputs, weights) → outputs by name, all float64 (integers as they are): the truth
                 that the library is checked against

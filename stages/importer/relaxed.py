@@ -55,8 +55,8 @@ def finish(
 ) -> tuple[Program, dict[str, np.ndarray]]:
     """The program of an imported module, and the weights that it uses.
 
-    In:     `params`: name of a parameter of `main` → source name of its weight; every other parameter
-            is an input, in the order of `inputs`. `sources`: name of a binding → where it comes from.
+    In:     `params`: name of a parameter of `main` → source name of its weight; the others are
+            inputs, in the order of `inputs`. `sources`: name of a binding → where it comes from.
     Out:    float constants with ndim > 0 are parameters too; unused weights are gone; bindings are
             named after their sources.
     Raises: StageError listing every value whose shape is unknown.

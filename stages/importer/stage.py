@@ -77,10 +77,10 @@ class Model(Frozen):
 class Import(Stage):
     """Program of Relax ops with its weights beside it, and the model that the reference runs.
 
-    Out:    program: every binding named after its source node, weights are parameters, shapes known;
+    Out:    program: bindings named after their source nodes, weights as parameters, shapes known;
             weights.safetensors under source names; source: the model, runnable with other weights.
-    Raises: RecipeError for inputs, dims and buckets that do not fit the model; StageError for what
-            cannot be imported.
+    Raises: RecipeError for inputs, dims and buckets that do not fit the model; StageError for
+            what cannot be imported.
     """
 
     name: ClassVar[str] = "import"

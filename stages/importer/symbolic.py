@@ -1,9 +1,9 @@
 """Shape arithmetic in an ONNX graph, evaluated with symbols and written into the nodes that use it.
 
-Exporters compute shapes in the graph (Shape → Cast → Slice → Concat → Reshape). TVM's importer wants
-them known, so the small integer subgraph is evaluated over the recipe's dims: a Reshape gets a
-constant with at most one -1, an Expand that changes nothing and a Slice that takes everything vanish.
-The graph computes what it did before.
+Exporters compute shapes in the graph (Shape → Cast → Slice → Concat → Reshape). TVM's importer
+wants them known, so the small integer subgraph is evaluated over the recipe's dims: a Reshape gets
+a constant with at most one -1, an Expand that changes nothing and a Slice that takes everything
+vanish. The graph computes what it did before.
 """
 
 from __future__ import annotations

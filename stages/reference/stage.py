@@ -1,0 +1,123 @@
+"""Declaration of `reference`: what the source framework answers, on real and on random inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Self
+
+from pydantic import Field
+
+from tapml.stage import (
+    Context,
+    File,
+    Frozen,
+    Inputs,
+    Kind,
+    Outputs,
+    PythonFunction,
+    PythonRef,
+    Recipe,
+    Report,
+    Resources,
+    Stage,
+    Table,
+)
+
+
+class ReferenceInputs(Frozen):
+    """Realistic inputs. Without them only random ones are used, and no metric can be judged."""
+
+    inputs: PythonRef | str | None = Field(
+        None, description="Function that returns {input: array} or a list of them, or an .npz file"
+    )
+    random: dict[str, tuple[float, float]] = Field(
+        {}, description="Least and largest random value, by input; else as in the real inputs"
+    )
+
+
+class Reference(Stage):
+    """Inputs, and what the source framework makes of them with the original and the pruned weights.
+
+    In:     source (with its signature), both weights in source names
+    Out:    inputs.npz and cases.json: real inputs in chunks, random ones at every bucket and two
+            other sizes; outputs_original.npz, outputs_pruned.npz (the numeric reference),
+            outputs_unoptimized.npz (the same, computed another way: how far rounding goes);
+            source_pruned/ to be timed; meta.json
+    Raises: StageError when the input function raises or its arrays do not fit the signature
+    """
+
+    name: ClassVar[str] = "reference"
+    version: ClassVar[int] = 1
+    sections: ClassVar[Mapping[str, type[Frozen]]] = {"validation": ReferenceInputs}
+    inputs: ClassVar[Mapping[str, Kind]] = {
+        "source": "source",
+        "original": "weights",
+        "weights": "weights",
+    }
+    outputs: ClassVar[Mapping[str, Kind]] = {"reference": "reference"}
+    tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "numpy")
+    # onnxruntime's threads and the user's imports die with the worker
+    resources: ClassVar[Resources] = Resources(fresh_process=True)
+
+    function: PythonFunction | None = None
+    arrays: File | None = None
+    random: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    threads: int
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe) -> Self:
+        section = recipe.section("validation", ReferenceInputs)
+        function, arrays = None, None
+        match section.inputs:
+            case PythonRef() as ref:
+                function = recipe.python(ref, field="validation.inputs.python")
+            case str(path):
+                arrays = recipe.file(path, field="validation.inputs")
+            case None:
+                pass
+        threads = recipe.target.device.threads
+        return cls(function=function, arrays=arrays, random=section.random, threads=threads)
+
+    def run(self, inputs: Inputs, ctx: Context) -> Outputs:
+        import numpy as np
+
+        from .. import codec
+        from . import cases, runners
+
+        facts = codec.read_json(inputs["source"] / "source.json")
+        real = cases.real_inputs(self.function, self.arrays)
+        every = cases.make(facts["io"], real, self.random)
+        original = codec.read_weights(inputs["original"])
+        pruned = codec.read_weights(inputs["weights"])
+        folder = ctx.workdir / "reference"
+        folder.mkdir()
+        runner = runners.make(facts, inputs["source"], self.threads)
+        runner.save(pruned, folder / "source_pruned")
+        same = all(np.array_equal(pruned[name], original[name]) for name in original)
+        answers: dict[str, dict[str, np.ndarray]] = {}
+        jobs = [("unoptimized", pruned, False), ("pruned", pruned, True)]
+        jobs += [] if same else [("original", original, True)]
+        for index, (name, weights, optimize) in enumerate(jobs):
+            run = runner(weights, optimize=optimize)
+            answers[name] = {}
+            for number, case in enumerate(every):
+                done = index * len(every) + number
+                ctx.progress(done, len(jobs) * len(every), f"{name} weights, {case.id}")
+                for output, value in run(case.inputs).items():
+                    cases.demand_finite(f"{name} weights, {case.id}: output {output!r}", value)
+                    answers[name][f"{case.id}/{output}"] = value
+        answers.setdefault("original", answers["pruned"])
+        for name, arrays in answers.items():
+            codec.write_npz(folder / f"outputs_{name}.npz", arrays)
+        cases.save(folder, every)
+        codec.write_json(folder / "meta.json", runner.meta)
+        count = {kind: sum(one.kind == kind for one in every) for kind in ("real", "random")}
+        rows = tuple((one.id, str(one.sizes)) for one in every)
+        return Outputs(
+            {"reference": folder},
+            Report(
+                summary=f"{count['real']} real and {count['random']} random cases, "
+                f"{runner.meta['peer'] or 'NumPy in float64'}",
+                tables=(Table("Cases", ("case", "sizes"), rows),),
+            ),
+        )
