@@ -1,0 +1,126 @@
+"""The shipped recipes through the whole line, and what a second run re-runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_models import RECIPE, write_mlp
+
+from tapml_stages import codec
+
+pytestmark = pytest.mark.e2e
+MAGIKA = Path("recipes/magika.yaml")
+
+
+@pytest.mark.parametrize("recipe", ["ocr_detect", "operator_sparse", "magika_sparse"])
+def test_a_shipped_recipe_passes_its_gates_untuned(tapml: Callable, recipe: str) -> None:
+    answer = tapml("run", f"recipes/{recipe}.yaml", "--set", "tuning.trials=0")
+    assert answer.code == 0, answer.stderr
+    assert answer.data["facts"]["error"]["passed"]
+    assert answer.data["facts"]["carve"]["failed"] == []
+    assert Path(answer.data["bundle"]).is_dir()
+
+
+def test_magika_is_tuned_and_the_second_run_runs_nothing(tapml: Callable) -> None:
+    first = tapml("run", MAGIKA)
+    assert first.code == 0, first.stderr
+    assert set(first.states.values()) == {"ran"}
+    assert first.data["facts"]["metric"]["same_label"] >= 0.995
+    second = tapml("run", MAGIKA)
+    assert second.code == 0
+    assert set(second.states.values()) == {"hit"}
+
+
+def test_more_trials_re_run_metaschedule_and_what_follows_as_planned(tapml: Callable) -> None:
+    tapml("run", MAGIKA)
+    changed = ("--set", "tuning.trials=65")
+    planned = tapml("plan", MAGIKA, *changed).states
+    assert planned["metaschedule"] == "run"
+    assert {name for name, state in planned.items() if state != "hit"} == {
+        "metaschedule",
+        "codegen",
+        "validation",
+    }
+    explained = tapml("explain", MAGIKA, "metaschedule", *changed)
+    assert "trials" in str(explained.data)
+    assert "64" in str(explained.data)
+
+
+def test_another_format_keeps_prune_and_reference(tapml: Callable) -> None:
+    recipe = "recipes/magika_sparse.yaml"
+    tapml("run", recipe, "--set", "tuning.trials=0")
+    changed = ("--set", "tuning.trials=0", "--set", "sparsity.format={kind: csr}")
+    planned = tapml("plan", recipe, *changed).states
+    assert planned["prune"] == planned["reference"] == "hit"
+    assert planned["sparsetir"] == "run"
+
+
+def test_too_much_pruning_fails_the_quality_gate(tapml: Callable) -> None:
+    changed = ("--set", "sparsity.prune.density=0.1", "--set", "tuning.trials=0")
+    answer = tapml("run", "recipes/magika_sparse.yaml", *changed)
+    assert answer.code == 4
+    again = tapml("run", "recipes/magika_sparse.yaml", *changed)
+    assert again.code == 4
+    assert set(again.states.values()) == {"hit"}
+
+
+def test_the_sparse_operator_is_chosen_over_its_dense_form(tapml: Callable, store: Path) -> None:
+    answer = tapml("run", "recipes/operator_sparse.yaml", "--set", "tuning.trials=0")
+    manifest = codec.read_json(Path(answer.data["bundle"]) / "manifest.json")
+    buckets = [row for row in manifest["regions"] if row["clone"] != "main_dyn"]
+    assert len(buckets) == 2
+    assert all(row["chosen"] != "dense" for row in buckets)
+
+
+@pytest.mark.parametrize(
+    ("layers", "choose", "sparse"),
+    [("[hidden, out]", "sparse", 2), ("[hidden, out]", "dense", 0), ("[hidden]", "sparse", 1)],
+    ids=["all sparse", "all dense", "mixed"],
+)
+def test_forced_choices_go_through_codegen_and_validation(
+    tapml: Callable, tmp_path: Path, layers: str, choose: str, sparse: int
+) -> None:
+    section = (
+        f"sparsity:\n  layers: {layers}\n  prune: {{method: magnitude, density: 0.3}}\n"
+        f"  format: {{kind: csr}}\n  choose: {choose}\n"
+    )
+    recipe = write_mlp(tmp_path, RECIPE + section)
+    answer = tapml("run", recipe, cwd=tmp_path)
+    assert answer.code == 0, answer.stderr
+    manifest = codec.read_json(Path(answer.data["bundle"]) / "manifest.json")
+    chosen = {row["region"] for row in manifest["regions"] if row["chosen"] != "dense"}
+    assert len(chosen) == sparse
+    assert answer.data["facts"]["carve"]["failed"] == []
+
+
+def test_a_changed_gate_or_comment_re_runs_nothing(tapml: Callable, tmp_path: Path) -> None:
+    recipe = write_mlp(tmp_path)
+    assert tapml("run", recipe, cwd=tmp_path).code == 0
+    recipe.write_text(
+        RECIPE.replace("validation: {", "validation: {gates: {bundle_mib: 50.0}, ")
+        + "# a comment\n"
+    )
+    again = tapml("run", recipe, cwd=tmp_path)
+    assert again.code == 0, again.stderr
+    assert set(again.states.values()) == {"hit"}
+
+
+def test_new_weights_with_the_same_mask_re_tune_nothing(tapml: Callable, tmp_path: Path) -> None:
+    section = "sparsity:\n  layers: [hidden]\n  prune: {method: magnitude, density: 0.3}\n"
+    recipe = write_mlp(tmp_path, RECIPE + section)
+    assert tapml("run", recipe, cwd=tmp_path).code == 0
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(tmp_path / "mlp.onnx")
+    for tensor in model.graph.initializer:
+        doubled = numpy_helper.to_array(tensor) * np.float32(2)
+        tensor.CopyFrom(numpy_helper.from_array(doubled, tensor.name))
+    onnx.save(model, tmp_path / "mlp.onnx")
+    again = tapml("run", recipe, cwd=tmp_path)
+    assert again.code == 0, again.stderr
+    assert again.states["import"] == again.states["codegen"] == "ran"
+    assert again.states["tensorir"] == again.states["metaschedule"] == "hit"
