@@ -82,7 +82,9 @@ def package_digest(cls: type[Stage]) -> str | None:
     if not folders and module.__file__:
         files = [(Path(module.__file__).parent, Path(module.__file__))]
     total = hashlib.sha256()
-    for relative, path in sorted((path.relative_to(folder).as_posix(), path) for folder, path in files):
+    for relative, path in sorted(
+        (path.relative_to(folder).as_posix(), path) for folder, path in files
+    ):
         total.update(f"{relative}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return total.hexdigest()
 

@@ -10,13 +10,13 @@ from typing import Any, TypeVar, cast
 from pydantic import ValidationError
 
 from .. import target as targets
-from ..errors import RecipeError, RecipeErrors, TapmlError, nearest
+from ..errors import EnvironmentalError, RecipeError, RecipeErrors, nearest
 from ..registry import Registry, installed
 from ..stage import File, Frozen, PythonFunction, PythonRef, SectionT, Target
 from . import loader, resolve, text
-from .positions import Node, locate, path_of
+from .positions import Node, dotted, locate, path_of
 from .schema import HEAD_KEYS, NOTE, VERSION, GateFields, Gates, Head, Schema, compose, json_schema
-from .validate import explain, validate
+from .validate import validate
 
 __all__ = ["Gates", "Recipe", "json_schema", "load"]
 
@@ -167,7 +167,8 @@ def load(path: Path, overrides: Sequence[str] = (), registry: Registry | None = 
     recipe points at is not installed.
     """
     registry = registry or installed()
-    tree, errors, broken = _read(path)
+    document = text.read(path)
+    tree = document.root
     for one in overrides:
         tree = loader.override(tree, one)
     if error := _wrong_version(tree):
@@ -176,29 +177,21 @@ def load(path: Path, overrides: Sequence[str] = (), registry: Registry | None = 
     assert isinstance(tree.value, dict)
     fields = {key: entry for key, entry in tree.value.items() if not key.startswith(NOTE)}
     checked = replace(tree, value=fields)
-    root, wrong = validate(schema.root, checked)
-    errors += [e for e in wrong if not _depends(e, checked, broken)]
-    missing = _references(checked, errors)
-    if errors:
+    root, wrong = validate(schema.root, checked, broken=document.broken)
+    errors, missing = _wrong_references(checked)
+    if errors := [*document.errors, *wrong, *errors]:
         raise loader.combined(errors)
     if missing:
         raise missing[0]
     assert root is not None
     head = Head(**{key: getattr(root, key) for key in HEAD_KEYS})
-    sections = {name: cast(Frozen, getattr(root, name)) for name in schema.sections if name in fields}
+    sections = {
+        name: cast(Frozen, getattr(root, name))
+        for name in schema.sections
+        if getattr(root, name) is not None
+    }
     full = _target(sections, tree)
     return Recipe(path.resolve(), head, full, sections, tree, schema, registry)
-
-
-def _read(path: Path) -> tuple[Node, list[RecipeError], list[tuple[str | int, ...]]]:
-    name = str(path)
-    try:
-        with path.open("rb") as data:
-            content = data.read(loader.MAX_BYTES + 1)
-    except OSError as error:
-        message = "no such file" if isinstance(error, FileNotFoundError) else f"{error.strerror}"
-        raise RecipeError(where=name, message=message) from error
-    return text.mapping(content, name)
 
 
 def _wrong_version(tree: Node) -> RecipeError | None:
@@ -211,24 +204,20 @@ def _wrong_version(tree: Node) -> RecipeError | None:
     return loader.error_at(version.position, ("version",), message, hint)
 
 
-def _depends(error: RecipeError, tree: Node, broken: list[tuple[str | int, ...]]) -> bool:
-    """Whether an error follows from a value that is missing because of another error."""
-    path = path_of(tree, error.field)
-    return any(path[: len(one)] == one for one in broken)
-
-
-def _references(tree: Node, errors: list[RecipeError]) -> list[TapmlError]:
-    """Adds what is wrong with `${…}` to `errors`; returns the packages that are missing."""
-    missing: list[TapmlError] = []
+def _wrong_references(tree: Node) -> tuple[list[RecipeError], list[EnvironmentalError]]:
+    """What is wrong with the `${…}` of a recipe, and which packages they miss."""
+    errors: list[RecipeError] = []
+    missing: list[EnvironmentalError] = []
     for path, node in tree.nodes():
         if isinstance(node.value, str) and "${" in node.value:
             try:
                 resolve.check_references(node.value)
             except RecipeError as error:
                 errors.append(loader.error_at(node.position, path, error.message, error.hint))
-            except TapmlError as error:
-                missing.append(replace(error, message=f"{node.position.where}: {error.message}"))
-    return missing
+            except EnvironmentalError as error:
+                message = f"{node.position.where}: {dotted(path)}: {error.message}"
+                missing.append(replace(error, message=message))
+    return errors, missing
 
 
 def _target(sections: dict[str, Frozen], tree: Node) -> Target:

@@ -14,7 +14,18 @@ from typing import cast
 import yaml
 
 from ..errors import RecipeError, RecipeErrors
-from .positions import Entry, Node, Path, Position, Scalar, Source, dotted, path_of, printable, shorten
+from .positions import (
+    Entry,
+    Node,
+    Path,
+    Position,
+    Scalar,
+    Source,
+    dotted,
+    path_of,
+    printable,
+    shorten,
+)
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 40
@@ -42,7 +53,9 @@ class Document:
 def decode(data: bytes, name: str) -> str:
     """The text of a recipe file. Raises: RecipeError when it is too large or no UTF-8."""
     if len(data) > MAX_BYTES:
-        raise RecipeError(where=name, message=f"file of {len(data)} bytes; at most {MAX_BYTES} are read")
+        raise RecipeError(
+            where=name, message=f"file of {len(data)} bytes; at most {MAX_BYTES} are read"
+        )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -132,7 +145,9 @@ def _replaced(node: Node, path: Path, new: Node, place: Position, whole: Path) -
         node = Node(place, {})
     if not isinstance(node.value, dict):
         noun = "a list" if isinstance(node.value, list) else shorten(node.value)
-        raise RecipeError(where=place.where, message=f"{here} is {noun}, not a section; set it whole")
+        raise RecipeError(
+            where=place.where, message=f"{here} is {noun}, not a section; set it whole"
+        )
     key = str(path[0])
     entry = node.value.get(key, Entry(place, Node(place, None)))
     below = _replaced(entry.node, path[1:], new, place, whole)
@@ -205,7 +220,11 @@ class _Builder:
         name = cast(str, event.anchor)
         found = self.anchors.get(name)
         if found is None:
-            what = "stands inside its own value" if name in self.anchors else "is defined nowhere above"
+            what = (
+                "stands inside its own value"
+                if name in self.anchors
+                else "is defined nowhere above"
+            )
             raise self.error(path, f"the anchor of alias *{printable(name)} {what}")
         node, size = found
         self.count += size
@@ -249,7 +268,9 @@ class _Builder:
             return None
         node = self.node((*path, "?"))
         if node.value == "<<" and event.style is None:
-            self.report(path, "merge keys (<<) are not allowed; repeat the fields", position, broken=False)
+            self.report(
+                path, "merge keys (<<) are not allowed; repeat the fields", position, broken=False
+            )
             return None
         if not isinstance(node.value, str):
             if (*path, "?") not in self.broken:

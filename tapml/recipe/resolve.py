@@ -96,7 +96,9 @@ def locate(text: str, folder: Path, *, may_be_absolute: bool) -> Located:
         raise RecipeError(message=f"{shorten(text)}: {_reason(error)}") from error
     if not path.is_relative_to(root):
         message = f"{shorten(text)} leaves the {'package' if package else 'recipe'}'s folder"
-        hint = "" if package else "put the file beside the recipe, or give an absolute path by --set"
+        hint = (
+            "" if package else "put the file beside the recipe, or give an absolute path by --set"
+        )
         raise RecipeError(message=message, hint=hint)
     return Located(path, root, package)
 
@@ -151,7 +153,11 @@ def expand_glob(pattern: str, folder: Path, *, may_be_absolute: bool) -> dict[st
 
     Raises: RecipeError when there is none, or too many.
     """
-    head, magic, _ = re.split(r"([*?\[])", pattern, maxsplit=1)[:3] if glob.has_magic(pattern) else (pattern, "", "")
+    head, magic, _ = (
+        re.split(r"([*?\[])", pattern, maxsplit=1)[:3]
+        if glob.has_magic(pattern)
+        else (pattern, "", "")
+    )
     if not magic:
         located = locate(pattern, folder, may_be_absolute=may_be_absolute)
         digest_file(located, pattern)
@@ -241,4 +247,6 @@ def _nearest_file(path: Path) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    return printable(error.strerror if isinstance(error, OSError) and error.strerror else str(error))
+    return printable(
+        error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    )

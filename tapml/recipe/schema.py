@@ -53,7 +53,9 @@ class Gates(Frozen):
     max_error: float | None = Field(
         None, gt=0, description="Largest error relative to the range of the output"
     )
-    latency_vs: LatencyLimit | None = Field(None, description="Limit of our latency beside another's")
+    latency_vs: LatencyLimit | None = Field(
+        None, description="Limit of our latency beside another's"
+    )
     bundle_mib: float | None = Field(None, gt=0, description="Largest size of the bundle, MiB")
 
 

@@ -1,32 +1,41 @@
-"""A file's text as a mapping with places, and plain data as text again: YAML that loads back, and flat fields."""
+"""A file's text as a document with places, and plain data as text again: YAML that loads back, and flat fields."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path as FilePath
 from typing import Any, cast
 
 import yaml
 
 from ..errors import RecipeError
 from . import loader
-from .positions import Node, Path, Source
+from .positions import Source, printable
 
 
-def mapping(content: bytes, name: str) -> tuple[Node, list[RecipeError], list[Path]]:
-    """The tree of a file whose root is a mapping, the errors that leave a tree, and the paths they broke.
+def read(path: FilePath) -> loader.Document:
+    """The document of a file, whose root is a mapping.
 
-    Raises: RecipeError when there is no tree, or its root is no mapping.
+    Raises: RecipeError when there is no such file, no tree in it, or its root is no mapping.
     """
-    document = loader.parse(Source(name, loader.decode(content, name)))
+    name = str(path)
+    try:
+        with path.open("rb") as data:
+            content = data.read(loader.MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        missing = isinstance(error, FileNotFoundError)
+        reason = "no such file" if missing else getattr(error, "strerror", None) or str(error)
+        raise RecipeError(where=printable(name), message=reason) from error
+    document = loader.parse(Source(printable(name), loader.decode(content, name)))
     root = document.root
     if not isinstance(root.value, dict):
         what = "the file is empty" if root.value is None else "the file holds no mapping"
         raise loader.combined([*document.errors, loader.error_at(root.position, (), what)])
-    return root, document.errors, document.broken
+    return document
 
 
 def dump(data: dict[str, Any]) -> str:
-    """Plain data as YAML that `mapping` reads back to equal data."""
+    """Plain data as YAML that `read` reads back to equal data."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 

@@ -33,21 +33,37 @@ _KIND_OF = {
 }
 
 
-def validate(model: type[ModelT], root: Node, at: Path = ()) -> tuple[ModelT | None, list[RecipeError]]:
-    """The instance of `model` that a tree describes, or what is wrong with it."""
+def validate(
+    model: type[ModelT], root: Node, *, at: Path = (), broken: Sequence[Path] = ()
+) -> tuple[ModelT | None, list[RecipeError]]:
+    """The instance of `model` that a tree describes, or what is wrong with it.
+
+    In: `at`, the path of `root` in its document; `broken`, paths of `root` below which errors were reported already,
+        so that what is wrong there only follows from them.
+    """
     try:
         # JSON, since strict python mode refuses lists for tuples
         return model.model_validate_json(json.dumps(root.data)), []
     except ValidationError as error:
-        return None, explain(model, root, error.errors(include_url=False), at)
+        return None, explain(model, root, error, at=at, broken=broken)
 
 
 def explain(
-    model: type[Frozen], root: Node, details: Sequence[ErrorDetails], at: Path = ()
+    model: type[Frozen],
+    root: Node,
+    error: ValidationError,
+    *,
+    at: Path = (),
+    broken: Sequence[Path] = (),
 ) -> list[RecipeError]:
-    """An error for each cause; `at` is the path of `root` in its document."""
+    """An error for each cause, as in `validate`."""
     schema = model.model_json_schema()
-    problems = _of_best_arms([_Problem.of(root, detail) for detail in details])
+    found = [_Problem.of(root, detail) for detail in error.errors(include_url=False)]
+    problems = [
+        problem
+        for problem in _of_best_arms(found)
+        if not any(problem.path[: len(path)] == path for path in broken)
+    ]
     errors: list[RecipeError] = []
     misspelt: dict[Path, set[str]] = {}
     for problem in problems:
@@ -116,7 +132,9 @@ def _of_best_arms(problems: list[_Problem]) -> list[_Problem]:
             continue
         deeper = [p for arm in arms.values() for p in arm if not p.is_wrong_type]
         first = next(iter(arms.values()))[0]
-        kinds = dict.fromkeys(_KIND_OF[p.type] for arm in arms.values() for p in arm if p.is_wrong_type)
+        kinds = dict.fromkeys(
+            _KIND_OF[p.type] for arm in arms.values() for p in arm if p.is_wrong_type
+        )
         text = f"expected {' or '.join(kinds)}, not {_kind(first.value)}"
         kept += deeper or [_Problem(first.path, "union", text, {}, first.value, None)]
     return kept
@@ -207,7 +225,9 @@ def _arms(schema: JsonSchema, arms: list[JsonSchema], node: Node | None) -> list
         elif "discriminator" in arm:
             tag = node.child(arm["discriminator"]["propertyName"]) if node is not None else None
             mapping = arm["discriminator"]["mapping"]
-            chosen = mapping.get(tag.value) if tag is not None and isinstance(tag.value, str) else None
+            chosen = (
+                mapping.get(tag.value) if tag is not None and isinstance(tag.value, str) else None
+            )
             refs = [chosen] if chosen else list(mapping.values())
             found += _arms(schema, [{"$ref": ref} for ref in refs], node)
         elif "anyOf" in arm or "oneOf" in arm:
