@@ -58,7 +58,7 @@ def validate(stage: Validation, inputs: Inputs, ctx: Context) -> Outputs:
             raise StageError(message=error.message, hint=_blame(carved)) from error
         metric = _metric(stage, cases, outputs)
         ctx.progress(2, 4, "timing")
-        peer_model = inputs["reference"] / meta["peer_model"] if meta.get("peer_model") else None
+        peer_model = inputs["reference"] / meta["model"] if meta["model"] else None
         latencies = _latencies(stage, ours, peer_model, _timed_cases(cases, source.io.buckets), ctx)
     facts = {
         "metric": metric,
@@ -68,7 +68,7 @@ def validate(stage: Validation, inputs: Inputs, ctx: Context) -> Outputs:
                 "sizes": dict(one.sizes),
                 "threads": threads,
                 "ours_ms": asdict(one.ours),
-                "peer": meta.get("peer", ""),
+                "peer": meta["peer"] or "",
                 "peer_ms": asdict(one.theirs) if one.theirs else None,
                 "ratio": one.ratio,
             }

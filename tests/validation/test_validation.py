@@ -38,7 +38,7 @@ def write_reference(folder: Path, weights: dict[str, np.ndarray]) -> Path:
     for kind in ("original", "pruned", "unoptimized"):
         codec.write_npz(folder / f"outputs_{kind}.npz", outputs)
     codec.write_json(folder / "cases.json", rows)
-    codec.write_json(folder / "meta.json", {"peer": "", "peer_model": None})
+    codec.write_json(folder / "meta.json", {"peer": None, "model": None})
     return folder
 
 
