@@ -30,13 +30,15 @@ ELEMENTWISE = UNARY | BINARY
 class Writer:
     """The new body in the making. `values`: old variable → new expression; `definitions`: new variable → its value."""
 
-    def __init__(self, mod: Any, params: Sequence[Any] = (), num_input: int = 0) -> None:
+    def __init__(
+        self, mod: Any, params: Sequence[Any] = (), num_input: int = 0, builder: Any = None
+    ) -> None:
         self.mod = mod
         self.values: dict[Any, Any] = {}
         self.definitions: dict[Any, Any] = {}
         self._weights = set(params[num_input:])
         self._names = {param.name for param in params}
-        self._builder = rx.BlockBuilder(mod)
+        self._builder = rx.BlockBuilder(mod) if builder is None else builder
         self._bindings: list[Any] = []
         self._name = "value"
         self._added = 0
@@ -94,6 +96,14 @@ class Writer:
         """A function over all that was written."""
         body = rx.SeqExpr([rx.DataflowBlock(self._bindings)], result)
         return rx.Function(params, self._builder.normalize(body), None, True, attrs)
+
+    def nested(self, params: Sequence[Any]) -> Writer:
+        """A writer for another function of the same module."""
+        return Writer(self.mod, params, len(params), self._builder)
+
+    def add_function(self, func: Any, name: str) -> Any:
+        """The global variable of a function added to the module; equal functions are added once."""
+        return self._builder.add_func(func, name)
 
     def module(self) -> Any:
         """The module with the PrimFuncs that `call_te` added."""

@@ -32,10 +32,10 @@ def _visit(writer: Writer, _var: Any, value: Any) -> Any:
             if same_shape(shape_of(origin), shape_of(result)):
                 return origin
             if name == "relax.reshape":
-                return rx.op.reshape(origin, result.ty.shape.values)
+                return rx.op.reshape(origin, shape_of(result))
     if name == "relax.permute_dims":
         axes = permutation(value)
-        if before := writer.definition(value.args[0], "relax.permute_dims"):
+        if (before := writer.definition(value.args[0], "relax.permute_dims")) is not None:
             inner = permutation(before)
             axes = [inner[axis] for axis in axes]
             value = rx.op.permute_dims(before.args[0], axes)
@@ -55,7 +55,7 @@ def _without_broadcasts(writer: Writer, value: Any) -> Any:
     """An elementwise call that broadcasts by itself what was broadcast for it."""
     shape = shape_of(writer.typed(value))
     for k in range(2):
-        if before := writer.definition(value.args[k], "relax.broadcast_to"):
+        if (before := writer.definition(value.args[k], "relax.broadcast_to")) is not None:
             args = list(value.args)
             args[k] = before.args[0]
             shorter = rx.Call(value.op, args, value.attrs, value.ty_args)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from ..compat import tvm
 from ..dataflow import (
     ELEMENTWISE,
     Writer,
@@ -46,22 +45,14 @@ def mark_regions(mod: Any) -> Any:
     mod = _flatten_rows(mod)
     func = mod["main"]
     values = dict(bindings(func))
-    calls: dict[Any, tuple[Any, list[Any]]] = {}
-    mod = tvm.IRModule(mod.functions, attrs=mod.attrs)
-    for k, region in enumerate(find_regions(func)):
-        outlined, inputs = _outline(mod, values, region)
-        mod[f"region_{k}"] = outlined
-        gvar = mod.get_global_var(f"region_{k}")
-        rx.expr._update_type(
-            gvar, outlined.ty
-        )  # what BlockBuilder.add_func does, without merging equal functions
-        calls[region.members[-1]] = (gvar, inputs)
-    results = {var.name: call for var, call in calls.items()}
+    regions = {region.members[-1].name: region for region in find_regions(func)}
+    names = {result: f"region_{k}" for k, result in enumerate(regions)}
 
     def visit(writer: Writer, var: Any, _value: Any) -> Any:
-        if var.name not in results:
+        if var.name not in regions:
             return None
-        gvar, inputs = results[var.name]
+        outlined, inputs = _outline(writer, values, regions[var.name])
+        gvar = writer.add_function(outlined.with_attr(COMPOSITE, names[var.name]), names[var.name])
         return rx.Call(gvar, [writer.substitute(one) for one in inputs])
 
     return remove_dead_code(rewrite(mod, visit))
@@ -130,7 +121,7 @@ def _longest_with_one_result(
     return tuple(next(chain[:end] for end in range(len(chain), 0, -1) if closed(chain[:end])))
 
 
-def _outline(mod: Any, values: dict[Any, Any], region: Region) -> tuple[Any, list[Any]]:
+def _outline(outer: Writer, values: dict[Any, Any], region: Region) -> tuple[Any, list[Any]]:
     """The function of a region and the variables of `main` to call it with."""
     members = _with_reshaped_weights(values, region)
     inner = set(members)
@@ -138,8 +129,8 @@ def _outline(mod: Any, values: dict[Any, Any], region: Region) -> tuple[Any, lis
     inputs = list(
         dict.fromkeys(leaf for leaf in reads if isinstance(leaf, rx.Var) and leaf not in inner)
     )
-    writer = Writer(mod)
     params = [rx.Var(var.name, var.ty) for var in inputs]
+    writer = outer.nested(params)
     writer.values.update(zip(inputs, params, strict=True))
     for var in members:
         writer.bind(var, values[var], result=var is members[-1])

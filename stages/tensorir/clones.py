@@ -1,0 +1,85 @@
+"""Buckets: exact-size copies of `main`, and the `main` that chooses among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tvm_ffi
+
+from ..compat import tvm
+from ..dataflow import rx
+
+DYNAMIC = "main_dyn"
+
+
+def clone_names(buckets: Sequence[dict[str, int]]) -> dict[str, dict[str, int]]:
+    """Name of each copy of `main` → the sizes that it is for; `main` alone when there are no buckets."""
+    if not buckets:
+        return {"main": {}}
+    dims = sorted({dim for bucket in buckets for dim in bucket})
+    initials = [dim[0] for dim in dims]
+    label = dict(zip(dims, initials if len(set(initials)) == len(initials) else dims, strict=True))
+
+    def name(bucket: dict[str, int]) -> str:
+        return "main_" + "_".join(f"{label[dim]}{bucket[dim]}" for dim in sorted(bucket))
+
+    return {**{name(bucket): dict(bucket) for bucket in buckets}, DYNAMIC: {}}
+
+
+def clone_buckets(mod: Any, clones: dict[str, dict[str, int]]) -> Any:
+    """`mod` with a copy of `main` per clone, bound to its sizes, in place of `main`."""
+    if list(clones) == ["main"]:
+        return mod
+    functions = {gvar: func for gvar, func in mod.functions.items() if gvar.name_hint != "main"}
+    out = tvm.IRModule(functions, attrs=mod.attrs)
+    for name, sizes in clones.items():
+        out[name] = rx.utils.copy_with_new_vars(mod["main"]).with_attr("global_symbol", name)
+        if sizes:
+            out = rx.transform.BindSymbolicVars(
+                {dim: tvm.tirx.IntImm("int64", size) for dim, size in sizes.items()}, name
+            )(out)
+    return out
+
+
+def add_dispatcher(mod: Any, clones: dict[str, dict[str, int]]) -> Any:
+    """`mod` with a `main` that calls the clone for the sizes of its inputs, and the symbolic one for all others."""
+    if list(clones) == ["main"]:
+        return mod
+    dynamic = mod[DYNAMIC]
+    template = rx.utils.copy_with_new_vars(dynamic)
+    params = list(template.params)
+    symbols = {var.name: var for var in rx.analysis.defined_symbolic_vars(template)}
+    result_type = template.ret_ty
+    builder = rx.BlockBuilder(mod)
+
+    def call(name: str) -> Any:
+        """A branch: the arguments cast to the clone's types, the result to the common one."""
+        clone = mod[name]
+        bindings, args = [], []
+        for param, wanted in zip(params, clone.params, strict=True):
+            if tvm_ffi.structural_equal(param.ty, wanted.ty) or name == DYNAMIC:
+                args.append(param)
+                continue
+            cast = rx.Var(f"{param.name}_{name}", wanted.ty)
+            bindings.append(rx.MatchCast(cast, param, wanted.ty))
+            args.append(cast)
+        gvar = mod.get_global_var(name)
+        rx.expr._update_type(gvar, clone.ty)  # passes that rename or add functions leave it empty
+        value = builder.normalize(rx.Call(gvar, args))
+        result = rx.Var(f"result_{name}", value.ty)
+        bindings.append(rx.VarBinding(result, value))
+        common = rx.Var(f"common_{name}", result_type)
+        bindings.append(rx.MatchCast(common, result, result_type))
+        return rx.SeqExpr([rx.BindingBlock(bindings)], common)
+
+    body = call(DYNAMIC)
+    for name, sizes in reversed([one for one in clones.items() if one[1]]):
+        condition = tvm.tirx.all(*(symbols[dim] == size for dim, size in sizes.items()))
+        chosen = rx.Var(f"choose_{name}", result_type)
+        branch = rx.If(condition, call(name), body)
+        body = rx.SeqExpr([rx.BindingBlock([rx.VarBinding(chosen, branch)])], chosen)
+    main = rx.Function(params, body, result_type, True, dynamic.attrs).with_attr("global_symbol", "main")
+    out = tvm.IRModule(mod.functions, attrs=mod.attrs)
+    out["main"] = main
+    return out

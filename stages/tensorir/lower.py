@@ -1,0 +1,118 @@
+"""From Relax operators to call_tir of unscheduled PrimFuncs, one per group of fused operators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import tvm_ffi
+
+from tapml.errors import StageError
+
+from ..compat import tvm
+from ..dataflow import bindings, op_name, remove_dead_code, rx
+from ..program import Program
+from .clones import add_dispatcher, clone_buckets, clone_names
+from .dense import CLONE, REGION, pack_dense
+from .layout import block_layout
+
+TRANSFORM = "main_transform_params"
+TRANSFORM_ONLY = "tapml.transform"
+
+
+@dataclass(eq=False, kw_only=True)
+class UnloweredOpError(StageError):
+    """Operators that have no TensorIR implementation in this TVM."""
+
+    ops: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"no lowering to TensorIR for: {', '.join(self.ops)}"
+
+
+def lower(program: Program, lanes: int) -> tuple[Any, dict[str, dict[str, int]]]:
+    """The lowered module and its clones (name → sizes).
+
+    Raises: UnloweredOpError, naming each operator without a legalization.
+    Source: TVM's `zero` pipeline without FoldConstant, after our layout pass and with packing lifted out of `main`.
+    """
+    clones = clone_names(program.io.buckets if program.io.dims else ())
+    mod = clone_buckets(program.mod, clones)
+    for name in clones:
+        mod = pack_dense(block_layout(mod, lanes, name), name)
+    mod = remove_dead_code(mod, *clones)
+    mod = _lift_packing(mod, tuple(clones))
+    mod = rx.transform.LegalizeOps()(mod)
+    if left := unlowered_ops(mod):
+        raise UnloweredOpError(stage="tensorir", ops=left)
+    mod = _mark_primitive(mod)
+    entries = (*clones, TRANSFORM)
+    steps = [
+        rx.transform.AnnotateTIROpPattern(),
+        rx.transform.DeadCodeElimination(list(entries)),
+        rx.transform.FuseOps(2),
+        rx.transform.FuseTIR(),
+        rx.transform.DeadCodeElimination(list(entries)),
+    ]
+    mod = tvm.transform.Sequential(steps)(mod)
+    return add_dispatcher(_annotate(mod, tuple(clones)), clones), clones
+
+
+def unlowered_ops(mod: Any) -> tuple[str, ...]:
+    """Names of operators that are still Relax calls."""
+    found = {
+        op_name(value)
+        for func in mod.functions.values()
+        if isinstance(func, rx.Function)
+        for _, value in bindings(func)
+        if isinstance(value, rx.Call) and isinstance(value.op, tvm.ir.Op)
+    }
+    return tuple(sorted(found - {"relax.call_tir"}))
+
+
+def kernels_of(mod: Any, name: str) -> list[str]:
+    """Names of the PrimFuncs that a Relax function calls, in order, one per call."""
+    return [
+        value.args[0].name_hint for _, value in bindings(mod[name]) if op_name(value) == "relax.call_tir"
+    ]
+
+
+def _lift_packing(mod: Any, clones: tuple[str, ...]) -> Any:
+    """`mod` whose clones take packed weights; what packs them is one function for all, `main_transform_params`."""
+    mod = rx.transform.LiftTransformParams()(mod)
+    lifted = [mod[f"{name}_transform_params"].without_attr("global_symbol") for name in clones]
+    for name, func in zip(clones, lifted, strict=True):
+        if not tvm_ffi.structural_equal(func, lifted[0], map_free_vars=True):
+            raise StageError(message=f"{name} packs its weights unlike {clones[0]}")
+    functions = {gvar: func for gvar, func in mod.functions.items() if not gvar.name_hint.endswith("_transform_params")}
+    out = tvm.IRModule(functions, attrs=mod.attrs)
+    out[TRANSFORM] = lifted[0].with_attr("global_symbol", TRANSFORM)
+    return out
+
+
+def _mark_primitive(mod: Any) -> Any:
+    """`mod` in which each region's function is one group for FuseTIR."""
+    out = tvm.IRModule(mod.functions, attrs=mod.attrs)
+    for gvar, func in mod.functions.items():
+        if func.attrs and REGION in func.attrs:
+            out.update_func(gvar, func.with_attr("Primitive", 1))
+    return out
+
+
+def _annotate(mod: Any, clones: tuple[str, ...]) -> Any:
+    """`mod` whose PrimFuncs say which region and clone they are of, or that they only pack weights."""
+    running = {kernel for name in clones for kernel in kernels_of(mod, name)}
+    out = tvm.IRModule(mod.functions, attrs=mod.attrs)
+    for gvar, func in mod.functions.items():
+        if not isinstance(func, tvm.tirx.PrimFunc):
+            continue
+        name = gvar.name_hint
+        if name not in running:
+            func = func.with_attr(TRANSFORM_ONLY, 1)
+        elif name.startswith("region_"):
+            region, clone = name.split("__", 1)
+            func = func.with_attr(REGION, region).with_attr(CLONE, clone)
+        out.update_func(gvar, func)
+    return out
+
+
