@@ -1,4 +1,4 @@
-"""Stages by name, found through the entry points of installed distributions; built-ins use the same door as plug-ins."""
+"""Stages by name, from the entry points of installed distributions; built-ins use the same door."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class Registry:
         return self.loaders[name]()
 
     def sections(self) -> dict[str, list[type[Frozen]]]:
-        """Recipe sections → the models of their fields, each stage's own, in order of stage names."""
+        """Recipe sections → the models of their fields, in order of the stages' names."""
         found: dict[str, list[type[Frozen]]] = {}
         for name in self.names():
             for section, model in self.stage_class(name).sections.items():
@@ -53,7 +53,7 @@ class Registry:
 def installed() -> Registry:
     """The stages of every installed distribution."""
     points = metadata.entry_points(group=GROUP)
-    return Registry({point.name: cache(lambda point=point: _load(point)) for point in points})
+    return Registry({point.name: partial(_load, point) for point in points})
 
 
 def stage_names() -> tuple[str, ...]:
@@ -89,6 +89,7 @@ def package_digest(cls: type[Stage]) -> str | None:
     return total.hexdigest()
 
 
+@cache
 def _load(point: metadata.EntryPoint) -> type[Stage]:
     owner = point.dist.name if point.dist else point.module
     try:

@@ -1,4 +1,4 @@
-"""Where the recipes and the workflows that ship with tapml lie (package data; symlinks in a checkout)."""
+"""Where the shipped recipes and workflows lie (package data; symlinks in a checkout)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The recipe's target, resolved to full text from a table of LLVM's CPUs: no TVM, no LLVM.
 
-The table, `llvm_cpus.json`, is written by `python -m tapml_stages.platforms.llvm_table` from the wheel's own LLVM.
+The table, `llvm_cpus.json`, comes from the LLVM in the wheel: `python -m
+tapml_stages.platforms.llvm_table` writes it.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from pydantic import Field
 from .errors import RecipeError, nearest
 from .stage import Device, Frozen, Target
 
-# LLVM feature → Linux's name of it in /proc/cpuinfo. Only features that code generation for numeric code may use:
-# a hypervisor hides others (pku, mwaitx, rdpru), which does not make the CPU an older one.
+# LLVM feature → Linux's name of it in /proc/cpuinfo. Only what numeric code may use: where a
+# hypervisor hides others (pku, mwaitx, rdpru), the CPU is no older one for it.
 _X86_FLAGS: Mapping[str, str] = {
     "adx": "adx",
     "aes": "aes",
@@ -126,11 +127,13 @@ PRESETS: Mapping[str, tuple[str, str]] = {
 }
 HOST = "cpu"
 
-# vendor of /proc/cpuinfo → names of its CPUs in LLVM, oldest to newest where equal features leave a choice
+# vendor of /proc/cpuinfo → LLVM's names of its CPUs; of equally capable ones the last is taken
 _VENDORS: Mapping[str, tuple[str, ...]] = {
-    "AuthenticAMD": ("k8", "opteron", "amdfam10", "btver1", "btver2")
-    + tuple(f"bdver{n}" for n in range(1, 5))
-    + tuple(f"znver{n}" for n in range(1, 6)),
+    "AuthenticAMD": (
+        *("opteron", "k8", "amdfam10", "btver1", "btver2"),
+        *("bdver1", "bdver2", "bdver3", "bdver4"),
+        *("znver1", "znver2", "znver3", "znver4", "znver5"),
+    ),
     "GenuineIntel": (
         *("core2", "penryn", "nehalem", "westmere", "silvermont", "sandybridge", "ivybridge"),
         *("haswell", "broadwell", "goldmont", "goldmont-plus", "tremont", "skylake"),
@@ -169,9 +172,9 @@ _ARM_PARTS: Mapping[tuple[int, int], str] = {
 class DeviceSection(Frozen):
     """Where the library is run and measured."""
 
-    kind: Literal["local"] = Field("local", description="`local`: this machine")
+    kind: Literal["local"] = Field(default="local", description="`local`: this machine")
     threads: int | None = Field(
-        None,
+        default=None,
         ge=1,
         le=4096,
         description="Threads of the library and its peer; all cores if left out",
@@ -182,13 +185,15 @@ class TargetSection(Frozen):
     """What to compile for, and where to run it."""
 
     preset: str | None = Field(
-        None, description="`cpu`: this machine (the default); or a level such as x86-64-v3"
+        default=None, description="`cpu`: this machine (the default); or a level such as x86-64-v3"
     )
-    kind: Literal["llvm"] = Field("llvm", description="Code generator")
-    mcpu: str | None = Field(None, description="LLVM's name of the CPU (znver3), over the preset's")
-    mtriple: str | None = Field(None, description="LLVM's target triple, over the preset's")
+    kind: Literal["llvm"] = Field(default="llvm", description="Code generator")
+    mcpu: str | None = Field(
+        default=None, description="LLVM's name of the CPU (znver3), over the preset's"
+    )
+    mtriple: str | None = Field(default=None, description="LLVM's target triple, over the preset's")
     cores: int | None = Field(
-        None, ge=1, le=4096, description="Cores to compile for; this machine's if left out"
+        default=None, ge=1, le=4096, description="Cores to compile for; this machine's if left out"
     )
     device: DeviceSection = Field(default_factory=DeviceSection, description="Where it is run")
 
@@ -240,8 +245,8 @@ def cpuinfo_flags(target: Target) -> tuple[str, ...]:
 def host_cpu(cpuinfo: str, arch: str) -> str:
     """LLVM's name of the CPU that a /proc/cpuinfo describes.
 
-    x86-64: the most capable one of the vendor's whose features are all there, else the highest level of the
-    architecture. aarch64: by implementer and part. Both fall back to the generic one.
+    x86-64: the most capable one of the vendor's whose features are all there, else the highest
+    level of the architecture. aarch64: by implementer and part. Both fall back to generic.
     """
     fields = _first_cpu(cpuinfo)
     if arch == "aarch64":

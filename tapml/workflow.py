@@ -1,7 +1,8 @@
 """The graph of stages that a recipe's workflow describes.
 
-An input of a stage binds to the node in `needs` that gives its kind; where two do and one feeds the other, to the
-later. A node whose `when` section the recipe lacks is left out: what it would replace passes through it.
+An input of a stage binds to the node in `needs` that gives its kind; where two do and one feeds the
+other, to the later. A node whose `when` section the recipe lacks is left out: what it would replace
+passes through it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
@@ -37,11 +38,13 @@ Bindings = dict[str, Output]  # input of a stage → what it is given
 class Node(Frozen):
     """A stage's place in a workflow."""
 
-    stage: str | None = Field(None, description="Name of the stage; the node's own when left out")
-    needs: tuple[str, ...] | dict[str, str] = Field(
-        (), description="Nodes that it takes its inputs from, or input → node"
+    stage: str | None = Field(
+        default=None, description="Name of the stage; the node's own when left out"
     )
-    when: str | None = Field(None, description="Section without which the node is left out")
+    needs: tuple[str, ...] | dict[str, str] = Field(
+        default=(), description="Nodes that it takes its inputs from, or input → node"
+    )
+    when: str | None = Field(default=None, description="Section without which the node is left out")
     params: dict[str, Any] = Field(
         default_factory=dict, alias="with", description="Parameters of the stage, over the recipe's"
     )
@@ -73,7 +76,7 @@ class Workflows:
 
 
 def find(recipe_path: Path, explicit: Path | None = None) -> Path:
-    """The workflow file of a recipe: `explicit`, else of the nearest folder above, else the packaged one."""
+    """`explicit`, else the nearest one in a folder above the recipe, else the packaged one."""
     if explicit is not None:
         return explicit
     above = (folder / FILE for folder in recipe_path.resolve().parents)
@@ -102,9 +105,10 @@ def load(path: Path) -> Workflows:
 def graph(recipe: Recipe, workflow_file: Path) -> nx.DiGraph[str]:
     """The stages that the recipe's workflow runs, as instances.
 
-    Out: node → attributes `stage` (the instance) and `inputs` {input: (node, output)}; edges lead downstream. Nodes
-         are in an order in which each comes after what it needs.
-    Raises: RecipeError with every mistake of the workflow, or else every mistake that the stages find in the recipe.
+    Out:    node → attributes `stage` (the instance) and `inputs` {input: (node, output)}; edges
+            lead downstream; each node comes after what it needs.
+    Raises: RecipeError with every mistake of the workflow, or else every mistake that the stages
+            find in the recipe.
     """
     import networkx as nx
 
@@ -143,7 +147,7 @@ class _Binder:
         self.errors: list[RecipeError] = []
 
     def bind(self) -> dict[str, Bindings]:
-        """Bindings of every node that is not left out, in topological order. Raises: RecipeError."""
+        """Bindings of every node that is not left out, in topological order."""
         self.check_nodes()
         if self.errors:
             raise combined(self.errors)
@@ -187,7 +191,8 @@ class _Binder:
         try:
             return list(nx.lexicographical_topological_sort(needs, list(self.nodes).index))
         except nx.NetworkXUnfeasible:
-            cycle = [edge[0] for edge in nx.find_cycle(needs)]
+            edges = cast("list[tuple[str, str]]", nx.find_cycle(needs))
+            cycle = [source for source, _ in edges]
             first = cycle.index(min(cycle))
             names = [*cycle[first:], *cycle[:first], cycle[first]]
             message = f"nodes need each other in a circle: {' → '.join(names)}"
@@ -272,8 +277,8 @@ class _Binder:
             givers = [n for n, other in self.classes.items() if kind in other.outputs.values()]
             if dropped:
                 message = (
-                    f"input {name!r} ({kind}) comes from {dropped[0]!r}, which is left out because the "
-                    f"recipe has no section {self.nodes[dropped[0]].when!r}"
+                    f"input {name!r} ({kind}) comes from {dropped[0]!r}, which is left out because "
+                    f"the recipe has no section {self.nodes[dropped[0]].when!r}"
                 )
                 self.report((node, "needs"), message)
             else:
@@ -282,7 +287,7 @@ class _Binder:
                 self.report((node, "needs"), message, hint)
 
     def has_error(self, node: str) -> bool:
-        """Whether a mistake in the node's needs was reported, from which a missing input may follow."""
+        """Whether a mistake in its needs was reported, from which a missing input may follow."""
         prefix = ".".join(self.at(node, "needs"))
         return any(error.field.startswith(f"{prefix}.") for error in self.errors)
 

@@ -1,4 +1,4 @@
-"""Writes tapml/llvm_cpus.json: the CPUs that the wheel's LLVM knows, each with the features that code may use.
+"""Writes tapml/llvm_cpus.json: the CPUs that the wheel's LLVM knows, with features that code uses.
 
 Run it after a new wheel: `python -m tapml_stages.platforms.llvm_table`.
 """
@@ -17,7 +17,7 @@ from ..compat import tvm
 
 
 def table() -> dict[str, Any]:
-    """LLVM's version and, by architecture, CPU name → features (LLVM's names, sorted, one string)."""
+    """LLVM's version and, by architecture, CPU name → features (sorted, in one string)."""
     return {
         "llvm": tvm.target.codegen.llvm_version_major(),
         "apache-tvm": metadata.version("apache-tvm"),

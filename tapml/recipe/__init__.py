@@ -117,7 +117,10 @@ class Recipe:
         return text.dump({**head, **self._resolved(), **notes, f"{NOTE}target": note})
 
     def _resolved(self) -> dict[str, Any]:
-        """All sections as plain data, with the target in full; those that need no field are there by default."""
+        """All sections as plain data, the target in full.
+
+        A section that was left out is there when none of its fields is required.
+        """
         sections: dict[str, Any] = {}
         for name in self.schema.sections:
             try:
@@ -163,8 +166,8 @@ class Recipe:
 def load(path: Path, overrides: Sequence[str] = (), registry: Registry | None = None) -> Recipe:
     """The recipe of a file, with each `a.b=value` of `overrides` applied.
 
-    Raises: RecipeError for every mistake at once, each at its place; EnvironmentalError when a package that the
-    recipe points at is not installed.
+    Raises: RecipeError for every mistake at once, each at its place; EnvironmentalError when a
+    package that the recipe points at is not installed.
     """
     registry = registry or installed()
     document = text.read(path)
@@ -209,7 +212,7 @@ def _wrong_references(tree: Node) -> tuple[list[RecipeError], list[Environmental
     errors: list[RecipeError] = []
     missing: list[EnvironmentalError] = []
     for path, node in tree.nodes():
-        if isinstance(node.value, str) and "${" in node.value:
+        if path != ("description",) and isinstance(node.value, str) and "${" in node.value:
             try:
                 resolve.check_references(node.value)
             except RecipeError as error:

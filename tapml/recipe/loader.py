@@ -1,6 +1,7 @@
-"""YAML text → a tree of values with places: YAML 1.2 core types, strict, bounded, all mistakes at once.
+"""YAML text → a tree of values with places: core types of YAML 1.2, bounded, all mistakes at once.
 
-PyYAML gives the events; the types are ours, because its own are YAML 1.1 (`no` is false, `012` is 10, `1e3` a string).
+PyYAML gives the events; the types are ours, because its own are those of YAML 1.1, where `no` is
+false, `012` is 10 and `1e3` is a string.
 """
 
 from __future__ import annotations
@@ -80,7 +81,10 @@ def parse(source: Source) -> Document:
 
 
 def scalar(text: str) -> Scalar:
-    """The value of a plain scalar by the core schema of YAML 1.2. Raises: ValueError when it cannot be kept."""
+    """The value of a plain scalar by the core schema of YAML 1.2.
+
+    Raises: ValueError for a number that JSON or 64 bits cannot hold.
+    """
     if _NULL.match(text):
         return None
     if _TRUE.match(text) or _FALSE.match(text):
@@ -101,9 +105,10 @@ def scalar(text: str) -> Scalar:
 def override(root: Node, text: str) -> Node:
     """`root` with one `--set a.b=value` applied; `value` is YAML and replaces what was there.
 
-    A scalar that changes a discriminator (`kind`, `source`, `method`) drops the other fields of its mapping,
-    which belonged to the old kind.
-    Raises: RecipeError when the text is no `key=value`, the value no YAML, or a part of the key no section.
+    A scalar that changes a discriminator (`kind`, `source`, `method`) drops the other fields of its
+    mapping, which belonged to the old kind.
+    Raises: RecipeError when the text is no `key=value`, the value no YAML, or a part of the key no
+    section.
     """
     name, equals, value_text = text.partition("=")
     source = Source(f"--set {printable(text)}", value_text, is_override=True)
@@ -199,6 +204,9 @@ class _Builder:
         if isinstance(event, yaml.AliasEvent):
             return self.alias(event, path)
         position = self.position()
+        assert isinstance(
+            event, yaml.ScalarEvent | yaml.SequenceStartEvent | yaml.MappingStartEvent
+        )
         tag, anchor = cast("str | None", event.tag), cast("str | None", event.anchor)
         if tag is not None:
             self.report(path, f"tag {shorten(tag)} is not allowed; types follow from the value")
@@ -254,7 +262,8 @@ class _Builder:
                 self.broken.append(path)
             elif key in entries:
                 line = entries[key].key.line + 1
-                self.report((*path, key), f"duplicate key (first at line {line})", position)
+                message = f"duplicate key (first at line {line})"
+                self.report((*path, key), message, position, broken=False)
             else:
                 entries[key] = Entry(position, value)
         self.advance()

@@ -29,7 +29,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Position:
-    """A stretch of one line of a source. `line` and `column` count from 0; `width` is in characters."""
+    """A stretch of one line of a source; `line` and `column` count from 0, in characters."""
 
     source: Source
     line: int
@@ -45,7 +45,7 @@ class Position:
 
     @property
     def excerpt(self) -> str:
-        """The line with a caret below it; at most 160 columns, nothing that a terminal would act on."""
+        """The line with a caret below it: at most 160 columns, no control characters."""
         if self.source.is_override or self.line >= len(self.source.lines):
             return ""
         text = self.source.lines[self.line]
@@ -102,22 +102,21 @@ class Entry:
 
 
 def locate(root: Node, path: Sequence[str | int], *, key: bool = False) -> Position:
-    """The place of the value at `path` (of its key, with `key`); of its nearest ancestor when it is not there."""
+    """The place of the value at `path` (of its key, with `key`), or of its nearest ancestor."""
     node, place = root, root.position
     for part in path:
         below = node.child(part)
         if below is None:
             break
-        is_entry = isinstance(node.value, dict)
-        place = node.value[str(part)].key if is_entry else below.position  # pyright: ignore
+        # a mapping is shown by its key: its own text starts with that of its first field
+        by_key = isinstance(node.value, dict) and (key or isinstance(below.value, dict))
+        place = node.value[str(part)].key if by_key else below.position
         node = below
-        if not key and not isinstance(node.value, dict):
-            place = node.position
     return place
 
 
 def path_of(root: Node, dotted: str) -> Path:
-    """The path that a dotted field names; keys may hold dots themselves, the longest one that is there wins."""
+    """The path that a dotted field names; of keys that hold dots themselves, the longest wins."""
     parts: list[str] = dotted.split(".") if dotted else []
     path: list[str | int] = []
     node: Node | None = root
@@ -139,7 +138,7 @@ def dotted(path: Sequence[str | int]) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` on one line, with control and direction characters escaped, so that no terminal obeys them."""
+    """`text` with control and direction characters escaped, so that no terminal obeys them."""
     return "".join(c if c.isprintable() else " " if c == "\t" else _escape(c) for c in text)
 
 

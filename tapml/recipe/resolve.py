@@ -45,7 +45,8 @@ class Located:
 def package_folder(name: str) -> Path:
     """The folder of an installed package, which is not imported.
 
-    Raises: RecipeError when the name is none of a package; EnvironmentalError, with the command, when it is missing.
+    Raises: RecipeError when no package can have the name; EnvironmentalError, with the command
+    that installs it, when it is missing.
     """
     if not name.isidentifier():
         raise RecipeError(message=f"{shorten(name)} is no name of a package")
@@ -80,8 +81,8 @@ def check_references(text: str) -> None:
 def locate(text: str, folder: Path, *, may_be_absolute: bool) -> Located:
     """Where a path of a recipe in `folder` points.
 
-    Raises: RecipeError when it leaves the folder (after symlinks), unless it starts with `${package:…}` or, with
-    `may_be_absolute`, is absolute.
+    Raises: RecipeError when it leaves the folder (after symlinks), unless it starts with
+    `${package:…}` or, with `may_be_absolute`, is absolute.
     """
     root, package, rest = folder, None, text
     if found := REFERENCE.match(text):
@@ -125,8 +126,8 @@ def file(located: Located, text: str) -> File:
 def python(ref: PythonRef, located: Located, text: str, reads: dict[str, Path]) -> PythonFunction:
     """The function of `ref`, found by reading its file.
 
-    The digest covers the file, the modules beside it and the files that it `reads` (name → path); for a function of
-    an installed package, the package's version instead of its modules.
+    The digest covers the file, the modules beside it and the files that it `reads` (name → path);
+    for a function of an installed package, the package's version instead of its modules.
     """
     function = ref.python.rpartition(":")[2]
     parts = [f"self\0{digest_file(located, text)}"]
@@ -188,7 +189,7 @@ def _digest(path: Path, *_identity: int) -> str:
 
 
 def _top_level_names(path: Path, text: str) -> list[str]:
-    """Names that a module binds at its top level (`*` when it imports all of another), by its syntax tree."""
+    """Names that a module binds at its top level; `*` when it imports all of another."""
     source = path.read_bytes()
     if len(source) > MAX_PYTHON_BYTES:
         raise RecipeError(message=f"{shorten(text)} has more than {MAX_PYTHON_BYTES} bytes")

@@ -1,4 +1,4 @@
-"""The recipe's model, composed from the sections that the registered stages declare and the engine's own."""
+"""The recipe's model, composed from the sections of the registered stages and the engine's own."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ NOTE = "x-"  # top-level keys that begin so are notes for people
 class Limits(Frozen):
     """Smallest and largest value that a gate lets pass."""
 
-    min: float | None = Field(None, description="Smallest value that passes")
-    max: float | None = Field(None, description="Largest value that passes")
+    min: float | None = Field(default=None, description="Smallest value that passes")
+    max: float | None = Field(default=None, description="Largest value that passes")
 
 
 class LatencyLimit(Frozen):
     """How slow the library may be beside another way to run the model."""
 
-    run: str = Field("peer", description="What it is compared with: `peer`, the reference runtime")
+    run: str = Field(
+        default="peer", description="What it is compared with: `peer`, the reference runtime"
+    )
     max_ratio: float = Field(gt=0, description="Largest ratio of our latency to the other's")
 
 
@@ -49,14 +51,18 @@ class Gates(Frozen):
             Discriminator(_limits_kind),
         ]
         | None
-    ) = Field(None, description="Limits of the metric; of each by name when it returns several")
+    ) = Field(
+        default=None, description="Limits of the metric; of each by name when it returns several"
+    )
     max_error: float | None = Field(
-        None, gt=0, description="Largest error relative to the range of the output"
+        default=None, gt=0, description="Largest error relative to the range of the output"
     )
     latency_vs: LatencyLimit | None = Field(
-        None, description="Limit of our latency beside another's"
+        default=None, description="Limit of our latency beside another's"
     )
-    bundle_mib: float | None = Field(None, gt=0, description="Largest size of the bundle, MiB")
+    bundle_mib: float | None = Field(
+        default=None, gt=0, description="Largest size of the bundle, MiB"
+    )
 
 
 class GateFields(Frozen):
@@ -73,8 +79,8 @@ class Head(Frozen):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
         description="Name of the recipe; runs are compared under it",
     )
-    description: str = Field("", description="What the recipe is for")
-    workflow: str = Field("deploy", description="Name of a workflow of workflows.yaml")
+    description: str = Field(default="", description="What the recipe is for")
+    workflow: str = Field(default="deploy", description="Name of a workflow of workflows.yaml")
     tags: dict[str, str] = Field(default_factory=dict, description="Tags of the run in MLflow")
 
 
@@ -104,7 +110,7 @@ def compose(registry: Registry) -> Schema:
         own.extend(model for model in models if model not in own)
     sections = {name: _merge(name, models) for name, models in sorted(bases.items())}
     fields: dict[str, Any] = {
-        name: (model | None, Field(None, description=_summary(model)))
+        name: (model | None, Field(default=None, description=_summary(model)))
         for name, model in sections.items()
     }
     root = create_model("Recipe", __base__=Head, __doc__="A recipe of tapml.", **fields)
@@ -137,11 +143,10 @@ def _merge(section: str, models: list[type[Frozen]]) -> type[Frozen]:
                     )
     name = "".join(word.capitalize() for word in section.replace("-", "_").split("_"))
     summary = " ".join(filter(None, (_summary(model) for model in models)))
-    merged = cast(
+    return cast(
         "type[Frozen]",
         create_model(f"{name}Section", __base__=cast(Any, tuple(models)), __doc__=summary),
     )
-    return merged
 
 
 def _origin(model: type[BaseModel]) -> str:

@@ -1,4 +1,4 @@
-"""A file's text as a document with places, and plain data as text again: YAML that loads back, and flat fields."""
+"""A file as a document with places, and plain data as text again: YAML or flat fields."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def _string(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
         plain = isinstance(loader.scalar(value), str)
     except ValueError:
         plain = False
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else "'")
+    return dumper.represent_scalar(  # pyright: ignore[reportUnknownMemberType]  # stubs
+        "tag:yaml.org,2002:str", value, style=None if plain else "'"
+    )
 
 
 _Dumper.add_representer(str, _string)

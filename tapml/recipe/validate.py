@@ -21,7 +21,6 @@ JsonSchema = Mapping[str, Any]
 
 _KIND_OF = {
     "model_type": "a mapping",
-    "model_attributes_type": "a mapping",
     "dict_type": "a mapping",
     "tuple_type": "a list",
     "list_type": "a list",
@@ -38,8 +37,8 @@ def validate(
 ) -> tuple[ModelT | None, list[RecipeError]]:
     """The instance of `model` that a tree describes, or what is wrong with it.
 
-    In: `at`, the path of `root` in its document; `broken`, paths of `root` below which errors were reported already,
-        so that what is wrong there only follows from them.
+    In: `at`, the path of `root` in its document; `broken`, paths of `root` below which errors were
+        reported already, so that what is wrong there only follows from them.
     """
     try:
         # JSON, since strict python mode refuses lists for tuples
@@ -87,7 +86,7 @@ def explain(
 
 @dataclass(frozen=True)
 class _Problem:
-    """An error of pydantic; `path` is its location in the data, `arm` the union arm that complains, and where."""
+    """An error of pydantic: its path in the data, and the union that it is in with the arm."""
 
     path: Path
     type: str
@@ -118,7 +117,7 @@ class _Problem:
 
 
 def _of_best_arms(problems: list[_Problem]) -> list[_Problem]:
-    """Only the errors of the union arm that the author meant: of the right type, with the fewest errors."""
+    """Of a union, only the errors of the arm that was meant: the right type, the fewest errors."""
     kept = [p for p in problems if p.arm is None]
     unions = dict.fromkeys(p.arm[0] for p in problems if p.arm is not None)
     for union in unions:
@@ -160,11 +159,11 @@ def _message(problem: _Problem) -> tuple[str, str]:
             return f"{shorten(value)} does not have the form {context['pattern']}", ""
         case "value_error":
             return printable(problem.text.removeprefix("Value error, ")), ""
-        case "missing_argument" | "json_invalid" | _:
+        case _:
             text = problem.text.removeprefix("Input ").removeprefix("Value ")
             text = text[:1].lower() + text[1:]
-            scalar = value is not None and not isinstance(value, (dict, list))
-            return printable(f"{shorten(value)}: {text}" if scalar else text), ""
+            is_scalar = isinstance(value, (str, int, float))
+            return printable(f"{shorten(value)}: {text}" if is_scalar else text), ""
 
 
 def _unknown_value(value: object, known: list[str], of: str = "") -> tuple[str, str]:
@@ -216,7 +215,7 @@ def _fields(schema: JsonSchema, root: Node, path: Path) -> list[str]:
 
 
 def _arms(schema: JsonSchema, arms: list[JsonSchema], node: Node | None) -> list[JsonSchema]:
-    """The object schemas behind references and unions, those of the chosen discriminator where there is one."""
+    """The schemas behind references and unions; with a discriminator, only the chosen one."""
     found: list[JsonSchema] = []
     for arm in arms:
         if "$ref" in arm:
