@@ -1,13 +1,14 @@
-"""What a run tells whoever watches it: five kinds of events, each plain data with the time it happened.
+"""What a run tells whoever watches it: five kinds of events, plain data with the time of each.
 
-The executor hands them to a callback (terminal, tests) and to the journal, from which MLflow is fed later.
+The executor hands them to a callback (terminal, tests) and to the journal, which feeds MLflow.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from .stage import Curve, Report, Table
 
@@ -17,7 +18,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunStarted:
-    """A run begins. `plan` is what `Plan.to_data` gives; `fields` are the recipe's dotted fields."""
+    """A run begins. `fields` are the recipe's dotted fields."""
 
     time: float
     run_id: str
@@ -52,7 +53,7 @@ class StageProgress:
 
 @dataclass(frozen=True)
 class StageFinished:
-    """How a stage ended. `seconds`, `rss_mib`, `made_at` and `made_on` of a hit are those of when it was made."""
+    """How a stage ended. A hit has the figures of when it was made."""
 
     time: float
     stage: str
@@ -61,7 +62,7 @@ class StageFinished:
     rss_mib: float = 0.0
     key: str = ""
     outputs: Mapping[str, str] = field(default_factory=dict[str, str])
-    report: Report = Report()
+    report: Report = field(default_factory=Report)
     error: Mapping[str, Any] | None = None
     log: str = ""
     notes: tuple[str, ...] = ()
@@ -82,13 +83,17 @@ class RunFinished:
 Event = RunStarted | StageStarted | StageProgress | StageFinished | RunFinished
 
 _CLASSES: dict[str, type[Event]] = {
-    cls.__name__: cls for cls in (RunStarted, StageStarted, StageProgress, StageFinished, RunFinished)
+    cls.__name__: cls
+    for cls in (RunStarted, StageStarted, StageProgress, StageFinished, RunFinished)
 }
 
 
 def to_data(event: Event) -> Json:
     """JSON-able data of an event; `event` names its class."""
-    return {"event": type(event).__name__, **asdict(event)}
+    data = {"event": type(event).__name__, **asdict(event)}
+    if isinstance(event, StageFinished):
+        data["report"] = report_to_data(event.report)
+    return data
 
 
 def from_data(data: Mapping[str, Any]) -> Event:
@@ -103,15 +108,30 @@ def from_data(data: Mapping[str, Any]) -> Event:
 
 
 def report_to_data(report: Report) -> Json:
-    """JSON-able data of a stage's report."""
-    return asdict(report)
+    """JSON-able data of a stage's report; NumPy's numbers become Python's, non-finite ones None."""
+    return _plain(asdict(report))
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case dict():
+            return {str(name): _plain(one) for name, one in cast("Json", value).items()}
+        case list() | tuple():
+            return [_plain(one) for one in cast("list[Any]", value)]
+        case None | bool() | str():
+            return value
+        case int():
+            return int(value)
+        case _:
+            number = float(value)
+            return number if math.isfinite(number) else None
 
 
 def report_from_data(data: Mapping[str, Any]) -> Report:
     """The report that `report_to_data` described."""
     return Report(
         summary=data["summary"],
-        metrics=dict(data["metrics"]),
+        metrics={name: one for name, one in data["metrics"].items() if one is not None},
         notes=tuple(data["notes"]),
         tables=tuple(
             Table(row["title"], tuple(row["columns"]), tuple(tuple(cells) for cells in row["rows"]))
@@ -122,7 +142,10 @@ def report_from_data(data: Mapping[str, Any]) -> Report:
                 row["title"],
                 row["x_label"],
                 row["y_label"],
-                {name: tuple((x, y) for x, y in points) for name, points in row["lines"].items()},
+                {
+                    name: tuple((x, y) for x, y in points if x is not None and y is not None)
+                    for name, points in row["lines"].items()
+                },
             )
             for row in data["curves"]
         ),

@@ -1,26 +1,78 @@
-"""Runs a plan: stages go to worker processes as what they read becomes known; results come back as digests."""
+"""Runs a plan: stages go to worker processes as what they read becomes known.
+
+One thread, one loop: settle what is decided, launch what is ready, wait, collect.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import json
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Protocol
 
-from .errors import TapmlError
-from .events import State
+from . import errors, events, host, journal, locks
+from . import store as stores
+from .errors import (
+    CancelledError,
+    EnvironmentalError,
+    RecipeError,
+    StageError,
+    TapmlError,
+    WorkerError,
+)
+from .events import (
+    Event,
+    RunFinished,
+    RunStarted,
+    StageFinished,
+    StageProgress,
+    StageStarted,
+    State,
+)
+from .plan import Plan, Step, resolve
+from .pools import InlinePool, Pool, SlotPool
 from .stage import Report
+from .store import Store
+from .worker import Done, Job, peak_mib
+
+_TICK_S = 0.2  # how often progress, time limits and signals are looked at
+_CRASHES = 2  # times that a stage may crash before it has failed
+_REMAKES = 3  # times that a stage is made again within one run because its stored result is damaged
+
+
+class RunRecipe(Protocol):
+    """What the executor uses of a recipe."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def path(self) -> Path: ...
+    @property
+    def data(self) -> Mapping[str, Any]: ...
+    def dotted(self) -> Mapping[str, Any]: ...
+    def locate(self, error: RecipeError) -> RecipeError: ...
 
 
 @dataclass(frozen=True)
 class Options:
     """How to run; in no key.
 
-    jobs:      worker processes; None: one when a stage has to run alone, else one per core; 0: in this process
-    threads:   threads of one stage's numerical libraries; None: what its share of the cores gives
+    jobs:      worker processes; None: one when a stage has to run alone, else one per core;
+               0: in this process, for a debugger (no time limits, a crash ends everything)
+    threads:   threads of a stage's numerical libraries; None: its share of the cores
     fail_fast: start nothing more after a failure
     timeout_s: longest a stage may run, where the stage itself sets none
-    views:     stages also write readable views (IR before and after passes) to `<run folder>/views/<stage>`
+    views:     stages write readable views (IR around passes) to `<run folder>/views/<stage>`
     """
 
     jobs: int | None = None
@@ -32,9 +84,10 @@ class Options:
 
 @dataclass(frozen=True)
 class StepResult:
-    """How one step ended. `seconds`, `rss_mib`, `made_at` and `made_on` of a hit are those of when it was made.
+    """How one step ended. A hit has the figures of when it was made.
 
-    foreign: it was made on another machine (with an equal fingerprint, where it is a timing)
+    made_at, made_on: when, ISO 8601, and where: the host's fingerprint and `machine`, an opaque id
+    foreign:          it was made on another machine
     """
 
     name: str
@@ -43,7 +96,7 @@ class StepResult:
     rss_mib: float = 0.0
     key: str = ""
     outputs: Mapping[str, str] = field(default_factory=dict[str, str])
-    report: Report = Report()
+    report: Report = field(default_factory=Report)
     error: TapmlError | None = None
     log: Path | None = None
     notes: tuple[str, ...] = ()
@@ -54,10 +107,501 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended. `exit_code` is that of the first failed step, 130 or 143 when interrupted; gates come later."""
+    """How a run ended, gates not judged yet.
+
+    exit_code: that of the first failed step, 130 or 143 when interrupted, else 0
+    """
 
     run_id: str
     folder: Path
     steps: Mapping[str, StepResult]
     exit_code: int
     seconds: float
+
+
+def run(
+    plan: Plan,
+    recipe: RunRecipe,
+    store: Store,
+    options: Options | None = None,
+    emit: Callable[[Event], None] = lambda event: None,
+) -> Result:
+    """Runs what `plan` says is not there. A failure of a stage is in the result, not raised.
+
+    Raises: EnvironmentalError, before any stage runs, when this machine lacks something or the
+        store cannot be written.
+    """
+    for step in plan:
+        if step.state != "hit":
+            step.stage.check()
+    store.prepare()
+    started = time.time()
+    with stores.disk(store.root):
+        run_id, folder = journal.new_run(store, recipe.name)
+        _write_facts(folder, plan, recipe)
+    with journal.Journal(folder) as log, _Signals() as signals:
+
+        def tell(event: Event) -> None:
+            with stores.disk(folder):
+                log.write(event)
+            emit(event)
+
+        tell(
+            RunStarted(
+                time=started,
+                run_id=run_id,
+                recipe=recipe.name,
+                path=str(recipe.path),
+                pid=os.getpid(),
+                stages=tuple(step.name for step in plan),
+                fields=recipe.dotted(),
+                host={**host.fingerprint(), "machine": host.machine()},
+            )
+        )
+        active = _Run(plan, recipe, store, options or Options(), tell, run_id, folder, signals)
+        active.run()
+        results = {step.name: active.results[step.name] for step in plan}
+        code = signals.exit_code or _exit_code(results.values())
+        seconds = time.time() - started
+        tell(
+            RunFinished(time=time.time(), run_id=run_id, exit_code=code, seconds=round(seconds, 3))
+        )
+    return Result(run_id, folder, results, code, seconds)
+
+
+def _exit_code(results: Iterable[StepResult]) -> int:
+    failed = (
+        one.error.exit_code for one in results if one.state == "failed" and one.error is not None
+    )
+    return next(failed, 0)
+
+
+def _write_facts(folder: Path, plan: Plan, recipe: RunRecipe) -> None:
+    import yaml
+
+    text = yaml.safe_dump(dict(recipe.data), sort_keys=False, allow_unicode=True, width=100)
+    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    (folder / "plan.json").write_text(json.dumps(plan.to_data(), indent=1), encoding="utf-8")
+
+
+class _Signals:
+    """Remembers the first SIGINT or SIGTERM; the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self.exit_code = 0
+        self._before: dict[int, Any] = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.exit_code:
+            os._exit(self.exit_code)  # the guard ends the workers
+        self.exit_code = 128 + number
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+@dataclass(eq=False)
+class _Active:
+    """A stage that a worker has."""
+
+    step: Step
+    job: Job
+    lock: locks.FileLock
+    started: float
+    limit_s: float | None
+    stale: bool = False
+    pid: int = 0
+    peak_mib: float = 0.0
+    read: int = 0
+
+
+class _Run:
+    """The state of one run: steps, resolved further as outputs become known, and results."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        recipe: RunRecipe,
+        store: Store,
+        options: Options,
+        tell: Callable[[Event], None],
+        run_id: str,
+        folder: Path,
+        signals: _Signals,
+    ) -> None:
+        self.results: dict[str, StepResult] = {}
+        self._steps = {step.name: step for step in plan}
+        self._recipe, self._store, self._options = recipe, store, options
+        self._tell, self._folder, self._signals = tell, folder, signals
+        self._owner = f"run {run_id} (process {os.getpid()})"
+        self._active: dict[Future[Done], _Active] = {}
+        self._machine = locks.MachineLock(locks.machine_folder(), self._owner)
+        self._crashes: dict[str, int] = {}
+        self._remakes: dict[str, int] = {}
+        self._notes: dict[str, list[str]] = {}
+        self._waits: dict[str, str] = {}
+        self._priority = _critical_paths(plan)
+        self._pool: Pool | None = None
+
+    # --- the loop
+
+    def run(self) -> None:
+        try:
+            while True:
+                ready = self._settle()
+                if self._signals.exit_code:
+                    self._stop()
+                    return
+                self._launch(ready)
+                if not self._active and len(self.results) == len(self._steps):
+                    return
+                self._wait()
+        finally:
+            if self._pool is not None:
+                self._pool.close()
+            self._machine.release()
+            if any(one.state == "ran" for one in self.results.values()):
+                self._store.flush()
+
+    def _settle(self) -> list[Step]:
+        """Finishes hits and what cannot run any more; what can start, the most urgent first."""
+        ready: list[Step] = []
+        busy = {active.step.name for active in self._active.values()}
+        for name in self._steps:
+            if name in self.results or name in busy:
+                continue
+            step = self._steps[name]
+            above = [self.results.get(one) for one in step.needs]
+            if stopped := next(
+                (one for one in above if one and one.state not in ("hit", "ran")), None
+            ):
+                self._cancel(step, _root(stopped))
+            elif self._options.fail_fast and (failed := self._first_failed()):
+                self._cancel(step, failed)
+            elif None not in above:
+                if step.state == "pending":
+                    step = self._steps[name] = resolve(step, self._steps, self._store)
+                if step.state == "hit":
+                    self._hit(step)
+                else:
+                    ready.append(step)
+        return sorted(ready, key=lambda step: -self._priority[step.name])
+
+    def _launch(self, ready: list[Step]) -> None:
+        if any(active.step.stage.resources.exclusive for active in self._active.values()):
+            return
+        for step in ready:
+            pool = self._pool or self._open_pool()
+            alone = step.stage.resources.exclusive
+            if not pool.free or (alone and self._active):
+                return  # what is urgent comes first, also when it has to wait until it is alone
+            lock = self._claim(step)
+            if lock is None:
+                continue
+            if self._steps[step.name].state == "hit":  # another run made it meanwhile
+                lock.release()
+                self._hit(self._steps[step.name])
+                continue
+            if not self._machine.acquire(alone=alone):
+                lock.release()
+                self._wait_note(step, f"waits for {self._machine.holder()}: the machine is in use")
+                continue
+            self._start(pool, step, lock)
+            if alone:
+                return
+
+    def _wait(self) -> None:
+        if not self._active:
+            time.sleep(_TICK_S / 2)  # for another run
+            return
+        finished, _ = wait(self._active, timeout=_TICK_S, return_when=FIRST_COMPLETED)
+        for future, active in list(self._active.items()):
+            self._watch(active)
+            if future in finished:
+                self._collect(future, active)
+            elif active.limit_s is not None and time.monotonic() - active.started > active.limit_s:
+                self._time_out(future, active)
+        if not self._active:
+            self._machine.release()
+
+    def _stop(self) -> None:
+        """After a signal: ends what runs, and says so of every step."""
+        for future, active in list(self._active.items()):
+            self._end(future, active, kill=True)
+            self._finish(active.step, "interrupted", seconds=time.monotonic() - active.started)
+        for name, step in self._steps.items():
+            if name not in self.results:
+                self._cancel(step, "the interruption")
+
+    # --- one stage
+
+    def _claim(self, step: Step) -> locks.FileLock | None:
+        """The lock of the step's action, so that not two runs do it; None while it is taken."""
+        assert step.key is not None
+        with stores.disk(self._store.root):
+            lock = locks.FileLock(self._store.root / "locks" / step.key, self._owner)
+            if not lock.acquire():
+                self._wait_note(step, f"waits for {lock.holder()}, which is making it")
+                return None
+        if not step.forced and self._store.lookup(step.stage.name, step.key) is not None:
+            self._steps[step.name] = resolve(step, self._steps, self._store)
+        return lock
+
+    def _start(self, pool: Pool, step: Step, lock: locks.FileLock) -> None:
+        assert step.key is not None
+        assert step.preimage is not None
+        outputs = {node: self._steps[node].outputs or {} for node, _ in step.inputs.values()}
+        resources = step.stage.resources
+        workdir = self._store.temporary(step.name)
+        job = Job(
+            step=step.name,
+            stage=step.stage,
+            key=step.key,
+            preimage=step.preimage,
+            inputs={name: outputs[node][output] for name, (node, output) in step.inputs.items()},
+            root=self._store.root,
+            durability=self._store.durability,
+            workdir=workdir,
+            log=self._folder / "logs" / f"{step.name}.log",
+            progress=workdir / "progress.jsonl",
+            views=self._folder / "views" / step.name if self._options.views else None,
+            replace=bool(step.forced),
+        )
+        cores = host.threads()
+        threads = self._options.threads or (
+            cores if resources.exclusive else max(1, cores // self._slots())
+        )
+        self._tell(StageStarted(time.time(), step.name, step.reason, step.expected_s))
+        future = pool.submit(job, threads=threads, fresh=resources.fresh_process)
+        limit = resources.timeout_s or self._options.timeout_s
+        self._active[future] = _Active(step, job, lock, time.monotonic(), limit)
+
+    def _collect(self, future: Future[Done], active: _Active) -> None:
+        self._end(future, active, kill=isinstance(future.exception(), BrokenProcessPool))
+        if active.stale:
+            return  # what it read was made again meanwhile; settled anew
+        try:
+            done = future.result()
+        except BrokenProcessPool as error:
+            self._crashed(active, error)
+            return
+        if done.damaged:
+            self._remake(active.step, done.damaged)
+        elif done.error is not None:
+            error = self._located(errors.from_data(done.error), active.step)
+            self._finish(active.step, "failed", done.seconds, done.rss_mib, error)
+        else:
+            assert done.record is not None
+            step = replace(active.step, outputs=done.record.outputs, record=done.record)
+            self._steps[step.name] = step
+            self._finish(step, "ran", done.seconds, done.rss_mib)
+
+    def _end(self, future: Future[Done], active: _Active, *, kill: bool) -> None:
+        """Frees what a stage held."""
+        assert self._pool is not None
+        del self._active[future]
+        if kill:
+            self._pool.kill(future)
+        else:
+            self._pool.release(future)
+        active.lock.release()
+        stores.remove(active.job.workdir)
+
+    def _crashed(self, active: _Active, error: BrokenProcessPool) -> None:
+        step, name = active.step, active.step.name
+        killed = re.search(r"(SIG[A-Z0-9]+)\(", str(error))
+        signal_name = killed[1] if killed else ""
+        what = f"killed by {signal_name}" if killed else "ended unexpectedly"
+        self._crashes[name] = self._crashes.get(name, 0) + 1
+        if self._crashes[name] < _CRASHES:
+            self._note(
+                name, f"its worker was {what}" if killed else f"its worker {what}", "run again"
+            )
+            return
+        guess = ": probably out of memory" if signal_name == "SIGKILL" else ""
+        message = f"its worker was {what}{guess}" if killed else f"its worker {what}"
+        told = WorkerError(
+            message=f"{message} ({self._crashes[name]} times); peak {active.peak_mib:.0f} MiB",
+            signal=signal_name,
+        )
+        seconds = time.monotonic() - active.started
+        self._finish(step, "failed", seconds, active.peak_mib, self._located(told, step))
+
+    def _time_out(self, future: Future[Done], active: _Active) -> None:
+        self._end(future, active, kill=True)
+        if not active.stale:
+            error = WorkerError(
+                message=f"took longer than {active.limit_s:g} s; its worker was ended",
+                signal="timeout",
+            )
+            self._finish(
+                active.step,
+                "failed",
+                time.monotonic() - active.started,
+                active.peak_mib,
+                self._located(error, active.step),
+            )
+
+    def _remake(self, step: Step, damaged: str) -> None:
+        """An input is damaged: what made it runs again, and all below is decided anew."""
+        node, output = step.inputs[damaged]
+        self._remakes[node] = self._remakes.get(node, 0) + 1
+        if self._remakes[node] > _REMAKES:
+            error = EnvironmentalError(
+                message=f"what {node} gives is damaged each time it is stored",
+                hint=f"check the disk below {self._store.root}",
+            )
+            self._finish(step, "failed", error=error)
+            return
+        self._note(node, f"its stored {output} was damaged", "made again")
+        below = {node}
+        for name, one in self._steps.items():  # in topological order
+            if below.intersection(one.needs):
+                below.add(name)
+        for name in below:
+            self.results.pop(name, None)
+            self._steps[name] = replace(
+                self._steps[name], state="pending", outputs=None, record=None
+            )
+        for active in self._active.values():
+            active.stale = active.stale or active.step.name in below
+
+    # --- how a step ended
+
+    def _hit(self, step: Step) -> None:
+        record = step.record
+        assert record is not None
+        log = self._folder / "logs" / f"{step.name}.log"
+        with suppress(stores.DamagedError, FileExistsError):  # a side output: it may be lost
+            if record.log:
+                self._store.materialise(record.log, log)
+        self._finish(step, "hit", record.seconds, record.rss_mib)
+
+    def _cancel(self, step: Step, because: str) -> None:
+        error = CancelledError(
+            message=f"not run, because of {because}", stage=step.name, because=because
+        )
+        self._finish(step, "cancelled", error=error)
+
+    def _finish(
+        self,
+        step: Step,
+        state: State,
+        seconds: float = 0.0,
+        rss_mib: float = 0.0,
+        error: TapmlError | None = None,
+    ) -> None:
+        log = self._folder / "logs" / f"{step.name}.log"
+        record = step.record if state in ("hit", "ran") else None
+        result = StepResult(
+            name=step.name,
+            state=state,
+            seconds=round(seconds, 3),
+            rss_mib=round(rss_mib, 1),
+            key=step.key or "",
+            outputs={} if record is None else record.outputs,
+            report=Report() if record is None else events.report_from_data(record.report),
+            error=error,
+            log=log if log.exists() else None,
+            notes=(*step.notes, *self._notes.get(step.name, ())),
+            made_at="" if record is None else record.made_at,
+            made_on={} if record is None else record.made_on,
+            foreign=record is not None and record.made_on.get("machine") != host.machine(),
+        )
+        self.results[step.name] = result
+        self._tell(
+            StageFinished(
+                time=time.time(),
+                stage=step.name,
+                state=state,
+                seconds=result.seconds,
+                rss_mib=result.rss_mib,
+                key=result.key,
+                outputs=result.outputs,
+                report=result.report,
+                error=None if error is None else errors.to_data(error),
+                log="" if result.log is None else str(result.log),
+                notes=result.notes,
+                made_at=result.made_at,
+                made_on=result.made_on,
+            )
+        )
+
+    def _located(self, error: TapmlError, step: Step) -> TapmlError:
+        """The error with what only this side knows: the place in the recipe, or stage and log."""
+        if isinstance(error, RecipeError):
+            return self._recipe.locate(error)
+        if isinstance(error, StageError):
+            error.stage = step.name
+            error.log = str(self._folder / "logs" / f"{step.name}.log")
+        return error
+
+    # --- small things
+
+    def _watch(self, active: _Active) -> None:
+        """Passes progress on, and remembers the worker's peak memory in case that it dies."""
+        try:
+            with active.job.progress.open("rb") as source:
+                source.seek(active.read)
+                text = source.read()
+        except FileNotFoundError:  # not begun
+            return
+        whole = text[: text.rfind(b"\n") + 1]
+        active.read += len(whole)
+        rows = [json.loads(line) for line in whole.splitlines()]
+        for row in rows:
+            active.pid = row.get("pid", active.pid)
+        if active.pid:
+            active.peak_mib = max(active.peak_mib, peak_mib(active.pid))
+        if rows and "done" in (last := rows[-1]):
+            self._tell(
+                StageProgress(
+                    time.time(), active.step.name, last["done"], last["total"], last["note"]
+                )
+            )
+
+    def _note(self, name: str, what: str, then: str) -> None:
+        self._notes.setdefault(name, []).append(f"{what}; {then}")
+        self._tell(StageProgress(time.time(), name, 0, 0, f"{what}; {then}"))
+
+    def _wait_note(self, step: Step, note: str) -> None:
+        if self._waits.get(step.name) != note:
+            self._waits[step.name] = note
+            self._tell(StageProgress(time.time(), step.name, 0, 0, note))
+
+    def _first_failed(self) -> str:
+        return next((name for name, one in self.results.items() if one.state == "failed"), "")
+
+    def _slots(self) -> int:
+        if self._options.jobs is not None:
+            return max(1, self._options.jobs)
+        alone = any(
+            step.stage.resources.exclusive for step in self._steps.values() if step.state != "hit"
+        )
+        return 1 if alone else host.threads()
+
+    def _open_pool(self) -> Pool:
+        self._pool = InlinePool() if self._options.jobs == 0 else SlotPool(self._slots())
+        return self._pool
+
+
+def _root(result: StepResult) -> str:
+    """The step that is at the root of a step's not having run."""
+    return result.error.because if isinstance(result.error, CancelledError) else result.name
+
+
+def _critical_paths(plan: Plan) -> dict[str, float]:
+    """Step → seconds from its start to the end of the run, as far as earlier runs tell."""
+    lengths = dict.fromkeys((step.name for step in plan), 0.0)
+    for step in reversed(plan.steps):
+        lengths[step.name] += 1.0 if step.expected_s is None else step.expected_s
+        for name in step.needs:
+            lengths[name] = max(lengths[name], lengths[step.name])
+    return lengths

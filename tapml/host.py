@@ -11,7 +11,7 @@ from pathlib import Path
 
 @cache
 def fingerprint() -> dict[str, str | int]:
-    """What a cached timing is good for: CPU model, physical cores, usable hardware threads. No names."""
+    """What a cached timing is good for: CPU model, physical cores, usable threads. No names."""
     model, cores = _cpuinfo()
     return {"cpu": model, "cores": cores, "threads": threads()}
 

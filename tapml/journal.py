@@ -1,6 +1,6 @@
-"""The folder of a run: its events as JSON lines, the resolved recipe, the plan, and the stages' logs.
+"""The folder of a run: its events as JSON lines, the resolved recipe, the plan, logs.
 
-    runs/<id>/  events.jsonl  recipe.yaml  plan.json  logs/<stage>.log  views/<stage>/  (report.html and more from others)
+    runs/<id>/  events.jsonl  recipe.yaml  plan.json  logs/<stage>.log  views/<stage>/
 
 MLflow is fed from the events later, by another process; a torn last line is no error.
 """
@@ -50,8 +50,9 @@ class Journal:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What is known of a run from its folder. `exit_code` is None when it did not end by itself, or has not yet.
+    """What is known of a run from its folder.
 
+    exit_code: None when it has not ended, or was killed
     stages: the last word about each stage, in the order of the plan
     """
 

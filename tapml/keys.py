@@ -21,8 +21,8 @@ Preimage = dict[str, Any]
 def canonical_json(value: object) -> bytes:
     """One text for equal values: sorted keys, no spaces, UTF-8.
 
-    Raises: TypeError for anything but None, bool, int, float, str, lists, tuples and dicts with str keys;
-        ValueError for NaN and infinities.
+    Raises: TypeError for anything but None, bool, int, float, str, lists, tuples and dicts with
+        str keys; ValueError for NaN and infinities.
     """
     _check(value, "$")
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()

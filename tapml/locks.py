@@ -1,4 +1,7 @@
-"""Advisory locks between runs: the kernel frees them when their holder dies. They never block; who waits asks again."""
+"""Advisory locks between runs: freed by the kernel when their holder dies.
+
+They never block; who waits asks again.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +90,8 @@ def machine_folder() -> Path:
 def _open(path: Path) -> int:
     """A descriptor of the file, made for all users when it is not there.
 
-    An existing file is opened without O_CREAT: in a sticky folder the kernel refuses that for another user's file.
+    An existing file is opened without O_CREAT, which the kernel refuses for another user's file
+    in a sticky folder.
     """
     flags = os.O_NOFOLLOW | os.O_CLOEXEC
     for mode in (os.O_RDWR, os.O_RDONLY):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from graphlib import TopologicalSorter
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from . import keys
 from .errors import RecipeError, nearest
@@ -20,7 +20,10 @@ _CANDIDATES = 64  # newest earlier records that a stage is compared with
 
 
 class Graph(Protocol):
-    """What is used of a networkx DiGraph. Node attributes: `stage`, and `inputs`: name → (node, output)."""
+    """What is used of a networkx DiGraph.
+
+    A node has the attributes `stage` and `inputs`: name → (node, output).
+    """
 
     @property
     def nodes(self) -> Mapping[str, Mapping[str, Any]]: ...
@@ -115,7 +118,9 @@ def make(
     from_: Iterable[str] = (),
     to: Iterable[str] = (),
 ) -> Plan:
-    """The plan of `graph`. `force`: run these again; `from_`: these and all below; `to`: nothing but what these need.
+    """The plan of `graph`: what is there, what has to run, and why.
+
+    In: `force`: run these again; `from_`: these and all below; `to`: only what these need.
 
     Raises: RecipeError when a name is no node of the graph.
     """
@@ -123,7 +128,7 @@ def make(
     _check_names(needs, {"--force": force, "--from": from_, "--to": to})
     order = tuple(TopologicalSorter(needs).static_order())
     kept = _above(needs, to) if (to := tuple(to)) else set(order)
-    forced = {name: "--force" for name in force} | {
+    forced = dict.fromkeys(force, "--force") | {
         name: f"--from {top}" for top in from_ for name in _below(needs, order, top)
     }
     steps: dict[str, Step] = {}
@@ -143,11 +148,8 @@ def make(
     return Plan(tuple(steps.values()))
 
 
-def resolve(step: Step, known: Mapping[str, Step], store: Store, *, again: str = "") -> Step:
-    """The step with state, key and reason, as far as the outputs of the steps above it are known.
-
-    In: `again` says why it must run although its result is there.
-    """
+def resolve(step: Step, known: Mapping[str, Step], store: Store) -> Step:
+    """The step with state, key and reason, as far as what the steps above it give is known."""
     sources = {name: (known[node].outputs, output) for name, (node, output) in step.inputs.items()}
     inputs = {
         name: outputs[output] for name, (outputs, output) in sources.items() if outputs is not None
@@ -163,7 +165,11 @@ def resolve(step: Step, known: Mapping[str, Step], store: Store, *, again: str =
     if record is not None and not set(step.stage.outputs) <= set(record.outputs):
         record = None
     found = replace(step, key=key, preimage=preimage, notes=(*step.notes, *notes))
-    if record is not None and not (forced := again or step.forced):
+    if record is not None and step.forced:
+        return replace(
+            found, state="run", reason=step.forced, expected_s=record.seconds, changes=()
+        )
+    if record is not None:
         return replace(
             found,
             state="hit",
@@ -173,8 +179,6 @@ def resolve(step: Step, known: Mapping[str, Step], store: Store, *, again: str =
             changes=(),
             expected_s=0.0,
         )
-    if record is not None:
-        return replace(found, state="run", reason=forced, expected_s=record.seconds, changes=())
     changes, nearest_record = explain(preimage, store)
     if notes:
         reason = notes[0]
@@ -189,7 +193,7 @@ def resolve(step: Step, known: Mapping[str, Step], store: Store, *, again: str =
 def explain(
     preimage: Mapping[str, Any], store: Store, *, partial: bool = False
 ) -> tuple[tuple[Change, ...], Record | None]:
-    """The differences from the earlier record of the stage that has the fewest (the newest of these), and it.
+    """The differences from the earlier record of the stage that has the fewest, and it.
 
     In: `partial`: some inputs are not known yet and do not count.
     """
@@ -212,7 +216,12 @@ def _differences(
     for name in sorted(before.keys() | after.keys()):
         if (a := before.get(name, "–")) != (b := after.get(name, "–")):
             yield _param_change(name, a, b, after if name in after else before)
-    for kind, section in (("input", "inputs"), ("tool", "tools"), ("host", "host")):
+    sections: tuple[tuple[ChangeKind, str], ...] = (
+        ("input", "inputs"),
+        ("tool", "tools"),
+        ("host", "host"),
+    )
+    for kind, section in sections:
         rows, others = old.get(section, {}), new.get(section, {})
         names = others.keys() if partial and kind == "input" else rows.keys() | others.keys()
         for name in sorted(names):
@@ -233,13 +242,15 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Dotted fields of plain data, scalars as text; a list of scalars is one field."""
     match value:
         case dict() if value:
-            for name, one in value.items():
-                yield from _flat(one, f"{path}.{name}" if path else str(name))
-        case list() | tuple() if any(isinstance(one, dict) for one in value):
-            for index, one in enumerate(value):
-                yield from _flat(one, f"{path}[{index}]")
+            for name, one in cast("dict[str, Any]", value).items():
+                yield from _flat(one, f"{path}.{name}" if path else name)
         case list() | tuple():
-            yield path, "[" + ", ".join(map(str, value)) + "]"
+            rows = cast("list[Any]", value)
+            if any(isinstance(one, dict) for one in rows):
+                for index, one in enumerate(rows):
+                    yield from _flat(one, f"{path}[{index}]")
+            else:
+                yield path, "[" + ", ".join(map(str, rows)) + "]"
         case _:
             yield path, str(value)
 

@@ -1,4 +1,7 @@
-"""Where stages run: slots, each a worker process of its own, so that a crash or timeout touches one stage."""
+"""Where stages run: slots, each a worker process of its own.
+
+A crash, a kill or a time limit touches one stage.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +80,7 @@ class SlotPool:
     """Slots of one-worker loky executors, and a guard that outlives us to end what they started."""
 
     def __init__(self, slots: int) -> None:
-        # a run inside a stage of another run keeps that one's mark in front, so that it ends with it
+        # a run inside a stage of another run has that one's mark in front, to end with it
         self._mark = f"{os.environ.get(guard.VARIABLE, '')}{uuid4().hex}."
         self._idle = [_Slot(f"{self._mark}{number}.") for number in range(slots)]
         self._busy: dict[Future[Done], _Slot] = {}
@@ -97,9 +100,13 @@ class SlotPool:
         """Prefers a slot that needs no new process."""
 
         def fits(slot: _Slot) -> bool:
-            return slot.executor is not None and slot.threads == threads and not (fresh and slot.used)
+            return (
+                slot.executor is not None and slot.threads == threads and not (fresh and slot.used)
+            )
 
-        slot = next(filter(fits, self._idle), None) or min(self._idle, key=lambda one: one.executor is not None)
+        slot = next(filter(fits, self._idle), None) or min(
+            self._idle, key=lambda one: one.executor is not None
+        )
         executor = slot.executor if fits(slot) else None
         future = (executor or slot.start(threads)).submit(run_stage, job)
         slot.used = True
@@ -123,17 +130,23 @@ class SlotPool:
 
 
 class InlinePool:
-    """Runs stages in this process, one after the other: for a debugger. No timeouts, no shelter from crashes."""
+    """Runs stages in this process, one by one: for a debugger. No shelter from crashes."""
 
-    free = 1
+    def __init__(self) -> None:
+        self.free = 1
 
     def submit(self, job: Job, *, threads: int, fresh: bool) -> Future[Done]:
+        self.free = 0
         for name in _THREADS:
             os.environ.setdefault(name, str(threads))
         future: Future[Done] = Future()
         future.set_result(run_stage(replace(job, capture=False)))
         return future
 
-    def kill(self, future: Future[Done]) -> None: ...
-    def release(self, future: Future[Done]) -> None: ...
+    def kill(self, future: Future[Done]) -> None:
+        self.free = 1  # it has ended
+
+    def release(self, future: Future[Done]) -> None:
+        self.free = 1
+
     def close(self) -> None: ...

@@ -1,12 +1,13 @@
-"""The content-addressed store: blobs named by their SHA-256, and records that map an action to the blobs it gave.
+"""The content-addressed store: blobs named by their SHA-256, and records of what each action gave.
 
-    cas/ab/<sha256>             a file, or a folder as a listing of its files (a tree); never changed once there
+    cas/ab/<sha256>             a file, or a folder as a listing of its files (a tree)
     ac/<stage>/<action>/<n>     records; the newest generation counts
     locks/  tmp/  quarantine/  tuning/  runs/
 
-It may lose, never lie. Everything is written to a temporary file and linked into place (the first writer wins), blobs
-before the record that names them. A blob carries a fixed modification time as its seal, so that a lookup notices for
-the price of a `stat` that somebody wrote to it; whoever reads one checks its digest. What is damaged is set aside and is a miss.
+It may lose, never lie. Everything is written to a temporary file and linked into place (the first
+writer wins), blobs before the record that names them. A blob carries a fixed modification time as
+its seal, so that a lookup notices for the price of a `stat` that somebody wrote to it; whoever
+reads one checks its digest. What is damaged is set aside and is a miss.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -40,16 +41,17 @@ _STALE_S = 24 * 3600  # age at which a temporary folder has no owner any more
 
 
 class DamagedError(EnvironmentalError):
-    """A blob was not what its name says, or gone. It has been set aside; the stage that made it has to run again."""
+    """A blob is gone, or was not what its name says and is set aside; it has to be made again."""
 
     digest: str = ""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What one action gave: `outputs` and `log` are digests of blobs, `report` is data of `tapml.stage.Report`.
+    """What one action gave: `outputs` and `log` are digests of blobs.
 
     preimage: what the key is the digest of
+    report:   data of a `tapml.stage.Report`
     made_on:  the host's fingerprint and the machine's opaque id, for results that are timings
     """
 
@@ -69,13 +71,13 @@ class Record:
 class Store:
     """A store at `root`, an absolute folder that is made when first written to.
 
-    durability: "each" syncs every write to the disk; "group" leaves it to one `flush` at the end of a run
+    durability: "each" syncs every write to the disk; "group" leaves it to one `flush` per run
     """
 
     root: Path
     durability: Durability = "group"
     _verified: dict[str, tuple[int, int, int]] = field(
-        default_factory=dict[str, tuple[int, int, int]], repr=False
+        default_factory=dict[str, tuple[int, int, int]], repr=False, compare=False
     )
 
     @property
@@ -91,8 +93,8 @@ class Store:
     # --- writing
 
     def prepare(self) -> None:
-        """Makes the folders, removes temporary files that nobody owns any more. Raises: EnvironmentalError."""
-        with _disk(self.root):
+        """Makes the folders, removes temporary files that nobody owns any more."""
+        with disk(self.root):
             for name in ("cas", "ac", "locks", "tmp", "tuning", "runs"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
             oldest = time.time() - _STALE_S
@@ -104,12 +106,12 @@ class Store:
     def temporary(self, name: str) -> Path:
         """A new empty folder on the store's file system; the caller removes it."""
         folder = self.root / "tmp" / f"{name}-{uuid4().hex[:12]}"
-        with _disk(folder):
+        with disk(folder):
             folder.mkdir(parents=True)
         return folder
 
     def put(self, path: Path) -> str:
-        """The digest of a file or folder, now in the store. Raises: StageError for links and special files."""
+        """The digest of a file or folder, now in the store. Raises: StageError for a link."""
         mode = path.lstat().st_mode
         if stat.S_ISDIR(mode):
             return self.put_tree(path)
@@ -136,7 +138,7 @@ class Store:
         return self._put([data])
 
     def put_tree(self, folder: Path) -> str:
-        """The digest of a folder: of the listing of its files. Modes, times and empty folders do not count."""
+        """The digest of a folder's listing of its files; modes and empty folders do not count."""
         files: dict[str, str] = {}
         for path in sorted(folder.rglob("*")):
             mode = path.lstat().st_mode
@@ -149,7 +151,7 @@ class Store:
         return self.put_bytes(_TREE + keys.canonical_json(files))
 
     def publish(self, record: Record, *, force: bool = False) -> Record:
-        """The record that counts: `record`, or the one that was first. `force`: `record`, as a new generation."""
+        """The record that counts: the first one. `force`: this one, as a new generation."""
         folder = self._actions(record.stage, record.key)
         line = keys.canonical_json(asdict(record))
         data = line + b"\n" + hashlib.sha256(line).hexdigest().encode() + b"\n"
@@ -157,12 +159,12 @@ class Store:
             if not force and (first := self.lookup(record.stage, record.key)) is not None:
                 return first
             generation = max((int(path.name) for path in _generations(folder)), default=-1) + 1
-            if self._write([data], lambda _: folder / str(generation), replace=False):
+            if self._write([data], lambda _, path=folder / str(generation): path, replace=False):
                 return record
 
     def flush(self) -> None:
         """Everything written so far is on the disk."""
-        with _disk(self.root):
+        with disk(self.root):
             descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
@@ -189,11 +191,12 @@ class Store:
     ) -> bool:
         """Links the chunks into place, read-only; False when something was there first.
 
-        In: `place` gives the path from the digest of what was written. `replace`: a file there whose seal is broken goes.
+        In: `place` gives the path from the digest of what was written. `replace`: a file there
+            whose seal is broken goes.
         """
         temporary = self.root / "tmp" / uuid4().hex
         hasher = hashlib.sha256()
-        with _disk(self.root):
+        with disk(self.root):
             temporary.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444)
             try:
@@ -234,7 +237,7 @@ class Store:
             if (record := self._record(path, notes)) is None:
                 continue
             if damaged := [
-                name for name, digest in record.outputs.items() if not self._there(digest)
+                name for name, digest in record.outputs.items() if not self.intact(digest)
             ]:
                 if notes is not None:
                     notes.append(f"its stored {', '.join(damaged)} was damaged or lost; made again")
@@ -299,22 +302,36 @@ class Store:
     def materialise(self, digest: str, path: Path, *, copy: bool = False) -> Path:
         """The file or folder of `digest` at `path`, which must not exist, verified.
 
-        Files are read-only links into the store; `copy` makes files of their own, writable. Raises: DamagedError.
+        Files are read-only links into the store; `copy` makes writable files of their own.
+        Raises: DamagedError.
         """
         if (files := self.tree(digest)) is None:
             self._verify(digest)
-            with _disk(path):
+            with disk(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if copy:
                     shutil.copyfile(self.blob(digest), path)
                 else:
                     _link(self.blob(digest), path)
             return path
-        with _disk(path):
+        with disk(path):
             path.mkdir(parents=True)
         for name, one in files.items():
             self.materialise(one, path / name, copy=copy)
         return path
+
+    def intact(self, digest: str) -> bool:
+        """Whether a blob, and each file of a folder, is there as it was stored.
+
+        For those that have their seal this costs a `stat`; others are hashed.
+        """
+        try:
+            if not _sealed(self.blob(digest).stat()):
+                self._verify(digest)
+            files = self.tree(digest)
+        except (FileNotFoundError, DamagedError):
+            return False
+        return files is None or all(map(self.intact, files.values()))
 
     def verify(self) -> list[str]:
         """Reads everything; sets aside what is damaged, one line for each."""
@@ -338,7 +355,7 @@ class Store:
         inputs: Mapping[str, str],
         fn: Callable[[Path], None],
     ) -> str:
-        """The digest of what `fn` writes for these parameters and inputs, kept from the first time on."""
+        """The digest of what `fn` writes for these parameters and inputs, kept from then on."""
         stage = f"memo.{name}"
         preimage = {
             "schema": keys.SCHEMA,
@@ -358,10 +375,6 @@ class Store:
             record = self.publish(Record(stage, key, preimage, outputs, made_at=now()))
         return record.outputs["file"]
 
-    def unchanged(self, digest: str) -> bool:
-        """Whether nobody wrote to the files of `digest` since they were stored; sets aside those that were written to."""
-        return self._there(digest)
-
     def _actions(self, stage: str, key: str) -> Path:
         if not _DIGEST.fullmatch(key):
             raise ValueError(f"{key!r} is no action key")
@@ -369,27 +382,15 @@ class Store:
 
     def _record(self, path: Path, notes: list[str] | None) -> Record | None:
         try:
-            line, checksum, _ = path.read_bytes().split(b"\n")
-            if hashlib.sha256(line).hexdigest().encode() != checksum:
-                raise ValueError("wrong checksum")
-            return Record(**json.loads(line))
+            line, _, checksum = path.read_bytes().partition(b"\n")
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError):  # torn, flipped, or of another schema
+        if hashlib.sha256(line).hexdigest().encode() + b"\n" != checksum:
             self._set_aside(path)
             if notes is not None:
-                notes.append(f"its record {path.parent.name[:12]}… was damaged; set aside")
+                notes.append(f"its record {path.parent.name[:12]}… was damaged; made again")
             return None
-
-    def _there(self, digest: str) -> bool:
-        """Whether a blob, and each file of a folder, is there and has its seal; one without is hashed."""
-        try:
-            if not _sealed(self.blob(digest).stat()):
-                self._verify(digest)
-            files = self.tree(digest)
-            return files is None or all([self._there(one) for one in files.values()])
-        except (FileNotFoundError, DamagedError):
-            return False
+        return Record(**json.loads(line))
 
     def _verify(self, digest: str) -> None:
         """Reads a blob and compares. Raises: DamagedError, after setting it aside."""
@@ -422,7 +423,7 @@ class Store:
 
     def _set_aside(self, path: Path) -> None:
         aside = self.root / "quarantine" / f"{path.name}-{uuid4().hex[:8]}"
-        with suppress(FileNotFoundError), _disk(aside):
+        with suppress(FileNotFoundError), disk(aside):
             aside.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, aside)
 
@@ -462,8 +463,8 @@ def disk_error(error: OSError, path: Path) -> EnvironmentalError | None:
 
 
 @contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    """Turns errors of the disk into EnvironmentalError; `path` is named where the error names none."""
+def disk(path: Path) -> Generator[None]:
+    """Turns the disk's errors into EnvironmentalError; `path` is for those that name none."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What happens in a worker process: inputs become paths, the stage runs, its outputs go to the store.
+"""What happens in a worker process: inputs become paths, the stage runs, outputs are stored.
 
 Plain data goes in and comes out. This is the one place where any exception is caught.
 """
@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -31,7 +31,11 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Job:
-    """One stage to run. `capture`: what the process prints goes to `log`; `replace`: publish a new generation."""
+    """One stage to run.
+
+    capture: what the process prints goes to `log`
+    replace: publish a new generation of the result
+    """
 
     step: str
     stage: Stage
@@ -50,14 +54,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Done:
-    """What comes back, plain data: a record, an error's data, or the name of the input that was damaged."""
+    """What comes back: a record, an error's data, or the name of the input that was damaged."""
 
     record: Record | None = None
     error: dict[str, Any] | None = None
     damaged: str = ""
     seconds: float = 0.0
     rss_mib: float = 0.0
-    notes: tuple[str, ...] = field(default=())
 
 
 def initialise(parent: int) -> None:
@@ -71,7 +74,7 @@ def initialise(parent: int) -> None:
 
 
 def run_stage(job: Job) -> Done:
-    """Runs one stage, its outputs and record in the store afterwards. Raises nothing: errors come back as data."""
+    """Runs one stage and stores what it gives. Raises nothing: errors come back as data."""
     job.progress.write_text(json.dumps({"pid": os.getpid()}) + "\n", encoding="utf-8")
     _reset_peak()
     started = time.perf_counter()
@@ -82,7 +85,9 @@ def run_stage(job: Job) -> Done:
             return Done(damaged=damaged.name)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # the boundary; SystemExit too, which a stage's libraries may raise
+        except (
+            BaseException
+        ) as error:  # the boundary; SystemExit too, which a stage's libraries may raise
             print(traceback.format_exc(), file=sys.stderr)
             told = _told(error, job)
             facts = json.loads(json.dumps(errors.to_data(told), default=str))
@@ -120,8 +125,11 @@ def _run(job: Job, kept: Store, started: float) -> Record:
         outputs = job.stage.run(Inputs(paths), context)
     seconds = time.perf_counter() - started
     for name, digest in job.inputs.items():
-        if not kept.unchanged(digest):
-            raise StageError(message=f"the stage wrote to its input {name!r}", hint="inputs are read-only: copy it first")
+        if not kept.intact(digest):
+            raise StageError(
+                message=f"the stage wrote to its input {name!r}",
+                hint="inputs are read-only: copy it first",
+            )
     artifacts = _checked(job.stage, outputs, work)
     _flush()
     record = Record(
@@ -154,7 +162,8 @@ def _checked(stage: Stage, outputs: Outputs, work: Path) -> dict[str, Path]:
     if given != declared:
         lacking, extra = ", ".join(sorted(declared - given)), ", ".join(sorted(given - declared))
         told = "; ".join(
-            [f"declared but not given: {lacking}"] * bool(lacking) + [f"given but not declared: {extra}"] * bool(extra)
+            [f"declared but not given: {lacking}"] * bool(lacking)
+            + [f"given but not declared: {extra}"] * bool(extra)
         )
         raise StageError(message=f"the stage's outputs are not what it declares ({told})")
     for name, path in outputs.artifacts.items():
@@ -164,7 +173,7 @@ def _checked(stage: Stage, outputs: Outputs, work: Path) -> dict[str, Path]:
 
 
 def _told(error: BaseException, job: Job) -> TapmlError:
-    """The error that a user reads: ours as it is, the disk's as EnvironmentalError, any other with its last own frame."""
+    """The error for the user: ours as it is, the disk's as EnvironmentalError, others in words."""
     if isinstance(error, TapmlError):
         return error
     if isinstance(error, OSError) and (told := store.disk_error(error, job.workdir)) is not None:
@@ -173,7 +182,9 @@ def _told(error: BaseException, job: Job) -> TapmlError:
     frames = traceback.extract_tb(error.__traceback__)
     libraries = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
     here = os.path.dirname(__file__)
-    own = [frame for frame in frames if not frame.filename.startswith((*libraries, here, "<"))] or frames
+    own = [
+        frame for frame in frames if not frame.filename.startswith((*libraries, here, "<"))
+    ] or frames
     where = f"at {own[-1].filename}:{own[-1].lineno} in {own[-1].name}" if own else ""
     return StageError(message=text, hint=where)
 
@@ -234,4 +245,6 @@ def peak_mib(pid: int | str = "self") -> float:
         text = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     except OSError:
         return 0.0
-    return next((int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith("VmHWM")), 0.0)
+    return next(
+        (int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith("VmHWM")), 0.0
+    )

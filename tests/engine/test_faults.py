@@ -1,0 +1,337 @@
+"""Kills, crashes, full disks and flipped bits, in real processes."""
+
+import errno
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tapml.errors import EnvironmentalError, WorkerError
+from tapml.store import Store
+
+pytestmark = pytest.mark.faults
+
+
+def states(result):
+    return {name: step.state for name, step in result.steps.items()}
+
+
+def alive(*needles: str) -> list[str]:
+    """Processes, zombies left out, whose command line or environment has one of the texts."""
+    found = []
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        if int(pid) == os.getpid():
+            continue
+        try:
+            text = Path(f"/proc/{pid}/cmdline").read_bytes()
+            text += b"\0" + Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:
+            continue
+        if any(needle.encode() in text for needle in needles):
+            found.append(f"{pid} {text[:200]!r}")
+    return found
+
+
+def wait_for(condition, limit_s: float = 30.0):
+    deadline = time.monotonic() + limit_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+    return found
+
+
+def flip(path: Path, *, keep_time: bool = False) -> None:
+    facts = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    if keep_time:
+        os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+# --- crashes touch one stage
+
+
+@pytest.mark.parametrize(
+    ("act", "signal_name", "told"),
+    [("kill", "SIGKILL", "probably out of memory"), ("segfault", "SIGSEGV", "killed by SIGSEGV")],
+)
+def test_a_crash_is_tried_again_once_then_fails_that_stage_alone(
+    bench, stages, graph, tmp_path, act, signal_name, told
+):
+    mark = tmp_path / "mark"
+    result = bench.run(
+        graph(
+            bad=(stages.Act(act=act, mark=str(mark)), {}),
+            below=(stages.Constant(), {"a": ("bad", "out")}),
+            good=(stages.Text(), {}),
+        ),
+        jobs=2,
+    )
+    assert states(result) == {"bad": "failed", "below": "cancelled", "good": "ran"}
+    error = result.steps["bad"].error
+    assert isinstance(error, WorkerError)
+    assert error.signal == signal_name
+    assert told in error.message
+    assert mark.read_text() == "xx"
+    assert result.exit_code == 1
+    assert any("run again" in note for note in result.steps["bad"].notes)
+
+
+def test_the_message_of_a_killed_worker_names_its_peak_memory(bench, stages, graph):
+    result = bench.run(graph(bad=(stages.Act(act="kill"), {})), jobs=1)
+    assert result.steps["bad"].rss_mib > 10
+    assert f"peak {result.steps['bad'].rss_mib:.0f} MiB" in result.steps["bad"].error.message
+
+
+def test_a_crash_leaves_the_python_stack_in_the_log(bench, stages, graph):
+    result = bench.run(graph(bad=(stages.Act(act="segfault"), {})), jobs=1)
+    text = result.steps["bad"].log.read_text()
+    assert "before the fault" in text
+    assert "do_segfault" in text
+
+
+def test_a_stage_that_crashes_once_succeeds(bench, stages, graph, tmp_path):
+    made = graph(bad=(stages.Act(act="kill", times=1, mark=str(tmp_path / "mark")), {}))
+    assert states(bench.run(made, jobs=1)) == {"bad": "ran"}
+
+
+def test_a_stage_over_its_time_limit_is_ended_and_the_next_runs(bench, stages, graph, tmp_path):
+    started = tmp_path / "started"
+    result = bench.run(
+        graph(slow=(stages.Hasty(act="sleep", arg=str(started)), {}), good=(stages.Text(), {})),
+        jobs=1,
+    )
+    assert states(result) == {"slow": "failed", "good": "ran"}
+    assert "took longer than 0.5 s" in result.steps["slow"].error.message
+    assert not Path(f"/proc/{started.read_text()}").exists()
+
+
+def test_a_stage_that_a_worker_cannot_import_fails_with_the_reason(bench, stages, graph):
+    class Local(stages.Text):
+        """Is in no module."""
+
+    Local.__module__ = "no_such_module"
+    Local.__qualname__ = "Local"
+    result = bench.run(graph(bad=(Local(), {})), jobs=1)
+    assert states(result) == {"bad": "failed"}
+    assert "no_such_module" in str(result.steps["bad"].error)
+
+
+# --- the end of a run
+
+
+def everything_ended(mark: Path) -> bool:
+    return not alive(str(mark), f"TAPML_LOCKS={os.environ['TAPML_LOCKS']}")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+)
+def test_no_process_outlives_a_run_that_is_stopped(script, tmp_path, number, code):
+    mark = tmp_path / "mark"
+    process = script(f"a=(S.Act(act='litter', arg={str(mark)!r}), {{}})", tmp_path / "store")
+    wait_for(mark.exists)
+    assert len(alive(str(mark))) >= 4
+    process.send_signal(number)
+    assert process.wait(10) == code
+    wait_for(lambda: everything_ended(mark), 5)
+
+
+def test_no_process_outlives_a_worker_that_is_killed(bench, stages, graph, tmp_path):
+    import threading
+
+    mark = tmp_path / "mark"
+
+    def kill() -> None:
+        for _ in range(2):
+            wait_for(mark.exists)
+            pid = int(mark.read_text())
+            mark.unlink()
+            os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    result = bench.run(graph(bad=(stages.Act(act="litter", arg=str(mark)), {})), jobs=1)
+    killer.join()
+    assert states(result) == {"bad": "failed"}
+    assert not alive(str(mark))
+
+
+def test_no_process_is_left_after_a_run_that_ends_well(script, tmp_path):
+    process = script("a=(S.Text(), {})", tmp_path / "store", jobs=2)
+    assert process.wait(30) == 0
+    assert everything_ended(tmp_path / "mark")
+
+
+def test_an_interrupted_run_says_what_was_running_and_what_never_ran(script, tmp_path):
+    mark = tmp_path / "mark"
+    code = (
+        f"a=(S.Act(act='sleep', arg={str(mark)!r}), {{}}), b=(S.Constant(), {{'a': ('a', 'out')}})"
+    )
+    process = script(code, tmp_path / "store")
+    wait_for(mark.exists)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "{'a': 'interrupted', 'b': 'cancelled'}" in output
+
+
+def test_a_second_interrupt_ends_the_run_at_once(script, tmp_path):
+    mark = tmp_path / "mark"
+    process = script(f"a=(S.Act(act='sleep', arg={str(mark)!r}), {{}})", tmp_path / "store")
+    wait_for(mark.exists)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(5) == 130
+    wait_for(lambda: everything_ended(mark), 5)
+
+
+def test_a_killed_run_is_taken_up_where_it_was(script, tmp_path, stages, graph, bench):
+    mark = tmp_path / "mark"
+
+    def code(name: str) -> str:
+        act = f"{name}.Act(act='sleep', arg={str(mark)!r}, times=1, mark={str(tmp_path / 'count')!r})"
+        return f"a=({name}.Text(), {{}}), b=({act}, {{'a': ('a', 'out')}})"
+
+    process = script(code("S"), bench.store.root)
+    wait_for(mark.exists)
+    process.kill()
+    process.wait(5)
+    act = stages.Act(act="sleep", arg=str(mark), times=1, mark=str(tmp_path / "count"))
+    made = graph(a=(stages.Text(), {}), b=(act, {"a": ("a", "out")}))
+    assert states(bench.run(made, jobs=1)) == {"a": "hit", "b": "ran"}
+    assert not bench.store.verify()
+
+
+# --- two runs at once
+
+
+def test_two_runs_of_one_recipe_do_the_work_once(script, tmp_path):
+    counter, store = tmp_path / "count", tmp_path / "store"
+    act = f"S.Act(act='nap', mark={str(counter)!r})"
+    both = [script(f"a=({act}, {{}})", store, jobs=1) for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert counter.read_text() == "x"
+    assert sorted("'ran'" in output.splitlines()[-1] for output in outputs) == [False, True]
+    assert sum("which is making it" in output for output in outputs) == 1
+
+
+def test_a_stage_that_times_something_is_alone_on_the_machine(script, tmp_path):
+    spans = tmp_path / "spans"
+    runs = [
+        script(
+            f"a=(S.{kind}(act='span', arg={str(spans)!r}, mark={str(tmp_path / kind)!r}), {{}})",
+            tmp_path / kind / "store",
+        )
+        for kind in ("Alone", "Act", "Fresh")
+        if (tmp_path / kind).mkdir() is None
+    ]
+    outputs = [process.communicate(timeout=60)[0] for process in runs]
+    assert [process.returncode for process in runs] == [0, 0, 0]
+    rows = [line.split() for line in spans.read_text().splitlines()]
+    ((begin, end),) = [(float(a), float(b)) for name, a, b in rows if name == "alone"]
+    assert all(float(b) <= begin or float(a) >= end for name, a, b in rows if name != "alone")
+    assert any("the machine is in use" in output for output in outputs)
+
+
+# --- disks
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_a_disk_that_takes_no_more_is_exit_3_and_says_where_and_what_to_do(
+    bench, stages, graph, number
+):
+    made = graph(
+        text=(stages.Text(), {}),
+        full=(stages.Act(act="full_disk", arg=str(number)), {"a": ("text", "out")}),
+    )
+    result = bench.run(made, jobs=1)
+    assert states(result) == {"text": "ran", "full": "failed"}
+    error = result.steps["full"].error
+    assert isinstance(error, EnvironmentalError)
+    assert result.exit_code == 3
+    assert str(bench.store.root) in error.message
+    assert os.strerror(number) in error.message
+    assert "--store" in error.hint
+    assert not bench.store.verify()
+    assert not list((bench.store.root / "tmp").iterdir())
+
+
+def test_a_store_that_cannot_be_made_is_exit_3(bench, stages, graph, tmp_path):
+    (tmp_path / "file").write_text("")
+    bench.store = Store(tmp_path / "file" / "store")
+    with pytest.raises(EnvironmentalError, match="cannot write .*file"):
+        bench.run(graph(text=(stages.Text(), {})))
+
+
+def test_a_disk_that_fills_up_under_the_journal_is_exit_3(bench, stages, graph, monkeypatch):
+    from tapml import journal
+
+    def full(descriptor: int, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(journal, "write_all", full)
+    with pytest.raises(EnvironmentalError, match="No space left"):
+        bench.run(graph(text=(stages.Text(), {})))
+
+
+# --- damage in the store
+
+
+def test_a_flipped_bit_is_noticed_by_the_plan_and_made_again(bench, chain):
+    first = bench.run(chain())
+    flip(bench.store.blob(first.steps["text"].outputs["out"]))
+    result = bench.run(chain())
+    assert result.exit_code == 0
+    assert states(result) == {"text": "ran", "other": "hit", "join": "hit", "last": "hit"}
+    assert "its stored out was damaged or lost; made again" in result.steps["text"].notes
+    assert bench.text(result, "text") == "hello"
+    assert not bench.store.verify()
+
+
+@pytest.mark.parametrize("where", ["out", "folder"])
+def test_a_bit_that_rotted_unseen_is_noticed_when_it_is_read_and_made_again(
+    bench, stages, graph, where
+):
+    def make(text: str):
+        kind = stages.Join(suffix=text)
+        return graph(
+            text=(stages.Text(), {}),
+            join=(stages.Join(), {"a": ("text", "out")}),
+            below=(kind, {"a": ("join", "out"), "b": ("join", "out")}),
+            reader=(stages.Reader(text=text), {"a": ("join", where)}),
+        )
+
+    first = bench.run(make("one"))
+    digest = first.steps["join"].outputs[where]
+    files = bench.store.tree(digest)
+    flip(bench.store.blob(digest if files is None else files["deep/out"]), keep_time=True)
+    bench.store._verified.clear()
+    result = bench.run(make("two"), jobs=1)
+    assert result.exit_code == 0
+    assert states(result) == {"text": "hit", "join": "ran", "below": "ran", "reader": "ran"}
+    assert any("made again" in note for note in result.steps["join"].notes)
+    assert not bench.store.verify()
+
+
+def test_a_torn_record_is_a_miss_with_a_note(bench, chain):
+    first = bench.run(chain())
+    folder = bench.store.root / "ac" / "text" / first.steps["text"].key
+    (record,) = folder.iterdir()
+    data = record.read_bytes()
+    record.unlink()
+    record.write_bytes(data[: len(data) // 2])
+    result = bench.run(chain())
+    assert states(result) == {"text": "ran", "other": "hit", "join": "hit", "last": "hit"}
+    assert any("was damaged; made again" in note for note in result.steps["text"].notes)
+
+
+def test_a_lost_blob_is_a_miss(bench, chain):
+    first = bench.run(chain())
+    bench.store.blob(first.steps["join"].outputs["out"]).unlink()
+    assert states(bench.run(chain()))["join"] == "ran"
