@@ -1,6 +1,6 @@
 """Run folders: everything that one `tapml run` left behind, written once and read back by every later command.
 
-    runs/<id>/  run.json (this module)  events.jsonl (journal)  recipe.yaml  facts.json  logs/  views/  bundle/  report.html
+    runs/<id>/  run.json (this module)  facts.json  resolved.yaml  bundle/  report.html   beside what the journal keeps
 """
 
 from __future__ import annotations
@@ -8,18 +8,19 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
 from . import events, facts, gates
-from .errors import GateError, RecipeError, StageError, TapmlError, from_data, nearest, to_data
+from .errors import RecipeError, StageError, TapmlError, TrackingError, from_data, nearest, to_data
 from .executor import StepResult
 from .facts import Facts
 from .gates import Verdict
 
-RECORD, FACTS, REPORT, RECIPE, BUNDLE = "run.json", "facts.json", "report.html", "recipe.yaml", "bundle"
+RECORD, FACTS, REPORT, BUNDLE = "run.json", "facts.json", "report.html", "bundle"
+RECIPE = "resolved.yaml"  # the recipe with every default and the full target
 Scalar = str | int | float | bool | None
 
 
@@ -35,6 +36,7 @@ class RunResult:
     bundle:       the deployable folder, or None
     fields:       the recipe's dotted fields, defaults included
     environment:  versions, CPU, git commit of the recipe's folder
+    untracked:    why tracking, where it was required, failed
     """
 
     run_id: str
@@ -53,6 +55,8 @@ class RunResult:
     bundle: Path | None = None
     fields: Mapping[str, Scalar] = field(default_factory=dict[str, Scalar])
     environment: Mapping[str, Scalar] = field(default_factory=dict[str, Scalar])
+    tags: Mapping[str, str] = field(default_factory=dict[str, str])
+    untracked: str = ""
 
     @property
     def ran(self) -> tuple[StepResult, ...]:
@@ -79,7 +83,9 @@ class RunResult:
             return failed[0].error or StageError(stage=failed[0].name, message=f"{failed[0].name} failed")
         if self.exit_code in (130, 143):
             return StageError(message="the run was interrupted")
-        return gates.error(self.verdicts) if self.exit_code == GateError.exit_code else None
+        if self.exit_code == TrackingError.exit_code:
+            return TrackingError(message=self.untracked, hint="later: `tapml track sync`")
+        return gates.error(self.verdicts)
 
     def raise_for_failure(self) -> None:
         """Raises the error that made `exit_code` other than 0, if there is one."""
@@ -150,10 +156,6 @@ def ids(store: Path) -> list[str]:
 
 def folder_of(store: Path) -> Path:
     return store / "runs"
-
-
-def with_bundle(run: RunResult, bundle: Path | None) -> RunResult:
-    return replace(run, bundle=bundle)
 
 
 def when(started: float) -> str:
