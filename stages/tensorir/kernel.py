@@ -1,0 +1,273 @@
+"""A PrimFunc read as tensor expressions, so that rules see structure instead of names.
+
+Every block becomes a `Step`: `buffer[indices] = value` over spatial axes, or a reduction with `init` and `combine`.
+Rules ask for a step's value at given indices, with the injective steps before it inlined, and emit loops around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import tvm_ffi
+
+from ..compat import tvm
+
+tirx = tvm.tirx
+Expr = Any  # a TIR expression
+Buffer = Any  # a Var of buffer type
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An iteration variable from 0 to `extent` (an int, or an expression over symbolic sizes)."""
+
+    var: Any
+    extent: Any
+
+    @property
+    def static(self) -> int | None:
+        return self.extent if isinstance(self.extent, int) else None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One block. `value` is what is stored; in a reduction it reads `buffer[indices]` itself, and `init` starts it."""
+
+    name: str
+    buffer: Buffer
+    indices: tuple[Expr, ...]
+    axes: tuple[Axis, ...]
+    reduce: tuple[Axis, ...]
+    init: Expr | None
+    value: Expr
+
+    @cached_property
+    def is_identity(self) -> bool:
+        """Whether element (i, j, …) is written by iteration (i, j, …)."""
+        return len(self.indices) == len(self.axes) and all(
+            index.same_as(axis.var) for index, axis in zip(self.indices, self.axes, strict=True)
+        )
+
+    @cached_property
+    def element(self) -> Expr | None:
+        """What a reduction adds, when it is a sum: `b` of `acc + b`."""
+        if self.init is None or not isinstance(self.value, tirx.Add):
+            return None
+        for acc, other in ((self.value.a, self.value.b), (self.value.b, self.value.a)):
+            if is_load(acc) and same(acc.source, self.buffer):
+                return other
+        return None
+
+    def combine(self, acc: Expr, value: Expr) -> Expr:
+        """`value` (this step's, at some indices) with the element it accumulates into replaced by `acc`."""
+        return map_loads(value, lambda load: acc if same(load.source, self.buffer) else load)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A PrimFunc whose blocks were all understood. `params` are its buffers in order, `steps` in execution order."""
+
+    func: Any
+    params: tuple[Buffer, ...]
+    steps: tuple[Step, ...]
+
+    @cached_property
+    def producers(self) -> Mapping[int, Step]:
+        return {key(step.buffer): step for step in self.steps}
+
+    @cached_property
+    def outputs(self) -> tuple[Step, ...]:
+        """Steps that write a parameter."""
+        names = {key(param) for param in self.params}
+        return tuple(step for step in self.steps if key(step.buffer) in names)
+
+    @cached_property
+    def reductions(self) -> tuple[Step, ...]:
+        return tuple(step for step in self.steps if step.reduce)
+
+    def uses(self, step: Step) -> tuple[Step, ...]:
+        """Steps that read what `step` writes."""
+        return tuple(
+            user
+            for user in self.steps
+            if user is not step and any(same(load.source, step.buffer) for load in loads(user.value))
+        )
+
+    def depends(self, step: Step, on: Step) -> bool:
+        """Whether `step` reads, directly or through other steps, what `on` writes."""
+        seen: set[int] = set()
+        todo = [step]
+        while todo:
+            for load in loads(todo.pop().value):
+                if same(load.source, on.buffer):
+                    return True
+                producer = self.producers.get(key(load.source))
+                if producer is not None and key(producer.buffer) not in seen:
+                    seen.add(key(producer.buffer))
+                    todo.append(producer)
+        return False
+
+    def value(self, step: Step, at: Mapping[int, Expr], held: Mapping[int, Callable[..., Expr]]) -> Expr:
+        """The value that `step` stores at axis values `at`, injective steps before it inlined.
+
+        held: buffers that are in memory or registers: key → function of the indices that gives the element.
+        """
+        return self.inline(substitute(step.value, at), held, step)
+
+    def inline(self, value: Expr, held: Mapping[int, Callable[..., Expr]], step: Step | None = None) -> Expr:
+        """`value` with loads of inlinable steps replaced by what they compute, and of `held` ones by their element.
+
+        A value that is read twice is computed once (a `Let`), unless a guard in `value` might forbid to compute it.
+        """
+
+        def expand(load: Any) -> Expr:
+            source = key(load.source)
+            if source in held:
+                return held[source](*load.indices)
+            producer = self.producers.get(source)
+            if producer is None or producer is step:
+                return load
+            if producer.reduce or not producer.is_identity:
+                raise Unfit(f"{producer.name} can not be inlined")
+            at = {key(axis.var): index for axis, index in zip(producer.axes, load.indices, strict=True)}
+            return self.value(producer, at, held)
+
+        found = [load for load in loads(value) if key(load.source) in self.producers]
+        shared: dict[Any, tuple[Any, Any]] = {}  # structural key → (variable, value)
+        if not has_guard(value):
+            counts: dict[Any, int] = {}
+            for load in found:
+                name = tvm_ffi.StructuralKey(load)
+                counts[name] = counts.get(name, 0) + 1
+                if counts[name] == 2:
+                    shared[name] = (tirx.Var("shared", load.ty.dtype), expand(load))
+
+        def replace(load: Any) -> Expr:
+            name = tvm_ffi.StructuralKey(load)
+            return shared[name][0] if name in shared else expand(load)
+
+        value = map_loads(value, replace)
+        for var, bound in shared.values():
+            value = tirx.Let(var, bound, value)
+        return value
+
+
+class Unfit(Exception):
+    """A rule met a structure that it does not cover; the dispatcher asks the next rule."""
+
+
+def read(func: Any) -> Kernel | None:
+    """The kernel in an unscheduled PrimFunc, or None when a block is no plain store or reduction."""
+    root = func.body
+    if not isinstance(root, tvm.s_tir.SBlockRealize) or root.block.iter_vars:
+        return None
+    body = root.block.body
+    nests = list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
+    steps = [_step(nest) for nest in nests]
+    if any(step is None for step in steps):
+        return None
+    written = [key(step.buffer) for step in steps if step is not None]
+    if len(set(written)) != len(written):
+        return None
+    buffers = tuple(param for param in func.params if hasattr(param.ty, "shape"))
+    return Kernel(func, buffers, tuple(step for step in steps if step is not None))
+
+
+def _step(nest: Any) -> Step | None:
+    loop_vars = set()
+    while isinstance(nest, tirx.For):
+        if int(nest.kind) != int(tirx.ForKind.SERIAL) or not is_constant(nest.min, 0):
+            return None
+        loop_vars.add(key(nest.loop_var))
+        nest = nest.body
+    if not isinstance(nest, tvm.s_tir.SBlockRealize) or not is_constant(nest.predicate, 1):
+        return None
+    block = nest.block
+    if block.alloc_buffers or block.match_buffers or not isinstance(block.body, tirx.BufferStore):
+        return None
+    for value in nest.iter_values:  # every iteration runs over its whole domain
+        if not is_constant(value, 0) and key(value) not in loop_vars:
+            return None
+    axes = [Axis(iv.var, as_int(iv.dom.extent)) for iv in block.iter_vars if iv.iter_type == 0]
+    reduce = [Axis(iv.var, as_int(iv.dom.extent)) for iv in block.iter_vars if iv.iter_type == 2]
+    if len(axes) + len(reduce) != len(block.iter_vars) or bool(reduce) != (block.init is not None):
+        return None
+    if block.init is not None and not isinstance(block.init, tirx.BufferStore):
+        return None
+    store = block.body
+    init = block.init.value if block.init is not None else None
+    return Step(
+        block.name_hint, store.buffer, tuple(store.indices), tuple(axes), tuple(reduce), init, store.value
+    )
+
+
+def key(node: Any) -> int:
+    """Identity of a TVM node: two Python handles of one node have one key."""
+    return node.__chandle__() if callable(node.__chandle__) else node.__chandle__
+
+
+def same(a: Any, b: Any) -> bool:
+    return a.same_as(b)
+
+
+def is_load(node: Any) -> bool:
+    return isinstance(node, tvm.ir.TensorLoad)
+
+
+def as_int(value: Any) -> Any:
+    """A Python int when `value` is constant."""
+    return int(value) if isinstance(value, (int, tirx.IntImm)) else value
+
+
+def is_constant(value: Any, constant: int) -> bool:
+    return isinstance(value, (int, tirx.IntImm)) and int(value) == constant
+
+
+def loads(value: Expr) -> list[Any]:
+    """All loads in an expression, with repetitions."""
+    found: list[Any] = []
+    tvm_ffi.structural_walk(value, (tvm.ir.TensorLoad, found.append))
+    return found
+
+
+def map_loads(value: Expr, replace: Callable[[Any], Expr]) -> Expr:
+    """`value` with every load replaced, inner ones first."""
+    return tvm_ffi.structural_map(value, (tvm.ir.TensorLoad, replace))
+
+
+def substitute(value: Expr, at: Mapping[int, Expr]) -> Expr:
+    """`value` with variables replaced: key of the variable → expression."""
+    return tvm_ffi.structural_map(value, (tirx.Var, lambda var: at.get(key(var), var)))
+
+
+def depends_on(value: Expr, axis: Axis) -> bool:
+    """Whether an expression reads the axis."""
+    found: list[Any] = []
+    tvm_ffi.structural_walk(value, (tirx.Var, found.append))
+    return any(same(var, axis.var) for var in found)
+
+
+def has_guard(value: Expr) -> bool:
+    return any(name == "tirx.if_then_else" for name in calls(value))
+
+
+def calls(value: Expr) -> list[str]:
+    """Names of the operators that an expression calls."""
+    found: list[Any] = []
+    tvm_ffi.structural_walk(value, (tvm.ir.Call, found.append))
+    return [getattr(call.op, "name", "") for call in found]
+
+
+def zero(axis: Axis) -> Expr:
+    return tirx.const(0, axis.var.ty.dtype)
+
+
+def product(extents: Sequence[Any]) -> Any:
+    """Product of extents, an int when all are static."""
+    result: Any = 1
+    for extent in extents:
+        result = result * extent
+    return as_int(result)

@@ -1,0 +1,84 @@
+"""Small builders of loops: what a rule writes instead of transforming a loop nest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from ..compat import tvm
+from .kernel import Axis, Expr, as_int, product
+
+tirx = tvm.tirx
+Body = Callable[[Any], Any]
+
+
+def loop(name: str, extent: Any, body: Body, kind: Any = tirx.ForKind.SERIAL, dtype: str = "int64") -> Any:
+    """A loop over 0 … extent-1; none for a single iteration."""
+    if as_int(extent) == 1:
+        return body(tirx.const(0, dtype))
+    var = tirx.Var(name, dtype)
+    extent = tirx.const(extent, dtype) if isinstance(extent, int) else extent.astype(dtype)
+    return tirx.For(var, tirx.const(0, dtype), extent, kind, body(var))
+
+
+def lanes(count: int, body: Body, dtype: str = "int64") -> Any:
+    """A vectorised loop."""
+    return loop("lane", count, body, tirx.ForKind.VECTORIZED, dtype)
+
+
+def nest(axes: Sequence[Axis], body: Callable[[list[Any]], Any]) -> Any:
+    """Serial loops over whole axes, outermost first."""
+
+    def inner(done: list[Any]) -> Any:
+        if len(done) == len(axes):
+            return body(done)
+        axis = axes[len(done)]
+        return loop(axis.var.name, axis.extent, lambda var: inner([*done, var]), dtype=dtype_of(axis))
+
+    return inner([])
+
+
+def parallel(
+    extents: Sequence[Any], body: Callable[[list[Any]], Any], dtype: str, serial: bool = False
+) -> Any:
+    """One parallel loop over the product of `extents`; `body` gets an index for each of them."""
+
+    def split(fused: Any) -> Any:
+        indices: list[Any] = []
+        for extent in reversed(extents[1:]):
+            if as_int(extent) == 1:
+                indices.append(tirx.const(0, dtype))
+                continue
+            indices.append(fused % extent)
+            fused = fused // extent
+        return body([fused, *reversed(indices)])
+
+    kind = tirx.ForKind.SERIAL if serial else tirx.ForKind.PARALLEL
+    return loop("chunk", product(extents), split, kind, dtype)
+
+
+def seq(statements: Iterable[Any]) -> Any:
+    """Statements in order, nested sequences flattened (an allocation is seen by all that follow)."""
+    flat: list[Any] = []
+    for statement in statements:
+        flat.extend(statement.seq if isinstance(statement, tirx.SeqStmt) else [statement])
+    return flat[0] if len(flat) == 1 else tirx.SeqStmt(flat)
+
+
+def local(name: str, shape: Sequence[Any], dtype: str, scope: str = "local") -> Any:
+    """A buffer to be allocated by `tirx.AllocBuffer`."""
+    return tirx.decl_buffer(shape, dtype, name, scope=scope)
+
+
+def scheduled(func: Any, body: Any, buffers: Sequence[Any] = ()) -> Any:
+    """`func` with `body` in place of its blocks; `buffers` live as long as the call."""
+    block = tvm.s_tir.SBlock([], [], [], "root", body, alloc_buffers=list(buffers))
+    return func.with_body(tvm.s_tir.SBlockRealize([], True, block))
+
+
+def dtype_of(axis: Axis) -> str:
+    return str(axis.var.ty.dtype)
+
+
+def store(buffer: Any, indices: Sequence[Expr], value: Expr) -> Any:
+    return tirx.BufferStore(buffer, value, list(indices))

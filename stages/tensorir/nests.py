@@ -1,0 +1,163 @@
+"""Loops for steps on their own: elementwise outputs as vectors over the last axis, reductions element by element."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import Any
+
+from tapml.stage import Target
+
+from ..compat import tvm
+from .intrinsics import vectorizable
+from .kernel import Axis, Expr, Kernel, Step, calls, key, loads, product, same, substitute
+from .loops import dtype_of, lanes, local, loop, nest, parallel, seq, store
+
+tirx = tvm.tirx
+Held = Mapping[int, Callable[..., Expr]]
+
+PARALLEL_ELEMENTS = 1 << 14  # below it, a parallel launch (1-2 µs) costs more than it brings
+SYMBOLIC = 4  # what a symbolic size counts as in estimates of work
+INNER_ELEMENTS = 1 << 12  # of a task at least, so that finding its indices costs nothing
+
+
+def float_lanes(target: Target) -> int:
+    return max(4, target.vector_bits // 32)
+
+
+def elementwise(kernel: Kernel, step: Step, held: Held, target: Target) -> Any:
+    """All of an injective step; the injective ones before it are inlined."""
+    own = tuple(axis.var for axis in step.axes)
+    value = vectorizable(kernel.inline(step.value, held, step))
+    if not step.axes:
+        return store(step.buffer, step.indices, value)
+    dtype = dtype_of(step.axes[0])
+
+    def at(position: list[Expr]) -> Any:
+        env = {key(var): index for var, index in zip(own, position, strict=True)}
+        indices = [substitute(index, env) for index in step.indices]
+        return store(step.buffer, indices, vectorizable(kernel.value(step, env, held)))
+
+    extents = [axis.extent for axis in step.axes]
+    heavy = 4 if len(calls(value)) > 0 else 1
+    work = prod(axis.static or SYMBOLIC for axis in step.axes) * heavy
+    width = float_lanes(target)
+    last = step.axes[-1].static
+    if step.is_identity and _aligned(step, value) and (last is None or last % width or last < 4 * width):
+        return _flat(extents, at, width, dtype, serial=work < PARALLEL_ELEMENTS)
+
+    inner = 1  # how many of the innermost axes a task runs by itself
+    while inner < len(extents) and prod(axis.static or SYMBOLIC for axis in step.axes[-inner:]) < INNER_ELEMENTS:
+        inner += 1
+    outer, rest = step.axes[: len(extents) - inner], step.axes[len(extents) - inner : -1]
+    body = parallel(
+        [axis.extent for axis in outer] or [1],
+        lambda first: nest(
+            rest,
+            lambda middle: vector(
+                step.axes[-1], width, lambda x: at([*first[: len(outer)], *middle, x]), dtype
+            ),
+        ),
+        dtype,
+        serial=work < PARALLEL_ELEMENTS,
+    )
+    return body
+
+
+def vector(axis: Axis, width: int, body: Callable[[Expr], Any], dtype: str) -> Any:
+    """A loop over a whole axis: vectors of `width`, then the rest one by one."""
+    size = axis.static
+    if size is None:
+        full = axis.extent // width
+        main = loop("vector", full, lambda v: lanes(width, lambda x: body(v * width + x), dtype), dtype=dtype)
+        return seq([main, loop("rest", axis.extent - full * width, lambda x: body(full * width + x), dtype=dtype)])
+    if size in (2, 4, 8, 16):
+        return lanes(size, body, dtype)
+    full, tail = divmod(size, width)
+    parts = []
+    if full:
+        parts.append(loop("vector", full, lambda v: lanes(width, lambda x: body(v * width + x), dtype), dtype=dtype))
+    if tail:
+        start = tirx.const(full * width, dtype)
+        parts.append(loop("rest", tail, lambda x: body(start + x), dtype=dtype))
+    return seq(parts)
+
+
+def reduction(kernel: Kernel, step: Step, held: Held) -> Any:
+    """A reduction, one output element after the other, parallel over the outer ones; its producers are inlined."""
+    dtype = dtype_of(step.axes[0]) if step.axes else "int64"
+    total = prod(axis.static or SYMBOLIC for axis in (*step.axes, *step.reduce))
+    acc = local("acc", (1,), str(step.buffer.ty.dtype))
+    zero = tirx.const(0, "int32")
+
+    def element(position: list[Expr]) -> Any:
+        env = {key(axis.var): index for axis, index in zip(step.axes, position, strict=True)}
+
+        def add(taps: list[Expr]) -> Any:
+            full = {**env, **{key(axis.var): tap for axis, tap in zip(step.reduce, taps, strict=True)}}
+            inside = {**held, key(step.buffer): lambda *_: tirx.BufferLoad(acc, [zero])}
+            return store(acc, [zero], vectorizable(kernel.value(step, full, inside)))
+
+        indices = [substitute(index, env) for index in step.indices]
+        return seq(
+            [
+                tirx.AllocBuffer(acc),
+                store(acc, [zero], step.init),
+                nest(step.reduce, add),
+                store(step.buffer, indices, tirx.BufferLoad(acc, [zero])),
+            ]
+        )
+
+    extents = [axis.extent for axis in step.axes] or [1]
+    return parallel(
+        extents, lambda p: element(p[: len(step.axes)]), dtype, serial=total < PARALLEL_ELEMENTS
+    )
+
+
+def in_memory(step: Step) -> Callable[..., Expr]:
+    """Elements of a step as loads of its buffer, for `held`."""
+    return lambda *indices: tirx.BufferLoad(step.buffer, list(indices))
+
+
+
+
+def _aligned(step: Step, value: Expr) -> bool:
+    """Whether every load reads the element that is written, of a buffer of the same shape, or no axis at all."""
+    own = [axis.var for axis in step.axes]
+    for load in loads(value):
+        if len(load.indices) != len(own) or not all(map(same, load.indices, own)):
+            return False
+        shape = load.source.ty.shape
+        if not all(tvm.sym.Analyzer().can_prove_equal(a, b) for a, b in zip(shape, step.buffer.ty.shape, strict=True)):
+            return False
+    return True
+
+
+def _flat(extents: list[Any], at: Callable[[list[Expr]], Any], width: int, dtype: str, *, serial: bool) -> Any:
+    """Loops over the elements in memory order, whatever the shape."""
+
+    def element(flat: Expr) -> Any:
+        position: list[Expr] = []
+        for extent in reversed(extents[1:]):
+            position.append(flat % extent)
+            flat = flat // extent
+        return at([flat, *reversed(position)])
+
+    total = product(extents)
+    full = total // width
+    parts = []
+    if not isinstance(total, int) or full:
+        parts.append(
+            loop(
+                "vector",
+                full,
+                lambda v: lanes(width, lambda x: element(v * width + x), dtype),
+                tirx.ForKind.SERIAL if serial else tirx.ForKind.PARALLEL,
+                dtype,
+            )
+        )
+    if not isinstance(total, int) or total % width:
+        rest = total - full * width
+        first = full * width if not isinstance(total, int) else tirx.const(full * width, dtype)
+        parts.append(loop("rest", rest, lambda x: element(first + x), dtype=dtype))
+    return seq(parts)

@@ -1,0 +1,64 @@
+"""Convolutions in blocked layout: general, 1x1, 1-D, grouped, transposed with stride = window."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tapml.stage import Target
+
+from ..kernel import Unfit, read
+from ..tiling import (
+    CHUNK_BYTES,
+    Plan,
+    Problem,
+    balanced,
+    emit,
+    even_rows,
+    factors,
+    problem,
+    reads_staged,
+    register_tile,
+)
+
+
+def conv(func: Any, target: Target) -> Any | None:
+    """A sum of products where only the weight has the lane axis, with its epilogue; the batch may be symbolic."""
+    kernel = read(func)
+    if kernel is None or len(kernel.reductions) != 1:
+        return None
+    found = problem(kernel, kernel.reductions[0])
+    if factors(found.anchor) is None or found.col is None or found.row is None:
+        return None
+    return emit(found, plan(found, target))
+
+
+def plan(problem: Problem, target: Target) -> Plan:
+    row, col, chunk = problem.row, problem.col, problem.chunk
+    if row is None or col is None or col.static is None or row.static is None:
+        raise Unfit("symbolic positions or blocks")
+    depth = 1
+    for axis in problem.anchor.reduce:
+        if axis.static is None:
+            raise Unfit("symbolic reduction")
+        depth *= axis.static
+    even = even_rows(problem)
+    rows, cols = register_tile(row.static, col.static, problem.lane_count, depth, target, even)
+    staged = reads_staged(problem)
+    tasks = -(-col.static // cols)
+    if chunk is None:  # one spatial axis: whole rows of positions a task, blocks shared out
+        return Plan(rows=rows, cols=cols, chunk=row.static, cols_parallel=not staged or tasks >= target.cores)
+    line_bytes = 4 * row.static * max(depth, 1)
+    weight_bytes = 4 * depth * col.static * problem.lane_count
+    most = max(1, CHUNK_BYTES // max(1, line_bytes // _window(problem)))
+    lines = balanced(chunk.extent, most, target.cores, whole_window=_window(problem) > 1)
+    if not staged and weight_bytes > CHUNK_BYTES and tasks >= 2 * target.cores:
+        return Plan(rows=rows, cols=cols, chunk=chunk.extent, cols_parallel=True)
+    return Plan(rows=rows, cols=cols, chunk=lines, cols_parallel=not staged and -(-chunk.extent // lines) < 4 * target.cores)
+
+
+def _window(problem: Problem) -> int:
+    """Taps of the window: how often an input element is read for one block of outputs."""
+    taps = 1
+    for axis in problem.anchor.reduce[1:-1]:
+        taps *= axis.static or 1
+    return taps

@@ -1,0 +1,43 @@
+"""Matrix products with a packed weight, one row included."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tapml.stage import Target
+
+from ..kernel import Unfit, depends_on, read
+from ..tiling import Plan, Problem, emit, factors, flops, problem, register_tile
+
+MAX_ROWS = 112  # of a task: its rows of X stay in the second-level cache
+
+
+def dense(func: Any, target: Target) -> Any | None:
+    """X [M, K] times W [N/P, K, P] with its epilogue; M may be symbolic. Declines anything with a window."""
+    kernel = read(func)
+    if kernel is None or len(kernel.reductions) != 1:
+        return None
+    found = problem(kernel, kernel.reductions[0])
+    anchor = found.anchor
+    if factors(anchor) is None or found.row is None or found.col is None or found.outer:
+        return None
+    if len(anchor.reduce) != 1 or depends_on(anchor.indices[0], found.col):
+        return None
+    return emit(found, plan(found, target))
+
+
+def plan(problem: Problem, target: Target) -> Plan:
+    row, col = problem.row, problem.col
+    if row is None or col is None or col.static is None:
+        raise Unfit("no static blocks of columns")
+    depth = problem.anchor.reduce[0].static
+    if depth is None:
+        raise Unfit("symbolic depth")
+    if row.static == 1:
+        return Plan(rows=1, cols=1, chunk=1, cols_parallel=True, partials=min(8, depth))
+    rows, cols = register_tile(row.static, col.static, problem.lane_count, depth, target)
+    tasks = -(-col.static // cols)
+    chunk = max(1, MAX_ROWS // rows) * rows
+    if tasks >= 4 * target.cores and row.static is not None:
+        chunk = row.static
+    return Plan(rows=rows, cols=cols, chunk=chunk, cols_parallel=flops(problem) >= 1e5 or tasks > 1)

@@ -1,0 +1,63 @@
+"""Reductions lane by lane in blocked layout: depthwise convolution and pooling."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from tapml.stage import Target
+
+from ..kernel import read
+from ..tiling import Plan, Problem, balanced, emit, factors, problem, reads_staged
+
+MAX_UNROLLED = 25  # taps
+MIN_SUM = 16  # taps from which several accumulators pay
+
+
+def depthwise(func: Any, target: Target) -> Any | None:
+    """X [N, C/L, *spatial, L] with W [C/L, *window, L], epilogue included."""
+    found = _lanes_apart(func)
+    if found is None or factors(found.anchor) is None:
+        return None
+    return emit(found, plan(found, target))
+
+
+def pool(func: Any, target: Target) -> Any | None:
+    """Maxima, sums and means over windows, or over whole images, of blocked activations."""
+    found = _lanes_apart(func)
+    if found is None or factors(found.anchor) is not None:
+        return None
+    return emit(found, plan(found, target))
+
+
+def _lanes_apart(func: Any) -> Problem | None:
+    """The kernel's one reduction, when each lane is reduced by itself."""
+    kernel = read(func)
+    if kernel is None or len(kernel.reductions) != 1:
+        return None
+    found = problem(kernel, kernel.reductions[0])
+    return found if found.col is None and found.row is not None else None
+
+
+def plan(problem: Problem, target: Target) -> Plan:
+    row, chunk = problem.row, problem.chunk
+    taps = prod(axis.static or MAX_UNROLLED + 1 for axis in problem.anchor.reduce)
+    width = max(1, problem.lane_count * 32 // target.vector_bits)
+    positions = row.static if row is not None and row.static is not None else 1
+    most = min(positions, 8, target.vector_registers // (2 * width))
+    rows = min(range(1, most + 1), key=lambda r: (-(-positions // r) * (1 + 0.5 / r), -r))
+    tasks = prod(axis.static or 1 for axis in problem.outer if axis is not chunk)
+    lines = 1
+    if chunk is not None and chunk.static is not None:
+        lines = chunk.static
+        if tasks < 4 * target.cores:
+            lines = balanced(chunk.static, 16, target.cores, whole_window=reads_staged(problem))
+    whole = row.static if chunk is None and row is not None and row.static else 1
+    one_sum = positions == 1 and taps >= MIN_SUM and problem.anchor.element is not None
+    last = problem.anchor.reduce[-1].static
+    return Plan(
+        rows=rows,
+        chunk=lines if chunk is not None else whole,
+        partials=min(7, last or 1) if one_sum else 1,
+        unroll=taps <= MAX_UNROLLED and not one_sum,
+    )
