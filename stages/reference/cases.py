@@ -31,7 +31,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Real:
-    """Real inputs and who gave them (for messages). `batches`: each is one call; else one to split."""
+    """Real inputs and who gave them. `batches`: each is one call; else `samples` to split."""
 
     origin: str
     batches: list[Arrays] | None
@@ -89,6 +89,14 @@ def make(
         arrays = {spec.name: _random(rng, spec, sizes, ranges, seen) for spec in io.inputs}
         cases.append(Case(f"random/{index}", "random", sizes, arrays))
     return cases
+
+
+def one_of_each(cases: Sequence[Case]) -> list[Case]:
+    """The first case of every kind and size."""
+    first: dict[tuple[Any, ...], Case] = {}
+    for case in cases:
+        first.setdefault((case.kind, *sorted(case.sizes.items())), case)
+    return list(first.values())
 
 
 def sizes_to_try(

@@ -88,7 +88,7 @@ class OnnxRunner:
         onnx.save(self._with(weights), folder / "model.onnx")
 
     def _with(self, weights: Arrays) -> Any:
-        """The model with other weights; names that it does not have (lifted constants) are skipped."""
+        """The model with other weights; names that it lacks (lifted constants) are skipped."""
         from onnx import numpy_helper
 
         for tensor in self._model.graph.initializer:

@@ -41,8 +41,8 @@ class Reference(Stage):
     In:     source (with its signature), both weights in source names
     Out:    inputs.npz and cases.json: real inputs in chunks, random ones at every bucket and two
             other sizes; outputs_original.npz, outputs_pruned.npz (the numeric reference),
-            outputs_unoptimized.npz (the same, computed another way: how far rounding goes);
-            source_pruned/ to be timed; meta.json
+            outputs_unoptimized.npz (the same computed another way, for one case of each kind and
+            size: how far rounding goes); source_pruned/ to be timed; meta.json
     Raises: StageError when the input function raises or its arrays do not fit the signature
     """
 
@@ -95,17 +95,18 @@ class Reference(Stage):
         runner.save(pruned, folder / "source_pruned")
         same = all(np.array_equal(pruned[name], original[name]) for name in original)
         answers: dict[str, dict[str, np.ndarray]] = {}
-        jobs = [("unoptimized", pruned, False), ("pruned", pruned, True)]
-        jobs += [] if same else [("original", original, True)]
-        for index, (name, weights, optimize) in enumerate(jobs):
-            run = runner(weights, optimize=optimize)
+        jobs = [("unoptimized", pruned, cases.one_of_each(every)), ("pruned", pruned, every)]
+        jobs += [] if same else [("original", original, every)]
+        done, total = 0, sum(len(some) for _, _, some in jobs)
+        for name, weights, some in jobs:
+            run = runner(weights, optimize=name != "unoptimized")
             answers[name] = {}
-            for number, case in enumerate(every):
-                done = index * len(every) + number
-                ctx.progress(done, len(jobs) * len(every), f"{name} weights, {case.id}")
+            for case in some:
+                ctx.progress(done, total, f"{name} weights, {case.id}")
                 for output, value in run(case.inputs).items():
                     cases.demand_finite(f"{name} weights, {case.id}: output {output!r}", value)
                     answers[name][f"{case.id}/{output}"] = value
+                done += 1
         answers.setdefault("original", answers["pruned"])
         for name, arrays in answers.items():
             codec.write_npz(folder / f"outputs_{name}.npz", arrays)
