@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tvm_ffi
@@ -14,6 +14,7 @@ from ..dataflow import bindings, op_name, remove_dead_code, rx
 from ..program import Program
 from .clones import add_dispatcher, clone_buckets, clone_names
 from .dense import CLONE, REGION, pack_dense
+from .groups import Imported, groups
 from .layout import block_layout
 
 TRANSFORM = "main_transform_params"
@@ -30,8 +31,8 @@ class UnloweredOpError(StageError):
         return f"no lowering to TensorIR for: {', '.join(self.ops)}"
 
 
-def lower(program: Program, lanes: int) -> tuple[Any, dict[str, dict[str, int]]]:
-    """The lowered module and its clones (name → sizes).
+def lower(program: Program, lanes: int) -> Program:
+    """The lowered program, with its groups.
 
     Raises: UnloweredOpError, naming each operator without a legalization.
     Source: TVM's `zero` pipeline without FoldConstant, after our layout pass and with packing lifted out of `main`.
@@ -46,16 +47,13 @@ def lower(program: Program, lanes: int) -> tuple[Any, dict[str, dict[str, int]]]
     if left := unlowered_ops(mod):
         raise UnloweredOpError(stage="tensorir", ops=left)
     mod = _mark_primitive(mod)
-    entries = (*clones, TRANSFORM)
-    steps = [
-        rx.transform.AnnotateTIROpPattern(),
-        rx.transform.DeadCodeElimination(list(entries)),
-        rx.transform.FuseOps(2),
-        rx.transform.FuseTIR(),
-        rx.transform.DeadCodeElimination(list(entries)),
-    ]
-    mod = tvm.transform.Sequential(steps)(mod)
-    return add_dispatcher(_annotate(mod, tuple(clones)), clones), clones
+    entries = [*clones, TRANSFORM]
+    before = remove_dead_code(rx.transform.AnnotateTIROpPattern()(mod), *entries)
+    fused = rx.transform.FuseOps(2)(before)
+    mod = _annotate(remove_dead_code(rx.transform.FuseTIR()(fused), *entries), tuple(clones))
+    kernels = {name: kernels_of(mod, name) for name in clones}
+    table = groups(Imported(program.mod, program.provenance), before, fused, kernels)
+    return replace(program, mod=add_dispatcher(mod, clones), groups=table)
 
 
 def unlowered_ops(mod: Any) -> tuple[str, ...]:

@@ -1,0 +1,150 @@
+"""Which imported values each kernel call computes, rebuilt after fusion; none may be lost.
+
+FuseOps merges equal groups and renames their results, so calls are followed by what they compute: a call of a kernel on
+known values is the value that had this kernel and these operands before fusion.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from tapml.errors import StageError
+
+from ..dataflow import bindings, num_input, op_name, operands, rx
+from ..program import Origin
+
+IMPORTED = "tapml.imported"
+
+
+def fused_values(before: Any, after: Any, name: str) -> list[list[str]]:
+    """For each kernel call of function `name` after FuseOps, the values that it computes, by their names before."""
+    known: dict[tuple[Any, ...], list[str]] = {}
+    for var, value in bindings(before[name]):
+        if isinstance(value, rx.Call):
+            known.setdefault(_key(value, lambda leaf: leaf.name), []).append(var.name)
+    sites: list[list[str]] = []
+
+    def walk(func: Any, names: dict[Any, Any]) -> Any:
+        """Names of the values that `func` returns; its kernel calls are added to the current site or are sites."""
+        for var, value in bindings(func):
+            if not isinstance(value, rx.Call):
+                names[var] = resolve(value, names)
+            elif _is_group(callee := _callee(after, value)):
+                sites.append([])
+                args = [resolve(arg, names) for arg in value.args]
+                names[var] = walk(callee, dict(zip(callee.params, args, strict=True)))
+            else:
+                same = known[_key(value, lambda leaf: resolve(leaf, names))]
+                names[var] = same.pop(0) if len(same) > 1 else same[0]
+                if func is after_main:
+                    sites.append([])
+                sites[-1].append(names[var])
+        return resolve(func.body.body, names)
+
+    def resolve(expr: Any, names: dict[Any, Any]) -> Any:
+        if isinstance(expr, rx.Tuple):
+            return tuple(resolve(field, names) for field in expr.fields)
+        if isinstance(expr, rx.TupleGetItem):
+            return resolve(expr.tuple_value, names)[expr.index]
+        return names.get(expr, expr.name) if isinstance(expr, rx.Var) else str(expr)
+
+    after_main = after[name]
+    walk(after_main, {})
+    return sites
+
+
+def _is_group(func: Any) -> bool:
+    """Whether FuseOps made this function; a region was one before."""
+    return isinstance(func, rx.Function) and "tapml.region" not in func.attrs
+
+
+def _callee(mod: Any, call: Any) -> Any:
+    return mod[call.op] if isinstance(call.op, rx.GlobalVar) else None
+
+
+def _key(call: Any, name: Any) -> tuple[Any, ...]:
+    kernel = call.args[0].name_hint if op_name(call) == "relax.call_tir" else op_name(call)
+    return (kernel, *(name(leaf) if isinstance(leaf, rx.Var) else str(leaf.value) for leaf in operands(call)))
+
+
+class Imported:
+    """The dataflow of the imported program, in which the cone of every kernel is found."""
+
+    def __init__(self, mod: Any, provenance: Iterable[Origin]) -> None:
+        self.reads: dict[str, list[str]] = json.loads(mod.attrs[IMPORTED])
+        self.nodes = {origin.value: origin.nodes for origin in provenance}
+        main = mod["main"]
+        count = num_input(main)
+        self.results = [leaf.name for leaf in operands(main.body.body)]
+        self.inputs = {param.name for param in main.params[:count]}
+        self.names = self.reads.keys() | {param.name for param in main.params}
+
+    def base(self, name: str) -> str | None:
+        """The imported value that a value made on the way to it is named after."""
+        while name not in self.names:
+            shorter = re.sub(r"__\d+$", "", name)
+            if shorter == name:
+                return None
+            name = shorter
+        return name
+
+    def cone(self, root: str, stops: set[str]) -> set[str]:
+        """`root` and what it is computed from, down to `stops`."""
+        found, stack = set(), [root]
+        while stack:
+            name = stack.pop()
+            if name in found or name not in self.reads or (name in stops and name != root):
+                continue
+            found.add(name)
+            if not (name == root and root in stops):
+                stack.extend(self.reads[name])
+        return found
+
+    def needed(self) -> tuple[set[str], set[str]]:
+        """(values that depend on inputs, values of weights alone), among those that the results need."""
+        live = set().union(*(self.cone(name, set()) for name in self.results))
+        varying: set[str] = set()
+        for name, reads in self.reads.items():  # in order of definition
+            if any(read in varying or read in self.inputs for read in reads):
+                varying.add(name)
+        return live & varying, live - varying
+
+
+def groups(imported: Imported, before: Any, after: Any, kernels: dict[str, list[str]]) -> dict[str, Any]:
+    """groups.json: per clone, each kernel call with the imported values and source nodes that it computes.
+
+    In:     the module before and after FuseOps; clone → names of the kernels that it calls, in order.
+    Raises: StageError when an imported operator is in no group, neither folded nor part of the packing of weights.
+    """
+    varying, packed = imported.needed()
+    out: dict[str, Any] = {"folded": sorted(imported.reads.keys() - varying - packed), "transform": sorted(packed)}
+    for clone, names in kernels.items():
+        reads = _reads(before[clone])
+        rows, covered = [], set()
+        for index, (kernel, values) in enumerate(zip(names, fused_values(before, after, clone), strict=True)):
+            cone: set[str] = set()
+            for value in values:
+                root = imported.base(value)
+                stops = {base for read in reads[value] if (base := imported.base(read)) is not None}
+                cone |= imported.cone(root, stops) if root is not None else set()
+            covered |= cone
+            ordered = [name for name in imported.reads if name in cone]
+            nodes = list(dict.fromkeys(node for name in ordered for node in imported.nodes.get(name, ())))
+            rows.append({"call": index, "kernel": kernel, "values": ordered, "nodes": nodes})
+        if lost := varying - covered:
+            raise StageError(stage="tensorir", message=f"{clone}: no kernel covers {', '.join(sorted(lost))}")
+        out[clone] = rows
+    return out
+
+
+def _reads(func: Any) -> dict[str, list[str]]:
+    """Value → the values and inputs that it reads, packed weights left out, aliases resolved."""
+    count = num_input(func)
+    weights = {param.name for param in func.params[count:]}
+    return {
+        var.name: [leaf.name for leaf in operands(value) if isinstance(leaf, rx.Var) and leaf.name not in weights]
+        for var, value in bindings(func)
+    }

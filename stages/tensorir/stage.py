@@ -1,0 +1,86 @@
+"""The tensorir room: layouts decided, weights packed apart, operators lowered and fused, a default schedule for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from tapml.stage import Context, Inputs, Kind, Outputs, Recipe, Report, Stage, Table, Target
+
+if TYPE_CHECKING:
+    from ..program import Program
+    from ..records import Record
+
+
+class TensorIR(Stage):
+    """Legalized and fused program whose PrimFuncs are unscheduled, with a default schedule record for each.
+
+    In:     Relax operators, regions marked; dims may be symbolic, dtypes are static.
+    Out:    every remaining call is a call_tir; `main_transform_params` packs the weights once; exact-size clones for the
+            buckets; one record per PrimFunc that runs; `groups.json` maps kernel calls to source operators.
+    Raises: UnloweredOpError, naming each operator without a legalization.
+    Source: TVM's `zero` pipeline without FoldConstant and its database step, after one layout pass of our own.
+    """
+
+    name: ClassVar[str] = "tensorir"
+    version: ClassVar[int] = 1
+    inputs: ClassVar[Mapping[str, Kind]] = {"program": "program", "alternatives": "alternatives"}
+    optional: ClassVar[frozenset[str]] = frozenset({"alternatives"})
+    outputs: ClassVar[Mapping[str, Kind]] = {"program": "program", "records": "records"}
+    tools: ClassVar[tuple[str, ...]] = ("apache-tvm", "apache-tvm-ffi")
+
+    target: Target
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe) -> Self:
+        return cls(target=recipe.target)
+
+    def run(self, inputs: Inputs, ctx: Context) -> Outputs:
+        from ..program import load
+        from ..records import save
+        from ..target import tvm_target
+        from .lower import lower
+        from .schedule import default_records
+
+        program = load(inputs["program"])
+        ctx.progress(0, 2, "lowering")
+        lowered = lower(program, lanes(self.target))
+        if ctx.views is not None:
+            ctx.views.mkdir(parents=True, exist_ok=True)
+            (ctx.views / "lowered.py").write_text(lowered.mod.script(), encoding="utf-8")
+        ctx.progress(1, 2, "default schedules")
+        records = default_records(lowered.mod, tvm_target(self.target))
+        artifacts = {
+            "program": lowered.save(ctx.workdir / "program"),
+            "records": save(ctx.workdir / "records.jsonl", records),
+        }
+        return Outputs(artifacts, report(lowered, records))
+
+
+def lanes(target: Target) -> int:
+    """Channels per block of an activation: a vector's worth of floats, but at most 8.
+
+    Sixteen would pad a 24-channel tensor by a third; with AVX-512 two blocks of eight are computed side by side.
+    """
+    return max(4, min(8, target.vector_bits // 32))
+
+
+def report(program: Program, records: Sequence[Record]) -> Report:
+    """Kernels by rule, with the share of the multiply-adds that each rule schedules."""
+    clones = {name: rows for name, rows in (program.groups or {}).items() if name not in ("folded", "transform")}
+    total = sum(record.flops for record in records) or 1.0
+    rules = sorted({record.rule for record in records})
+    by_rule = [
+        (rule, len(own := [record for record in records if record.rule == rule]), sum(one.flops for one in own) / total)
+        for rule in rules
+    ]
+    by_rule.sort(key=lambda row: -row[2])
+    calls = tuple((name, len(rows)) for name, rows in clones.items())
+    return Report(
+        summary=f"{len(records)} kernels, {len(rules)} schedule rules, {len(clones)} programs",
+        metrics={"tensorir/kernels": float(len(records))},
+        tables=(
+            Table("Kernels by rule", ("rule", "kernels", "share of multiply-adds"), tuple(by_rule)),
+            Table("Kernel calls", ("program", "calls"), calls),
+        ),
+    )
