@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -39,6 +39,7 @@ _FALSE = re.compile(r"(?:false|False|FALSE)\Z")
 _INT = re.compile(r"[-+]?[0-9]+\Z")
 _BASED = re.compile(r"0(?:o[0-7]+|x[0-9a-fA-F]+)\Z")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z")
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _NOT_FINITE = re.compile(r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z")
 
 
@@ -171,7 +172,8 @@ class _Builder:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.events = cast("Iterator[yaml.Event]", yaml.parse(source.text, Loader=yaml.SafeLoader))
+        parse = cast("Callable[..., Iterator[yaml.Event]]", yaml.parse)  # pyright: ignore[reportUnknownMemberType]  # stubs
+        self.events = parse(source.text, Loader=yaml.SafeLoader)
         self.event = cast(yaml.Event, None)
         self.anchors: dict[str, tuple[Node, int] | None] = {}
         self.count = 0
@@ -297,6 +299,9 @@ class _Builder:
             except ValueError as error:
                 self.report(path, f"{shorten(text, 40)} is {error}")
                 return None
+        if _NO_TEXT.search(text):
+            self.report(path, f"{shorten(text, 40)} is no text: it holds a NUL or half a character")
+            return None
         return text
 
     def position(self) -> Position:

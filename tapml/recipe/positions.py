@@ -105,12 +105,13 @@ def locate(root: Node, path: Sequence[str | int], *, key: bool = False) -> Posit
     """The place of the value at `path` (of its key, with `key`), or of its nearest ancestor."""
     node, place = root, root.position
     for part in path:
-        below = node.child(part)
+        entry = node.value.get(str(part)) if isinstance(node.value, dict) else None
+        below = entry.node if entry else node.child(part)
         if below is None:
             break
-        # a mapping is shown by its key: its own text starts with that of its first field
-        by_key = isinstance(node.value, dict) and (key or isinstance(below.value, dict))
-        place = node.value[str(part)].key if by_key else below.position
+        place = below.position
+        if entry is not None and (key or isinstance(below.value, dict)):
+            place = entry.key  # a mapping's own text starts with that of its first field
         node = below
     return place
 
