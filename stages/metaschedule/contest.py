@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from tapml.errors import StageError
 from tapml.stage import Context
 
+from ..alternatives import Alternative
 from ..compat import tvm
 from ..measure import Arg, Bench, Job, Timing
 from ..records import Candidate, Record
 from .kernels import Args, Kernel, Site
-
-if TYPE_CHECKING:
-    from ..alternatives import Alternative
 
 BASELINE_S = 0.08  # of running, for each default schedule
 CONTEST_S = 0.4  # of running, for each candidate where there is something to decide

@@ -73,22 +73,22 @@ class MetaSchedule(Stage):
         )
 
     def run(self, inputs: Inputs, ctx: Context) -> Outputs:
-        from .. import program, records
+        from .. import alternatives, program, records
         from ..measure import Bench
         from .choose import decide
         from .contest import Rivals, baseline, contest
         from .kernels import find_kernels
         from .report import draw
-        from .tune import Tuned
+        from .tune import Tuned, tune
 
         kernels = find_kernels(program.load(inputs["program"]), records.load(inputs["records"]))
         with Bench(self.target) as bench:
             defaults = baseline(bench, kernels, ctx)
             tuned = Tuned()
+            if self.tuning.trials:
+                tuned = tune(bench, kernels, defaults, self.tuning, self.target, ctx)
             rivals = Rivals(tuned.records)
             if "alternatives" in inputs:
-                from .. import alternatives
-
                 found = alternatives.load(inputs["alternatives"], inputs["structure"])
                 rivals = Rivals(tuned.records, found, inputs["structure"] / "structure.npz")
             contests = {**defaults, **contest(bench, kernels, rivals, ctx)}

@@ -1,0 +1,230 @@
+"""The search: its budget, its database, and what is left of it after a kill."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from metaschedule_programs import matmul, save, two_clones, unscheduled
+
+from tapml.stage import Context, Inputs, Outputs, Target
+from tapml_stages import records
+from tapml_stages.metaschedule.database import SearchFile, Trial
+from tapml_stages.metaschedule.search import BATCH, Search
+from tapml_stages.metaschedule.stage import MetaSchedule, Tuning
+from tapml_stages.metaschedule.tune import Task, _next
+from tapml_stages.target import tvm_target
+
+IDENTITY = {"workload": "w", "target": "t", "toolchain": "c", "space": "s", "seed": "0"}
+
+
+def trial(number: int, round_: int = 0, ms: float | None = 1.0) -> Trial:
+    return Trial(round_, f"key{number}", "[]", ms, "" if ms else "crashed")
+
+
+def lines(database: Path) -> list[dict[str, Any]]:
+    """Every trial on disk, torn lines left out."""
+    found = []
+    for file in sorted(database.glob("**/*.jsonl")):
+        for line in file.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if "trace" in row:
+                found.append({**row, "file": file.name})
+    return found
+
+
+def run(folder: Path, target: Target, inputs: dict[str, Path], **tuning: Any) -> Outputs:
+    """One run of the stage on the database in `folder`."""
+    work = folder / f"work{len(list(folder.glob('work*')))}"
+    work.mkdir()
+    ctx = Context(work, logging.getLogger("test"), folder / "database")
+    return MetaSchedule(target=target, tuning=Tuning(**tuning)).run(Inputs(inputs), ctx)
+
+
+def test_trials_are_read_back_in_order_failures_included(tmp_path: Path) -> None:
+    file = SearchFile(tmp_path, IDENTITY)
+    file.add(trial(1))
+    file.add(trial(2, ms=None))
+    assert SearchFile(tmp_path, IDENTITY).trials() == [trial(1), trial(2, ms=None)]
+
+
+def test_another_seed_is_another_search(tmp_path: Path) -> None:
+    SearchFile(tmp_path, IDENTITY).add(trial(1))
+    assert SearchFile(tmp_path, {**IDENTITY, "seed": "1"}).trials() == []
+
+
+def test_a_torn_last_line_is_no_trial_and_spoils_no_other(tmp_path: Path) -> None:
+    file = SearchFile(tmp_path, IDENTITY)
+    file.add(trial(1))
+    [path] = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes() + b'{"key": "key2", "ms": 1.')
+    file.add(trial(3))
+    assert file.trials() == [trial(1), trial(3)]
+
+
+def test_the_default_time_of_the_first_run_is_kept(tmp_path: Path) -> None:
+    assert SearchFile(tmp_path, IDENTITY).default_ms(2.0) == 2.0
+    assert SearchFile(tmp_path, IDENTITY).default_ms(3.0) == 2.0
+    assert SearchFile(tmp_path, IDENTITY).trials() == []
+
+
+@pytest.fixture(scope="module")
+def search(target: Target) -> Search:
+    return Search(matmul(32, 32, 32), tvm_target(target), 0, logging.getLogger("test"))
+
+
+def test_a_round_follows_from_the_rounds_before_it(search: Search, target: Target) -> None:
+    first = search.propose(0, [])
+    assert len({proposal.key for proposal in first}) == BATCH
+    known = [Trial(0, p.key, p.trace, 1.0 + i / 10) for i, p in enumerate(first)]
+    second = search.propose(1, known)
+    fresh = Search(matmul(32, 32, 32), tvm_target(target), 0, logging.getLogger("test"))
+    assert [p.key for p in fresh.propose(1, known)] == [p.key for p in second]
+    assert not {p.key for p in second} & {p.key for p in first}
+
+
+def test_a_trial_is_made_again_from_its_trace(search: Search) -> None:
+    proposal = search.propose(0, [])[0]
+    again = search.scheduled(Trial(0, "not yet seen", proposal.trace, 1.0))
+    assert records.workload_hash(again) == proposal.key
+
+
+def test_the_time_to_win_decides_whose_turn_it_is_and_no_budget_takes_a_turn_back() -> None:
+    def order(turns: int) -> list[str]:
+        tasks = [
+            Task([], SearchFile(Path(), {}), name, 1.0, worth)  # pyright: ignore[reportArgumentType]  # names stand for searches
+            for name, worth in (("large", 6.0), ("small", 2.0), ("tiny", 0.1))
+        ]
+        seen = []
+        for _ in range(turns):
+            task = _next(tasks, Tuning(trials=turns))
+            assert task is not None
+            task.rounds += 1
+            seen.append(str(task.search))
+        return seen
+
+    assert order(8) == [*order(4), *order(8)[4:]]
+    assert (order(8).count("large"), order(8).count("small")) == (6, 2)
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory, target: Target) -> tuple[Path, Outputs]:
+    """A search of 8 trials on a program whose defaults are unscheduled."""
+    folder = tmp_path_factory.mktemp("tuned")
+    program = two_clones()
+    inputs = save(folder, program, unscheduled(program))
+    return folder, run(folder, target, inputs, trials=8)
+
+
+def inputs_in(folder: Path) -> dict[str, Path]:
+    return {"program": folder / "program", "records": folder / "records.jsonl"}
+
+
+def test_the_budget_is_spent_and_a_tuned_schedule_beats_none(tuned: tuple[Path, Outputs]) -> None:
+    folder, outputs = tuned
+    assert len(lines(folder / "database")) == 8
+    choices = records.load_choices(outputs.artifacts["choices"])
+    known = {record.id: record for record in records.load(outputs.artifacts["records"])}
+    chosen = {choice.kernel: known[choice.record] for choice in choices.kernels}
+    assert chosen["dense_main_b32"].kind == "tuned"
+    assert json.loads(chosen["dense_main_b32"].trace)
+    assert chosen["dense_main_dyn"].kind == "default"
+    assert {c.id for choice in choices.kernels for c in choice.candidates} == set(known)
+
+
+def test_a_tuned_record_keeps_the_attributes_of_its_kernel(tuned: tuple[Path, Outputs]) -> None:
+    _, outputs = tuned
+    [record] = [r for r in records.load(outputs.artifacts["records"]) if r.kind == "tuned"][:1]
+    assert record.module()["dense_main_b32"].attrs["tapml.region"] == "region_0"
+
+
+def test_the_curve_falls_over_the_trials(tuned: tuple[Path, Outputs]) -> None:
+    [curve] = tuned[1].report.curves
+    [points] = curve.lines.values()
+    assert [x for x, _ in points] == [float(i) for i in range(9)]
+    assert all(later <= sooner for (_, sooner), (_, later) in pairwise(points))
+
+
+def test_a_second_run_measures_no_trial_again_and_a_raised_budget_only_the_rise(
+    tuned: tuple[Path, Outputs], target: Target
+) -> None:
+    folder, _ = tuned
+    again = run(folder, target, inputs_in(folder), trials=8)
+    assert "0 measured now, 8 taken from the tuning database" in again.report.notes[0]
+    more = run(folder, target, inputs_in(folder), trials=12)
+    assert "4 measured now, 8 taken from the tuning database" in more.report.notes[0]
+    keys = [(row["file"], row["key"]) for row in lines(folder / "database")]
+    assert len(keys) == len(set(keys)) == 12
+
+
+def test_an_exhausted_space_is_said_so(tmp_path: Path, target: Target) -> None:
+    program = two_clones()
+    inputs = save(tmp_path, program, unscheduled(program))
+    outputs = run(tmp_path, target, inputs, trials=40, max_trials_per_kernel=2)
+    spent, stopped = outputs.report.notes[:2]
+    assert spent.startswith("3 of 40 trials over 2 kernels")  # one way to run the elementwise one
+    assert stopped.startswith("the search stopped before its budget: every space is exhausted")
+
+
+def test_the_search_stops_when_its_time_is_up(tmp_path: Path, target: Target) -> None:
+    program = two_clones()
+    inputs = save(tmp_path, program, unscheduled(program))
+    outputs = run(tmp_path, target, inputs, trials=1000, max_seconds=0.01)
+    assert outputs.report.notes[1] == "the search stopped after 0.01 s"
+    assert len(lines(tmp_path / "database")) < 1000
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+def test_a_search_killed_at_three_random_moments_measures_its_budget_once(
+    tmp_path: Path, target: Target
+) -> None:
+    program = two_clones(128, 128)
+    inputs = save(tmp_path, program, unscheduled(program))
+    script = f"""
+import logging, sys
+from pathlib import Path
+from tapml.stage import Context, Inputs, Target
+from tapml_stages.metaschedule.stage import MetaSchedule, Tuning
+folder = Path(sys.argv[1])
+stage = MetaSchedule(
+    target=Target.model_validate_json({target.model_dump_json()!r}), tuning=Tuning(trials=48)
+)
+inputs = Inputs({{"program": folder / "program", "records": folder / "records.jsonl"}})
+stage.run(inputs, Context(folder, logging.getLogger("killed"), folder / "database"))
+"""
+    for low, high in ((1, 15), (16, 30), (31, 47)):
+        finished = random.randint(low, high)
+        process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
+        deadline = time.monotonic() + 120
+        while len(lines(tmp_path / "database")) < finished:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(random.uniform(0, 0.3))
+        family = psutil.Process(process.pid).children(recursive=True)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        _, left = psutil.wait_procs(family, timeout=5)
+        assert not left
+        assert finished <= len(lines(tmp_path / "database")) < 48
+    before = len(lines(tmp_path / "database"))
+    outputs = run(tmp_path, target, inputs, trials=48)
+    keys = [(row["file"], row["key"]) for row in lines(tmp_path / "database")]
+    assert len(keys) == len(set(keys)) == 48
+    note = f"{48 - before} measured now, {before} taken from the tuning database"
+    assert note in outputs.report.notes[0]
