@@ -38,7 +38,6 @@ class TensorIR(Stage):
     def run(self, inputs: Inputs, ctx: Context) -> Outputs:
         from ..program import load
         from ..records import save
-        from ..target import tvm_target
         from .lower import lower
         from .schedule import default_records
 
@@ -49,7 +48,7 @@ class TensorIR(Stage):
             ctx.views.mkdir(parents=True, exist_ok=True)
             (ctx.views / "lowered.py").write_text(lowered.mod.script(), encoding="utf-8")
         ctx.progress(1, 2, "default schedules")
-        records = default_records(lowered.mod, tvm_target(self.target))
+        records = default_records(lowered.mod, self.target)
         artifacts = {
             "program": lowered.save(ctx.workdir / "program"),
             "records": save(ctx.workdir / "records.jsonl", records),
