@@ -65,9 +65,9 @@ def seq(statements: Iterable[Any]) -> Any:
     return flat[0] if len(flat) == 1 else tirx.SeqStmt(flat)
 
 
-def local(name: str, shape: Sequence[Any], dtype: str, scope: str = "local") -> Any:
-    """A buffer to be allocated by `tirx.AllocBuffer`."""
-    return tirx.decl_buffer(shape, dtype, name, scope=scope)
+def local(name: str, shape: Sequence[Any], dtype: str) -> Any:
+    """A buffer to be allocated by `tirx.AllocBuffer`: on the stack below 1 KiB (scope `local` never is), else a workspace."""
+    return tirx.decl_buffer(shape, dtype, name)
 
 
 def scheduled(func: Any, body: Any, buffers: Sequence[Any] = ()) -> Any:

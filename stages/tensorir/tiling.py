@@ -551,7 +551,7 @@ class _Emitter:
             counts.append(tirx.min(tirx.const(size, dtype), own.extent - begin) if inside else size)
         if prod(sizes) > 1 << 24:
             raise Unfit("a staged input is too large")
-        copy = local("staged", sizes, _buffer_dtype(producer.buffer), "global")
+        copy = local("staged", sizes, _buffer_dtype(producer.buffer))
         wide = isinstance(counts[-1], int) and counts[-1] in (4, 8, 16, 32, 64)
 
         def fill(position: list[Expr]) -> Any:

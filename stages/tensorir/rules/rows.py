@@ -104,7 +104,7 @@ class _Rows:
                 sizes = [self._size(axis) for axis in inner]
                 if 4 * prod(sizes) > ROW_BYTES:
                     raise Unfit("a row is too long to keep")
-                buffer = local(step.name, sizes, str(step.buffer.ty.dtype), "global")
+                buffer = local(step.name, sizes, str(step.buffer.ty.dtype))
                 kept.append(buffer)
                 statements.append(self._write(step, env, inner, buffer, False))
                 self.held[key(step.buffer)] = self._checked(step, position, buffer, len(self.row), True)
