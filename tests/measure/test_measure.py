@@ -81,6 +81,7 @@ def test_a_symbolic_kernel_is_timed_at_the_sizes_given(bench: Bench) -> None:
     assert timing.error == ""
 
 
+@pytest.mark.slow
 def test_a_crash_a_hang_and_a_broken_build_each_cost_one_job() -> None:
     jobs = [
         job("good", scale(2.0), group="g"),
@@ -182,6 +183,8 @@ def test_no_worker_outlives_the_bench() -> None:
     assert not [child for child in children if child.is_running()]
 
 
+@pytest.mark.faults
+@pytest.mark.slow
 def test_workers_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     script = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})

@@ -87,6 +87,7 @@ def search(target: Target) -> Search:
     return Search(matmul(32, 32, 32), tvm_target(target), 0, logging.getLogger("test"))
 
 
+@pytest.mark.slow
 def test_a_round_follows_from_the_rounds_before_it(search: Search, target: Target) -> None:
     first = search.propose(0, [])
     assert len({proposal.key for proposal in first}) == BATCH
@@ -97,6 +98,7 @@ def test_a_round_follows_from_the_rounds_before_it(search: Search, target: Targe
     assert not {p.key for p in second} & {p.key for p in first}
 
 
+@pytest.mark.slow
 def test_a_trial_is_made_again_from_its_trace(search: Search) -> None:
     proposal = search.propose(0, [])[0]
     again = search.scheduled(Trial(0, "not yet seen", proposal.trace, 1.0))
@@ -134,6 +136,7 @@ def inputs_in(folder: Path) -> dict[str, Path]:
     return {"program": folder / "program", "records": folder / "records.jsonl"}
 
 
+@pytest.mark.slow
 def test_the_budget_is_spent_and_a_tuned_schedule_beats_none(tuned: tuple[Path, Outputs]) -> None:
     folder, outputs = tuned
     assert len(lines(folder / "database")) == 8
@@ -146,12 +149,14 @@ def test_the_budget_is_spent_and_a_tuned_schedule_beats_none(tuned: tuple[Path, 
     assert {c.id for choice in choices.kernels for c in choice.candidates} == set(known)
 
 
+@pytest.mark.slow
 def test_a_tuned_record_keeps_the_attributes_of_its_kernel(tuned: tuple[Path, Outputs]) -> None:
     _, outputs = tuned
     [record] = [r for r in records.load(outputs.artifacts["records"]) if r.kind == "tuned"][:1]
     assert record.module()["dense_main_b32"].attrs["tapml.region"] == "region_0"
 
 
+@pytest.mark.slow
 def test_the_curve_falls_over_the_trials(tuned: tuple[Path, Outputs]) -> None:
     [curve] = tuned[1].report.curves
     [points] = curve.lines.values()
@@ -159,6 +164,7 @@ def test_the_curve_falls_over_the_trials(tuned: tuple[Path, Outputs]) -> None:
     assert all(later <= sooner for (_, sooner), (_, later) in pairwise(points))
 
 
+@pytest.mark.slow
 def test_a_second_run_measures_no_trial_again_and_a_raised_budget_only_the_rise(
     tuned: tuple[Path, Outputs], target: Target
 ) -> None:
@@ -171,6 +177,7 @@ def test_a_second_run_measures_no_trial_again_and_a_raised_budget_only_the_rise(
     assert len(keys) == len(set(keys)) == 12
 
 
+@pytest.mark.slow
 def test_an_exhausted_space_is_said_so(tmp_path: Path, target: Target) -> None:
     program = two_clones()
     inputs = save(tmp_path, program, unscheduled(program))
@@ -180,6 +187,7 @@ def test_an_exhausted_space_is_said_so(tmp_path: Path, target: Target) -> None:
     assert stopped.startswith("the search stopped before its budget: every space is exhausted")
 
 
+@pytest.mark.slow
 def test_the_search_stops_when_its_time_is_up(tmp_path: Path, target: Target) -> None:
     program = two_clones()
     inputs = save(tmp_path, program, unscheduled(program))
