@@ -8,6 +8,7 @@ passes through it.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,8 +192,8 @@ class _Binder:
         try:
             return list(nx.lexicographical_topological_sort(needs, list(self.nodes).index))
         except nx.NetworkXUnfeasible:
-            edges = cast("list[tuple[str, str]]", nx.find_cycle(needs))
-            cycle = [source for source, _ in edges]
+            find_cycle = cast("Callable[..., list[tuple[str, str]]]", nx.find_cycle)  # pyright: ignore[reportUnknownMemberType]  # stubs
+            cycle = [source for source, _ in find_cycle(needs)]
             first = cycle.index(min(cycle))
             names = [*cycle[first:], *cycle[:first], cycle[first]]
             message = f"nodes need each other in a circle: {' → '.join(names)}"
@@ -258,9 +259,9 @@ class _Binder:
         latest = [
             one for one in unique if not any(one[0] in self.above[other] for other, _ in unique)
         ]
-        if len(latest) == 1:
+        if latest:
             bound[name] = latest[0]
-        elif latest:
+        if len(latest) > 1:
             candidates = ", ".join(f"{source}.{output}" for source, output in latest)
             message = f"input {name!r} of {node!r} may be any of {candidates}"
             self.report(at, message, "name one: needs: {input: node}")

@@ -14,7 +14,7 @@ from ..errors import EnvironmentalError, RecipeError, RecipeErrors, nearest
 from ..registry import Registry, installed
 from ..stage import File, Frozen, PythonFunction, PythonRef, SectionT, Target
 from . import loader, resolve, text
-from .positions import Node, dotted, locate, path_of
+from .positions import Node, Position, dotted, locate, path_of
 from .schema import HEAD_KEYS, NOTE, VERSION, GateFields, Gates, Head, Schema, compose, json_schema
 from .validate import validate
 
@@ -67,7 +67,7 @@ class Recipe:
         return section in self.sections
 
     def section(self, name: str, cls: type[SectionT]) -> SectionT:
-        found = self.sections.get(name) or self._defaults(name)
+        found = self.sections.get(name) or self._defaults(name, cls)
         if not isinstance(found, cls):
             raise TypeError(f"section {name!r} has no fields of {cls.__qualname__}")
         return found
@@ -124,7 +124,7 @@ class Recipe:
         sections: dict[str, Any] = {}
         for name in self.schema.sections:
             try:
-                model = self.sections.get(name) or self._defaults(name)
+                model = self.sections.get(name) or self._defaults(name, self.schema.sections[name])
             except RecipeError:  # it has required fields, so that leaving it out means something
                 continue
             sections[name] = _without_none(model.model_dump(mode="json"))
@@ -134,12 +134,13 @@ class Recipe:
         }
         return sections
 
-    def _defaults(self, name: str) -> Frozen:
+    def _defaults(self, name: str, cls: type[Frozen]) -> Frozen:
+        """A section that was left out, as one room's own model sees it."""
         if name not in self.schema.sections:
             known = list(self.schema.sections)
             raise RecipeError(field=name, message="no such section", hint=nearest(name, known))
         try:
-            return self.schema.sections[name]()
+            return cls()
         except ValidationError as error:
             missing = ", ".join(str(one["loc"][0]) for one in error.errors())
             raise RecipeError(
@@ -180,9 +181,12 @@ def load(path: Path, overrides: Sequence[str] = (), registry: Registry | None = 
     assert isinstance(tree.value, dict)
     fields = {key: entry for key, entry in tree.value.items() if not key.startswith(NOTE)}
     checked = replace(tree, value=fields)
-    root, wrong = validate(schema.root, checked, broken=document.broken)
-    errors, missing = _wrong_references(checked)
-    if errors := [*document.errors, *wrong, *errors]:
+    empty = [key for key in schema.sections if key in fields and fields[key].node.value is None]
+    errors = [*document.errors, *(_empty(key, fields[key].key) for key in empty)]
+    broken = [*document.broken, *((key,) for key in empty)]
+    root, wrong = validate(schema.root, checked, broken=broken)
+    references, missing = _wrong_references(checked)
+    if errors := _independent([*errors, *wrong], references):
         raise loader.combined(errors)
     if missing:
         raise missing[0]
@@ -205,6 +209,22 @@ def _wrong_version(tree: Node) -> RecipeError | None:
     message = f"this tapml reads version {VERSION} of the recipe language, not {version.value}"
     hint = "pip install --upgrade tapml" if version.value > VERSION else f"write version: {VERSION}"
     return loader.error_at(version.position, ("version",), message, hint)
+
+
+def _empty(section: str, place: Position) -> RecipeError:
+    hint = "give it fields, or leave it out"
+    return loader.error_at(place, (section,), "the section is empty", hint)
+
+
+def _independent(errors: list[RecipeError], more: list[RecipeError]) -> list[RecipeError]:
+    """All errors, without those of `more` that are about a field (or below one) of `errors`."""
+    fields = {error.field for error in errors}
+
+    def is_new(name: str) -> bool:
+        parts = name.split(".")
+        return not any(".".join(parts[:n]) in fields for n in range(1, len(parts) + 1))
+
+    return [*errors, *(error for error in more if is_new(error.field))]
 
 
 def _wrong_references(tree: Node) -> tuple[list[RecipeError], list[EnvironmentalError]]:

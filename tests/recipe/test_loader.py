@@ -50,7 +50,11 @@ def test_plain_scalars_have_the_core_types_of_yaml_1_2(text: str, value: object)
 
 
 def test_quoted_scalars_are_strings() -> None:
-    assert parse("a: '1'\nb: \"true\"\nc: |\n  1\n").root.data == {"a": "1", "b": "true", "c": "1\n"}
+    assert parse("a: '1'\nb: \"true\"\nc: |\n  1\n").root.data == {
+        "a": "1",
+        "b": "true",
+        "c": "1\n",
+    }
 
 
 @pytest.mark.parametrize(
