@@ -1,6 +1,7 @@
 """tapml: declarative recipes that build, tune, validate and measure deployable model libraries.
 
-`run(recipe)` and `load(run_or_path)` are the Python entry points; the command `tapml` does the same from a shell.
+`run(recipe)` and `load(run_or_path)` are the Python entry points; the command `tapml` does the same
+from a shell.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""The Python entry points, and what every command is made of: load, plan, run, judge, report, track.
+"""The Python entry points, and what every command is made of: load, plan, run, judge, report,
+track.
 
-    import tapml
-    result = tapml.run("recipes/magika.yaml", set={"tuning.trials": 8})
-    outputs = tapml.load(result)(bytes=array)
+import tapml
+result = tapml.run("recipes/magika.yaml", set={"tuning.trials": 8})
+outputs = tapml.load(result)(bytes=array)
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def prepare(
     store: str | Path | None = None,
     workflows: str | Path | None = None,
 ) -> Prepared:
-    """What a run of the recipe would do. Runs nothing, imports no TVM. Raises: RecipeError for every mistake in it."""
+    """What a run of the recipe would do. Runs nothing, imports no TVM. Raises: RecipeError for
+    every mistake in it.
+    """
     path = Path(path)
     loaded = recipe.load(path, _texts(set))
     try:
@@ -61,7 +64,9 @@ def prepare(
         raise loaded.locate(error) from error
     explicit = Path(workflows) if workflows else None
     found = workflow.find(path, explicit)
-    graph = cast("Graph", workflow.graph(loaded, found))  # networkx's views are no Mapping to the checker
+    graph = cast(
+        "Graph", workflow.graph(loaded, found)
+    )  # networkx's views are no Mapping to the checker
     root = Store(store_root(store, path, explicit))
     made = plan.make(graph, root, force=force, from_=from_, to=to)
     return Prepared(loaded, found, graph, root, made)
@@ -87,13 +92,17 @@ def run(
 ) -> RunResult:
     """Builds, tunes, validates and measures what the recipe says; what is cached is not done again.
 
-    In:     `set`: fields to change, `["a.b=1"]` or `{"a.b": 1}`; `to`: stop after these stages; `force`: run these
-            again; `from_`: these and all below; `out`: copy the bundle there; `watch`: called with each event.
-    Raises: RecipeError and EnvironmentalError before anything runs. With `check` (as in `subprocess.run`) also what
-            made the exit code other than 0: the first failed stage's StageError, or GateError. With `check=False`
-            the result is returned whatever happened: look at `exit_code`, or call `raise_for_failure()`.
+    In:     `set`: fields to change, `["a.b=1"]` or `{"a.b": 1}`; `to`: stop after these stages;
+            `force`: run these again; `from_`: these and all below; `out`: copy the bundle there;
+            `watch`: called with each event.
+    Raises: RecipeError and EnvironmentalError before anything runs. With `check` (as in
+            `subprocess.run`) also what made the exit code other than 0: the first failed stage's
+            StageError, or GateError. With `check=False` the result is returned whatever happened:
+            look at `exit_code`, or call `raise_for_failure()`.
     """
-    prepared = prepare(path, set=set, to=to, force=force, from_=from_, store=store, workflows=workflows)
+    prepared = prepare(
+        path, set=set, to=to, force=force, from_=from_, store=store, workflows=workflows
+    )
     if out is not None:
         _check_destination(Path(out))
     reasons: dict[str, str] = {}
@@ -117,7 +126,8 @@ def run(
 
 
 def load(source: str | Path | RunResult, *, store: str | Path | None = None) -> bundles.Bundle:
-    """The callable library of a run or of a bundle folder: one array per input in, one array per output out.
+    """The callable library of a run or of a bundle folder: one array per input in, one array per
+    output out.
 
     In:     a RunResult, a run's id (or its start, or `last`), a run folder or a bundle folder.
     Raises: RecipeError when there is no such bundle; EnvironmentalError when it is damaged.
@@ -126,7 +136,9 @@ def load(source: str | Path | RunResult, *, store: str | Path | None = None) -> 
 
 
 def bundle_of(source: str | Path | RunResult, *, store: str | Path | None = None) -> Path:
-    """The bundle folder of a run or the bundle folder itself. Raises: RecipeError when there is none."""
+    """The bundle folder of a run or the bundle folder itself. Raises: RecipeError when there is
+    none.
+    """
     if not isinstance(source, RunResult):
         if (Path(source) / bundles.MANIFEST).is_file():
             return Path(source)
@@ -136,10 +148,13 @@ def bundle_of(source: str | Path | RunResult, *, store: str | Path | None = None
     return source.bundle
 
 
-def export(source: str | Path | RunResult, folder: Path, *, store: str | Path | None = None) -> Path:
+def export(
+    source: str | Path | RunResult, folder: Path, *, store: str | Path | None = None
+) -> Path:
     """Copies a bundle to `folder`, files of its own; returns the folder.
 
-    Raises: RecipeError when something else is there; EnvironmentalError when the bundle is damaged or the disk is.
+    Raises: RecipeError when something else is there; EnvironmentalError when the bundle is damaged
+            or the disk is.
     """
     import shutil
 
@@ -154,7 +169,8 @@ def export(source: str | Path | RunResult, folder: Path, *, store: str | Path | 
         draft.rename(folder)
     except OSError as error:
         raise EnvironmentalError(
-            message=f"cannot write {folder}: {error.strerror}", hint="free space, or name another folder"
+            message=f"cannot write {folder}: {error.strerror}",
+            hint="free space, or name another folder",
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -162,9 +178,12 @@ def export(source: str | Path | RunResult, folder: Path, *, store: str | Path | 
 
 
 def store_root(
-    explicit: str | Path | None = None, recipe_path: Path | None = None, workflows: Path | None = None
+    explicit: str | Path | None = None,
+    recipe_path: Path | None = None,
+    workflows: Path | None = None,
 ) -> Path:
-    """The store: `explicit`, `TAPML_STORE`, `artifacts/` beside a workflow file that is named or above the recipe
+    """The store: `explicit`, `TAPML_STORE`, `artifacts/` beside a workflow file that is named or
+    above the recipe
     (or the working folder), else `./artifacts`. Absolute.
     """
     if chosen := explicit or os.environ.get("TAPML_STORE"):
@@ -188,7 +207,9 @@ def _check_destination(folder: Path) -> None:
     """Refuses to write a bundle over anything but a bundle."""
     if folder.is_dir():
         if any(folder.iterdir()) and not (folder / bundles.MANIFEST).is_file():
-            raise RecipeError(message=f"{folder} is not empty and no bundle", hint="name a new folder")
+            raise RecipeError(
+                message=f"{folder} is not empty and no bundle", hint="name a new folder"
+            )
     elif folder.exists() or folder.is_symlink():
         raise RecipeError(message=f"{folder} is no folder", hint="name a new folder")
 
@@ -256,7 +277,9 @@ def _track(result: RunResult, store: Store, *, required: bool) -> RunResult:
     try:
         tracking.sync(store.root, [result.folder])
     except TrackingError as error:
-        return replace(result, untracked=error.message, exit_code=result.exit_code or error.exit_code)
+        return replace(
+            result, untracked=error.message, exit_code=result.exit_code or error.exit_code
+        )
     return result
 
 
@@ -285,7 +308,11 @@ def _git(folder: Path, *arguments: str) -> str:
     """What git says, or nothing where there is no git or no repository."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=_GIT_S, check=False
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=_GIT_S,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

@@ -28,7 +28,8 @@ class Bundle(Protocol):
 def load(folder: Path) -> Bundle:
     """The callable library in a bundle folder.
 
-    Raises: RecipeError when it is no bundle; EnvironmentalError when a file is missing or is not the one that was built.
+    Raises: RecipeError when it is no bundle; EnvironmentalError when a file is missing or is not
+            the one that was built.
     """
     verify(folder)
     return cast("Bundle", _runner(folder).load(folder))
@@ -46,7 +47,9 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path) -> None:
-    """Compares every file with its digest in the manifest. Raises: EnvironmentalError naming those that differ."""
+    """Compares every file with its digest in the manifest. Raises: EnvironmentalError naming those
+    that differ.
+    """
     files = cast("Mapping[str, str]", manifest(folder).get("files") or {})
     wrong = [name for name, digest in files.items() if _digest(folder / name) != digest]
     if wrong:
@@ -64,13 +67,16 @@ def _digest(path: Path) -> str:
 
 
 def _runner(folder: Path) -> ModuleType:
-    """The bundle's `run.py` as a module of its own name, so that bundles of several formats live in one process."""
+    """The bundle's `run.py` as a module of its own name, so that bundles of several formats live in
+    one process.
+    """
     path = folder / "run.py"
     name = f"tapml_bundle_{_digest(path)[:16]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

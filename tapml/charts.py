@@ -1,4 +1,6 @@
-"""Inline SVG for the report: paired bars with whiskers, and lines. Colours come from the page's CSS."""
+"""Inline SVG for the report: paired bars with whiskers, and lines. Colours come from the page's
+CSS.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def bars(groups: Mapping[str, Sequence[Bar]], unit: str) -> Safe:
                     rx=3,
                     class_="ours" if bar.is_ours else "peer",
                 ),
-                element("line", x1=_short(low), x2=_short(top), y1=middle, y2=middle, class_="whisker"),
+                element(
+                    "line", x1=_short(low), x2=_short(top), y1=middle, y2=middle, class_="whisker"
+                ),
                 element(
                     "text",
                     element("tspan", figure, class_="strong"),
@@ -64,8 +68,13 @@ def bars(groups: Mapping[str, Sequence[Bar]], unit: str) -> Safe:
 
 
 def lines(curve: Curve) -> Safe:
-    """A plot of a stage's curve: named lines, axes with round ticks, a legend when there are several."""
-    series = {name: [p for p in points if all(map(math.isfinite, p))] for name, points in curve.lines.items()}
+    """A plot of a stage's curve: named lines, axes with round ticks, a legend when there are
+    several.
+    """
+    series = {
+        name: [p for p in points if all(map(math.isfinite, p))]
+        for name, points in curve.lines.items()
+    }
     points = [point for line in series.values() for point in line]
     if not points:
         return element("p", "no points", class_="dim")
@@ -81,7 +90,9 @@ def lines(curve: Curve) -> Safe:
     parts: list[Safe] = []
     for tick in _ticks(*ys):
         _, y = place(xs[0], tick)
-        parts.append(element("line", x1=left, x2=left + width, y1=_short(y), y2=_short(y), class_="grid"))
+        parts.append(
+            element("line", x1=left, x2=left + width, y1=_short(y), y2=_short(y), class_="grid")
+        )
         parts.append(_text(number(tick), left - 8, y + 4, "end", "tick"))
     for tick in _ticks(*xs):
         x, _ = place(tick, ys[0])
@@ -93,12 +104,15 @@ def lines(curve: Curve) -> Safe:
         if len(line) <= 40:
             dots = (place(*point) for point in line)
             parts += [
-                element("circle", cx=_short(x), cy=_short(y), r=2.5, style=f"fill:{colour}") for x, y in dots
+                element("circle", cx=_short(x), cy=_short(y), r=2.5, style=f"fill:{colour}")
+                for x, y in dots
             ]
         if len(series) > 1 and index < len(_SERIES):
             x = left + width + 16
             y = top + 10 + index * 18
-            parts.append(element("rect", x=x, y=y - 8, width=12, height=4, rx=2, style=f"fill:{colour}"))
+            parts.append(
+                element("rect", x=x, y=y - 8, width=12, height=4, rx=2, style=f"fill:{colour}")
+            )
             parts.append(_text(name, x + 18, y, "start", "label"))
     parts.append(_text(curve.x_label, left + width / 2, top + height + 36, "middle", "label dim"))
     y_label = element(
@@ -142,7 +156,11 @@ def shares(parts: Mapping[str, float]) -> Safe:
 
 def _svg(width: float, height: float, *children: Safe) -> Safe:
     return element(
-        "svg", join(*children), viewBox=f"0 0 {width:.0f} {height:.0f}", width=f"{width:.0f}", role="img"
+        "svg",
+        join(*children),
+        viewBox=f"0 0 {width:.0f} {height:.0f}",
+        width=f"{width:.0f}",
+        role="img",
     )
 
 

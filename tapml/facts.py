@@ -1,4 +1,6 @@
-"""What validation measured (`facts.json`), read back as frozen data; the gates, the report and the tracker read this."""
+"""What validation measured (`facts.json`), read back as frozen data; the gates, the report and the
+tracker read this.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ class Latency:
 
     @property
     def words(self) -> str:
-        """`1.4x faster than onnxruntime`, `1.4x SLOWER than onnxruntime`, or nothing without a peer."""
+        """`1.4x faster than onnxruntime`, `1.4x SLOWER than onnxruntime`, or nothing without a
+        peer.
+        """
         if self.ratio is None or not self.ratio > 0:
             return ""
         peer = self.peer.split()[0] if self.peer else "the reference"
@@ -76,7 +80,9 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything that validation found out about a bundle. `host` is the fingerprint of the machine that timed it."""
+    """Everything that validation found out about a bundle. `host` is the fingerprint of the machine
+    that timed it.
+    """
 
     metric: Mapping[str, float] = field(default_factory=dict[str, float])
     error: ErrorFact | None = None
@@ -141,7 +147,9 @@ def _latency(row: Json) -> Latency:
 
 def _spread(row: Json) -> Spread:
     p50 = float(row["p50"])
-    return Spread(p50, float(row.get("low", p50)), float(row.get("high", p50)), int(row.get("n") or 0))
+    return Spread(
+        p50, float(row.get("low", p50)), float(row.get("high", p50)), int(row.get("n") or 0)
+    )
 
 
 def _kernel(row: Json) -> Kernel:

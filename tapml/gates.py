@@ -1,4 +1,6 @@
-"""Gates: limits of the recipe, judged on the stored facts at every run, cached or not. They enter no key."""
+"""Gates: limits of the recipe, judged on the stored facts at every run, cached or not. They enter
+no key.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One judged limit. `figure` is None where validation gave none, which never passes. `note` says what is special."""
+    """One judged limit. `figure` is None where validation gave none, which never passes. `note`
+    says what is special.
+    """
 
     gate: str
     figure: float | None
@@ -41,7 +45,11 @@ class Verdict:
 
     def __str__(self) -> str:
         figure = "no figure" if self.figure is None else f"{self.figure:.4g}"
-        parts = [f"{self.gate} {figure}, limit {self.relation} {self.limit:.4g}", self.distance, self.note]
+        parts = [
+            f"{self.gate} {figure}, limit {self.relation} {self.limit:.4g}",
+            self.distance,
+            self.note,
+        ]
         return "; ".join(part for part in parts if part)
 
 
@@ -100,7 +108,9 @@ def _error(gates: Gates, facts: Facts) -> Iterator[Verdict]:
         yield _at_most("max_error", found.relative if found else None, gates.max_error)
 
 
-def _metric(limits: Limits | Mapping[str, Limits] | None, metric: Mapping[str, float]) -> Iterator[Verdict]:
+def _metric(
+    limits: Limits | Mapping[str, Limits] | None, metric: Mapping[str, float]
+) -> Iterator[Verdict]:
     if limits is None:
         return
     if isinstance(limits, Mapping):
@@ -126,7 +136,9 @@ def _latency(gates: Gates, facts: Facts, *, foreign: bool) -> Iterator[Verdict]:
     ratio, worst = max(known, key=lambda pair: pair[0])
     note = f"at {worst.label}, beside {worst.peer}"
     if foreign:
-        note = f"measured on another machine ({facts.date}), which satisfies no gate; `--force validation` measures here"
+        note = (
+            f"timed on another machine ({facts.date}), which satisfies no gate; `--force` its stage"
+        )
     passed = ratio <= gates.latency_vs.max_ratio and not foreign
     yield Verdict("latency_vs", ratio, "≤", gates.latency_vs.max_ratio, passed, note)
 

@@ -1,4 +1,6 @@
-"""HTML as a value: whatever is not `Safe` is escaped, so that no name of a recipe can become markup."""
+"""HTML as a value: whatever is not `Safe` is escaped, so that no name of a recipe can become
+markup.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ Child = str | int | float | None
 
 
 def element(name: str, /, *children: Child, **attributes: str | float | None) -> Safe:
-    """`<name …>children</name>`. Attribute names: `class_` is `class`, `stroke_width` is `stroke-width`."""
+    """`<name …>children</name>`. Attribute names: `class_` is `class`, `stroke_width` is `stroke-
+    width`.
+    """
     pairs = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"'
         for key, value in attributes.items()
@@ -30,7 +34,9 @@ def element(name: str, /, *children: Child, **attributes: str | float | None) ->
 
 def join(*children: Child) -> Safe:
     """The children beside each other, each escaped unless it is markup."""
-    return Safe("".join(c if isinstance(c, Safe) else escape(str(c)) for c in children if c is not None))
+    return Safe(
+        "".join(c if isinstance(c, Safe) else escape(str(c)) for c in children if c is not None)
+    )
 
 
 def number(value: float | None, unit: str = "") -> str:

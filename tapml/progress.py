@@ -1,4 +1,6 @@
-"""What a run shows while it goes, on stderr: bars on a terminal, plain lines elsewhere. rich is imported for bars only."""
+"""What a run shows while it goes, on stderr: bars on a terminal, plain lines elsewhere. rich is
+imported for bars only.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,8 @@ def duration(seconds: float) -> str:
 
 @dataclass
 class Pace:
-    """When a stage with `total` known steps will be done, from the steps that it took since the first news of it.
+    """When a stage with `total` known steps will be done, from the steps that it took since the
+    first news of it.
 
     Work already there when it began (a resumed search) is no sign of its pace.
     """
@@ -156,7 +159,9 @@ def _bars(out: TextIO) -> Generator[Progress]:
 
 @dataclass
 class _Bars:
-    """A bar for the pipeline, a bar with a note for each running stage, a line above for each one that ended."""
+    """A bar for the pipeline, a bar with a note for each running stage, a line above for each one
+    that ended.
+    """
 
     progress: Progress
     width: int = 12
@@ -169,7 +174,9 @@ class _Bars:
             case RunStarted():
                 self.width = max(map(len, (event.recipe, *event.stages)))
                 name = f"[bold]{_plain(event.recipe):<{self.width}}"
-                self.pipeline = self.progress.add_task(name, total=len(event.stages), note=event.run_id)
+                self.pipeline = self.progress.add_task(
+                    name, total=len(event.stages), note=event.run_id
+                )
             case StageStarted():
                 self.tasks[event.stage] = self.progress.add_task(
                     f"{event.stage:<{self.width}}", total=None, note=_plain(event.reason)

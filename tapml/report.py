@@ -1,4 +1,6 @@
-"""`report.html` of a run: one file with everything in it, readable anywhere, also in a sandboxed frame."""
+"""`report.html` of a run: one file with everything in it, readable anywhere, also in a sandboxed
+frame.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ def _css() -> Safe:
 def sentence(run: RunResult) -> str:
     """The run in one sentence: speed beside the peer, error, gates; or what stopped it."""
     if run.state in ("failed", "interrupted"):
-        stopped = next((step.name for step in run.steps if step.state in ("failed", "interrupted")), "")
+        stopped = next(
+            (step.name for step in run.steps if step.state in ("failed", "interrupted")), ""
+        )
         return f"Stopped at {stopped}." if stopped else "Stopped before its end."
     facts = run.facts
     if facts is None:
@@ -74,7 +78,9 @@ def sentence(run: RunResult) -> str:
         words = first.words or f"{number(first.ours.p50)} ms"
         parts.append(f"{words} at {first.label}")
     if facts.error:
-        parts.append(f"numerically {'equal within' if facts.error.passed else 'OUTSIDE'} its tolerance")
+        parts.append(
+            f"numerically {'equal within' if facts.error.passed else 'OUTSIDE'} its tolerance"
+        )
     if run.verdicts:
         passed = sum(verdict.passed for verdict in run.verdicts)
         parts.append(f"{passed} of {len(run.verdicts)} gates passed")
@@ -84,7 +90,9 @@ def sentence(run: RunResult) -> str:
 
 def _header(run: RunResult) -> Safe:
     tone, word = _BADGES[run.state]
-    target = " ".join(str(run.fields[name]) for name in ("target.kind", "target.mcpu") if name in run.fields)
+    target = " ".join(
+        str(run.fields[name]) for name in ("target.kind", "target.mcpu") if name in run.fields
+    )
     details = (runs.when(run.started), f"run {run.run_id}", f"took {duration(run.seconds)}", target)
     return element(
         "header",
@@ -112,7 +120,9 @@ def _cards(run: RunResult) -> Safe | None:
         for row in facts.latency[:2]:
             tone = "dim" if row.ratio is None else "good" if row.ratio <= 1.02 else "bad"
             figure = number(row.ours.p50, "ms")
-            cards.append(_card(f"latency, {row.label}", figure, row.words or f"{row.threads} threads", tone))
+            cards.append(
+                _card(f"latency, {row.label}", figure, row.words or f"{row.threads} threads", tone)
+            )
         for name, value in list(facts.metric.items())[:2]:
             judged = next((v for v in run.verdicts if v.gate == f"metric.{name}"), None)
             under = f"gate {judged.relation} {number(judged.limit)}" if judged else "no gate"
@@ -123,7 +133,9 @@ def _cards(run: RunResult) -> Safe | None:
             under = f"tolerance {number(facts.error.tolerance)}"
             cards.append(_card("relative error", number(facts.error.relative), under, tone))
         if facts.bundle_mib is not None:
-            cards.append(_card("bundle", number(facts.bundle_mib, "MiB"), "library and weights", "dim"))
+            cards.append(
+                _card("bundle", number(facts.bundle_mib, "MiB"), "library and weights", "dim")
+            )
     cached = len(run.cached)
     under = f"{cached} cached" if cached else "none cached"
     if cached == len(run.steps):
@@ -148,8 +160,14 @@ def _failure(run: RunResult) -> Safe | None:
         return None
     parts: list[Safe] = []
     for step in failed:
-        log = element("p", "log: ", element("code", str(step.log)), class_="dim") if step.log else None
-        parts.append(join(element("h2", f"{step.name} failed"), element("pre", str(step.error)), log))
+        log = (
+            element("p", "log: ", element("code", str(step.log)), class_="dim")
+            if step.log
+            else None
+        )
+        parts.append(
+            join(element("h2", f"{step.name} failed"), element("pre", str(step.error)), log)
+        )
     return element("section", *parts, class_="failed")
 
 
@@ -163,9 +181,13 @@ def _measured(run: RunResult) -> Iterator[Safe]:
             group = groups.setdefault(f"{row.label}   {row.words}", [])
             group.append(charts.Bar("this library", row.ours, is_ours=True))
             if row.theirs is not None:
-                group.append(charts.Bar(row.peer.split()[0] or "reference", row.theirs, is_ours=False))
+                group.append(
+                    charts.Bar(row.peer.split()[0] or "reference", row.theirs, is_ours=False)
+                )
         row = facts.latency[0]
-        note = f"Median of {row.ours.n} calls, whiskers from low to high; {row.threads} threads each"
+        note = (
+            f"Median of {row.ours.n} calls, whiskers from low to high; {row.threads} threads each"
+        )
         note += f", in turns with {row.peer}" if row.peer else ""
         note += f". {facts.host.get('cpu', '')}, {facts.date}."
         yield element(
@@ -184,7 +206,9 @@ def _measured(run: RunResult) -> Iterator[Safe]:
                 element("td", number(verdict.figure), class_="n"),
                 element("td", f"{verdict.relation} {number(verdict.limit)}", class_="n"),
                 element("td", verdict.distance),
-                element("td", verdict.note or ("built in" if verdict.builtin else ""), class_="dim"),
+                element(
+                    "td", verdict.note or ("built in" if verdict.builtin else ""), class_="dim"
+                ),
             )
             for verdict in run.verdicts
         ]
@@ -195,7 +219,7 @@ def _measured(run: RunResult) -> Iterator[Safe]:
 def _elsewhere(run: RunResult) -> Safe | None:
     if not run.foreign:
         return None
-    text = "These timings were taken on another machine and satisfy no gate; `--force` the stage to measure here."
+    text = "Timed on another machine, which satisfies no gate; `--force` the stage to measure here."
     return element("p", text, class_="warn")
 
 
@@ -220,14 +244,19 @@ def _stages(run: RunResult) -> Safe:
                 element("td", bar, class_="track"),
                 element("td", duration(step.seconds) if step.seconds else "–", class_="n"),
                 element("td", number(step.rss_mib or None, "MiB"), class_="n"),
-                element("td", why, *(join(element("br"), note) for note in step.notes), class_="dim"),
+                element(
+                    "td", why, *(join(element("br"), note) for note in step.notes), class_="dim"
+                ),
             )
         )
     title = f"Stages: {len(run.ran)} ran, {len(run.cached)} cached"
     note = "Dashed: taken from the store; the time is that of when it was made."
     head = _head("stage", "", "", "=time", "=peak memory", "why")
     return element(
-        "section", element("h2", title), element("table", head, *rows), element("p", note, class_="dim")
+        "section",
+        element("h2", title),
+        element("table", head, *rows),
+        element("p", note, class_="dim"),
     )
 
 
@@ -271,7 +300,11 @@ def _reports(run: RunResult) -> Safe | None:
     blocks = [
         element(
             "details",
-            element("summary", element("b", step.name), element("span", step.report.summary, class_="dim")),
+            element(
+                "summary",
+                element("b", step.name),
+                element("span", step.report.summary, class_="dim"),
+            ),
             _stage_report(step.report),
             open="open" if step.report.curves else None,
         )
@@ -299,7 +332,8 @@ def _carved(facts: Facts | None) -> Safe | None:
     count = failed_count(facts)
     columns = tuple(dict.fromkeys(name for row in worst for name in row))
     rows = tuple(tuple(_plain(row.get(name)) for name in columns) for row in worst)
-    text = f"{facts.carve.get('checked', 0)} call sites run on recorded inputs and compared, {count} differ."
+    checked = facts.carve.get("checked", 0)
+    text = f"{checked} call sites run on recorded inputs and compared, {count} differ."
     return element(
         "section",
         element("h2", "Carved kernels beside their unscheduled form"),
@@ -325,7 +359,9 @@ def _plain(value: Any) -> str | int | float | bool | None:
 def _recipe(run: RunResult, text: str) -> Safe | None:
     if not text:
         return None
-    summary = element("summary", element("b", "Resolved recipe"), element("span", run.recipe_path, class_="dim"))
+    summary = element(
+        "summary", element("b", "Resolved recipe"), element("span", run.recipe_path, class_="dim")
+    )
     return element("section", element("details", summary, element("pre", text)))
 
 
@@ -343,7 +379,10 @@ def _environment(run: RunResult) -> Safe:
 def _table(table: Table) -> Safe:
     """A table; a column that holds nothing but numbers is set to the right."""
     numeric = [
-        all(isinstance(row[i], int | float | None) and not isinstance(row[i], bool) for row in table.rows)
+        all(
+            isinstance(row[i], int | float | None) and not isinstance(row[i], bool)
+            for row in table.rows
+        )
         for i in range(len(table.columns))
     ]
     rows = [
@@ -356,7 +395,9 @@ def _table(table: Table) -> Safe:
         )
         for row in table.rows[:_ROWS]
     ]
-    head = _head(*(f"={name}" if right else name for name, right in zip(table.columns, numeric, strict=True)))
+    head = _head(
+        *(f"={name}" if right else name for name, right in zip(table.columns, numeric, strict=True))
+    )
     more = len(table.rows) - _ROWS
     rest = element("p", f"{more} more rows are not shown", class_="dim") if more > 0 else None
     return element("div", element("table", head, *rows), rest, class_="long")
@@ -377,6 +418,7 @@ def _cell(value: str | int | float | bool | None) -> str:
 def _head(*names: str) -> Safe:
     """A header row; `=name` is set to the right."""
     cells = [
-        element("th", name.removeprefix("="), class_="n" if name.startswith("=") else None) for name in names
+        element("th", name.removeprefix("="), class_="n" if name.startswith("=") else None)
+        for name in names
     ]
     return element("tr", *cells)

@@ -1,6 +1,7 @@
-"""Run folders: everything that one `tapml run` left behind, written once and read back by every later command.
+"""Run folders: everything that one `tapml run` left behind, written once and read back by every
+later command.
 
-    runs/<id>/  run.json (this module)  facts.json  resolved.yaml  bundle/  report.html   beside what the journal keeps
+runs/<id>/  run.json  facts.json  resolved.yaml  bundle/  report.html  and what the journal keeps
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ Scalar = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class RunResult:
-    """One finished run: what each stage did, what validation measured, how the gates judged it, where the bundle is.
+    """One finished run: what each stage did, what validation measured, how the gates judged it,
+    where the bundle is.
 
     started:      Unix time
     steps:        one per stage, in the order of the plan
@@ -73,14 +75,20 @@ class RunResult:
     @property
     def state(self) -> str:
         """One word: ok, gate (one failed), failed or interrupted."""
-        return {0: "ok", 4: "gate", 130: "interrupted", 143: "interrupted"}.get(self.exit_code, "failed")
+        return {0: "ok", 4: "gate", 130: "interrupted", 143: "interrupted"}.get(
+            self.exit_code, "failed"
+        )
 
     @property
     def error(self) -> TapmlError | None:
-        """What `raise_for_failure` raises: the first failed stage's error, else the failed gates, else None."""
+        """What `raise_for_failure` raises: the first failed stage's error, else the failed gates,
+        else None.
+        """
         failed = [step for step in self.steps if step.state == "failed"]
         if failed:
-            return failed[0].error or StageError(stage=failed[0].name, message=f"{failed[0].name} failed")
+            return failed[0].error or StageError(
+                stage=failed[0].name, message=f"{failed[0].name} failed"
+            )
         if self.exit_code in (130, 143):
             return StageError(message="the run was interrupted")
         if self.exit_code == TrackingError.exit_code:
@@ -95,7 +103,9 @@ class RunResult:
 
 def save(run: RunResult) -> Path:
     """Writes `run.json`, whole or not at all."""
-    data = {name: value for name, value in vars(run).items() if name not in ("folder", "facts", "steps")}
+    data = {
+        name: value for name, value in vars(run).items() if name not in ("folder", "facts", "steps")
+    }
     data["steps"] = [_step_to_data(step) for step in run.steps]
     data["verdicts"] = [asdict(verdict) for verdict in run.verdicts]
     data["bundle"] = str(run.bundle) if run.bundle else None
@@ -141,7 +151,11 @@ def find(run: str | Path, store: Path) -> RunResult:
         return load(folder_of(store) / matches[0])
     if matches:
         raise RecipeError(message=f"several runs start with {run!s}", hint=", ".join(matches[:8]))
-    hint = nearest(str(run), known[:8], noun="newest") if known else "none yet: `tapml run RECIPE` makes one"
+    hint = (
+        nearest(str(run), known[:8], noun="newest")
+        if known
+        else "none yet: `tapml run RECIPE` makes one"
+    )
     raise RecipeError(message=f"no run {run!s} in {folder_of(store)}", hint=hint)
 
 

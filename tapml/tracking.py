@@ -1,8 +1,10 @@
-"""MLflow, fed from run folders by a process of its own, so that no tracking server can slow a run down or fail it.
+"""MLflow, fed from run folders by a process of its own, so that no tracking server can slow a run
+down or fail it.
 
-`start` leaves a detached process behind that replays one run and ends within a minute; `sync` waits for it. Replaying
-again changes nothing: a run is found by its tag `tapml.run_uid`, and its points keep the journal's times. The embedded
-store is `<store>/mlflow/mlflow.db`. Only the process itself (`python -m tapml.tracking`) imports MLflow.
+`start` leaves a detached process behind that replays one run and ends within a minute; `sync` waits
+for it. Replaying again changes nothing: a run is found by its tag `tapml.run_uid`, and its points
+keep the journal's times. The embedded store is `<store>/mlflow/mlflow.db`. Only the process itself
+(`python -m tapml.tracking`) imports MLflow.
 """
 
 from __future__ import annotations
@@ -65,7 +67,9 @@ def environment() -> dict[str, str]:
 
 
 def uri(store: Path) -> str:
-    """`TAPML_TRACKING_URI`, else MLflow's own `MLFLOW_TRACKING_URI`, else the store's embedded database."""
+    """`TAPML_TRACKING_URI`, else MLflow's own `MLFLOW_TRACKING_URI`, else the store's embedded
+    database.
+    """
     named = os.environ.get("TAPML_TRACKING_URI") or os.environ.get("MLFLOW_TRACKING_URI")
     return named or f"sqlite:///{database(store)}"
 
@@ -103,7 +107,9 @@ def sync(store: Path, folders: Sequence[Path]) -> None:
     )
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"the syncer ended with {done.returncode}"]
-        raise TrackingError(message=f"MLflow at {uri(store)}: {lines[-1]}", hint="later: `tapml track sync`")
+        raise TrackingError(
+            message=f"MLflow at {uri(store)}: {lines[-1]}", hint="later: `tapml track sync`"
+        )
 
 
 def pending(store: Path) -> list[Path]:
@@ -120,7 +126,9 @@ def place(folder: Path) -> Place | None:
 
 
 def deep_link(base: str, where: Place | None, run_uid: str = "") -> str:
-    """The page that compares the runs of an experiment, narrowed to one run where `run_uid` names it."""
+    """The page that compares the runs of an experiment, narrowed to one run where `run_uid` names
+    it.
+    """
     if where is None:
         return f"{base}/#/experiments?workflowType=machine_learning"
     query = {"workflowType": "machine_learning", "compareRunsMode": "CHART"}
@@ -154,11 +162,17 @@ def metrics(run: RunResult, ended: Mapping[str, float], finished: float) -> list
             points.append((f"stage_s/{step.name}", step.seconds, at, 0))
             points.append((f"rss_mib/{step.name}", step.rss_mib, at, 0))
             points += [(name, value, at, 0) for name, value in step.report.metrics.items()]
-            lines = [(name, line) for curve in step.report.curves for name, line in curve.lines.items()]
-            points += [
-                (f"{step.name}/{name}", y, at, int(x)) for name, line in lines[:_LINES] for x, y in line
+            lines = [
+                (name, line) for curve in step.report.curves for name, line in curve.lines.items()
             ]
-    return [(sanitised(name), value, at, n) for name, value, at, n in points if math.isfinite(value)]
+            points += [
+                (f"{step.name}/{name}", y, at, int(x))
+                for name, line in lines[:_LINES]
+                for x, y in line
+            ]
+    return [
+        (sanitised(name), value, at, n) for name, value, at, n in points if math.isfinite(value)
+    ]
 
 
 def _headline(run: RunResult) -> Iterator[tuple[str, float]]:
@@ -201,7 +215,9 @@ def tags(run: RunResult) -> dict[str, str]:
     found |= {f"tapml.env.{name}": str(value) for name, value in run.environment.items()}
     found |= {f"tapml.key.{step.name}": step.key for step in run.steps if step.key}
     for step in run.steps:
-        found |= {f"tapml.digest.{step.name}.{name}": digest for name, digest in step.outputs.items()}
+        found |= {
+            f"tapml.digest.{step.name}.{name}": digest for name, digest in step.outputs.items()
+        }
     for verdict in run.verdicts:
         found[f"tapml.gate.{verdict.gate}"] = "passed" if verdict.passed else f"FAILED: {verdict}"
     for step in run.steps:
@@ -222,7 +238,8 @@ def _note(run: RunResult) -> str:
     from .report import sentence
 
     gates = "".join(f"\n- {'✓' if verdict.passed else '✗'} {verdict}" for verdict in run.verdicts)
-    return f"**{run.recipe}** – {sentence(run)}\n{gates}\n\nReport: artifact `{runs.REPORT}`, or `{run.report}`"
+    where = f"Report: artifact `{runs.REPORT}`, or `{run.report}`"
+    return f"**{run.recipe}** – {sentence(run)}\n{gates}\n\n{where}"
 
 
 def _user() -> str:
@@ -257,9 +274,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def initialise(path: Path) -> None:
-    """Makes the embedded database, once: MLflow's migrations race, and a broken database stays broken.
+    """Makes the embedded database, once: MLflow's migrations race, and a broken database stays
+    broken.
 
-    It is made beside its place and moved there whole, so that being killed meanwhile leaves nothing behind.
+    It is made beside its place and moved there whole: being killed meanwhile leaves no harm.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path.parent / "init.lock"):
@@ -282,7 +300,9 @@ def _replay(client: Any, where: str, store: Path, folder: Path) -> None:
     run = runs.load(folder)
     told = journal.read_events(folder)
     ended = {event.stage: event.time for event in told if isinstance(event, events.StageFinished)}
-    finished = next((e.time for e in told if isinstance(e, events.RunFinished)), run.started + run.seconds)
+    finished = next(
+        (e.time for e in told if isinstance(e, events.RunFinished)), run.started + run.seconds
+    )
     experiment = _experiment(client, run.recipe, where, store)
     of_run = f"tags.`tapml.run_uid` = '{run.run_id}'"
     known = client.search_runs([experiment], filter_string=of_run, max_results=1)
@@ -307,11 +327,15 @@ def _replay(client: Any, where: str, store: Path, folder: Path) -> None:
 
 
 def _experiment(client: Any, name: str, where: str, store: Path) -> str:
-    """The id of the recipe's experiment. In the embedded store artifacts have an absolute place of ours."""
+    """The id of the recipe's experiment. In the embedded store artifacts have an absolute place of
+    ours.
+    """
     if (found := client.get_experiment_by_name(name)) is not None:
         return found.experiment_id
     errors: Any = importlib.import_module("mlflow.exceptions")
-    location = (_artifacts(store) / sanitised(name)).as_uri() if where.startswith("sqlite:") else None
+    location = (
+        (_artifacts(store) / sanitised(name)).as_uri() if where.startswith("sqlite:") else None
+    )
     kind = {"mlflow.experimentKind": "custom_model_development"}
     try:
         return client.create_experiment(name, artifact_location=location, tags=kind)
@@ -326,7 +350,9 @@ def _artifacts(store: Path) -> Path:
 
 
 def _log(client: Any, run_id: str, run: RunResult, points: list[Point]) -> None:
-    """Headline, then parameters and tags, then the rest: MLflow shows metrics in the order of their first point."""
+    """Headline, then parameters and tags, then the rest: MLflow shows metrics in the order of their
+    first point.
+    """
     entities: Any = importlib.import_module("mlflow.entities")
     all_points = [entities.Metric(*point) for point in points]
     all_params = [entities.Param(*pair) for pair in parameters(run).items()]
