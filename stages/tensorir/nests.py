@@ -10,8 +10,8 @@ from tapml.stage import Target
 
 from ..compat import tvm
 from .intrinsics import vectorizable
-from .kernel import Axis, Expr, Kernel, Step, calls, key, loads, product, same, substitute
-from .loops import dtype_of, lanes, local, loop, nest, parallel, seq, store
+from .kernel import Axis, Expr, Kernel, Step, calls, depends_on, key, loads, product, same, substitute
+from .loops import dtype_of, lanes, loop, nest, parallel, seq, store
 
 tirx = tvm.tirx
 Held = Mapping[int, Callable[..., Expr]]
@@ -83,35 +83,54 @@ def vector(axis: Axis, width: int, body: Callable[[Expr], Any], dtype: str) -> A
     return seq(parts)
 
 
-def reduction(kernel: Kernel, step: Step, held: Held) -> Any:
-    """A reduction, one output element after the other, parallel over the outer ones; its producers are inlined."""
-    dtype = dtype_of(step.axes[0]) if step.axes else "int64"
+def reduction(kernel: Kernel, step: Step, held: Held, target: Target) -> Any:
+    """A reduction in memory, parallel over its outer axes; its producers are inlined.
+
+    Vectors run over the last spatial axis where the step's loads do; else sums are made one by one.
+    """
+    dtype = dtype_of((*step.axes, *step.reduce)[0])
     total = prod(axis.static or SYMBOLIC for axis in (*step.axes, *step.reduce))
-    acc = local("acc", (1,), str(step.buffer.ty.dtype))
-    zero = tirx.const(0, "int32")
+    across = bool(step.axes) and step.is_identity and _runs_along(step, step.axes[-1])
+    outer, inner = (step.axes[:-1], step.axes[-1]) if across else (step.axes, None)
+    whole = {**held, key(step.buffer): in_memory(step)}
+
+    def over(body: Callable[[list[Expr]], Any]) -> Any:
+        return vector(inner, float_lanes(target), lambda x: body([x]), dtype) if inner else body([])
 
     def element(position: list[Expr]) -> Any:
-        env = {key(axis.var): index for axis, index in zip(step.axes, position, strict=True)}
+        def environment(last: list[Expr]) -> dict[int, Expr]:
+            return {key(axis.var): at for axis, at in zip(step.axes, [*position, *last], strict=True)}
 
-        def add(taps: list[Expr]) -> Any:
+        def put(env: Mapping[int, Expr], value: Expr) -> Any:
+            return store(step.buffer, [substitute(index, env) for index in step.indices], value)
+
+        def add(taps: list[Expr], last: list[Expr]) -> Any:
+            env = environment(last)
             full = {**env, **{key(axis.var): tap for axis, tap in zip(step.reduce, taps, strict=True)}}
-            inside = {**held, key(step.buffer): lambda *_: tirx.BufferLoad(acc, [zero])}
-            return store(acc, [zero], vectorizable(kernel.value(step, full, inside)))
+            return put(env, vectorizable(kernel.value(step, full, whole)))
 
-        indices = [substitute(index, env) for index in step.indices]
         return seq(
             [
-                tirx.AllocBuffer(acc),
-                store(acc, [zero], step.init),
-                nest(step.reduce, add),
-                store(step.buffer, indices, tirx.BufferLoad(acc, [zero])),
+                over(lambda last: put(environment(last), step.init)),
+                nest(step.reduce, lambda taps: over(lambda last: add(taps, last))),
             ]
         )
 
-    extents = [axis.extent for axis in step.axes] or [1]
-    return parallel(
-        extents, lambda p: element(p[: len(step.axes)]), dtype, serial=total < PARALLEL_ELEMENTS
-    )
+    extents = [axis.extent for axis in outer] or [1]
+    return parallel(extents, lambda p: element(p[: len(outer)]), dtype, serial=total < PARALLEL_ELEMENTS)
+
+
+def _runs_along(step: Step, axis: Axis) -> bool:
+    """Whether the axis is, in every load that has it, the last index or a term of it."""
+    for load in loads(step.value):
+        if any(depends_on(index, axis) for index in load.indices[:-1]):
+            return False
+        if load.indices and depends_on(load.indices[-1], axis):
+            index = load.indices[-1]
+            moved = substitute(index, {key(axis.var): axis.var + 1})
+            if not tvm.sym.Analyzer().can_prove_equal(moved - index, 1):
+                return False
+    return True
 
 
 def in_memory(step: Step) -> Callable[..., Expr]:

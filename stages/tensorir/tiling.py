@@ -33,6 +33,7 @@ from .kernel import (
     substitute,
 )
 from .loops import dtype_of, lanes, local, loop, nest, parallel, scheduled, seq, store
+from .nests import elementwise, in_memory
 
 tirx = tvm.tirx
 STACK_BYTES = 1024  # a larger local buffer becomes a workspace allocation
@@ -168,13 +169,11 @@ def register_tile(
         for c in range(1, min(cols, 8) + 1):
             if r * c * width + c * width + 1 > target.vector_registers and (r, c) != (even, 1):
                 continue
-            amount = rows or 16 * r
-
             def cost(r: int, c: int) -> float:
                 vectors = r * c * width
                 return max(vectors / 2, (r + c * width) / 2, 4.0) + 0.2 + 30.0 / depth
 
-            full, tail = divmod(amount, r)
+            full, tail = divmod(rows, r) if rows else (256 / r, 0)
             full_c, tail_c = divmod(cols, c)
             total = full * full_c * cost(r, c)
             total += full_c * cost(tail, c) if tail else 0
@@ -201,7 +200,7 @@ class Sink:
 
 
 def sinks(problem: Problem) -> tuple[Sink, ...]:
-    """How every output follows elementwise from the reduction. Unfit when one does not (a larger or shuffled output)."""
+    """How every output follows elementwise from the reduction. `Larger` when one does not."""
     return tuple(_sink(problem, step) for step in problem.kernel.outputs)
 
 
@@ -210,7 +209,7 @@ def _sink(problem: Problem, step: Step) -> Sink:
     if step is anchor:
         return Sink(step, list)
     if step.reduce or not step.is_identity:
-        raise Unfit("the output is not elementwise")
+        raise Larger("the output is not elementwise")
     sizes, wanted = [axis.extent for axis in anchor.axes], [axis.extent for axis in step.axes]
     candidates: list[Sink] = []
     if len(sizes) == len(wanted) and all(map(_equal, sizes, wanted)):
@@ -234,7 +233,11 @@ def _sink(problem: Problem, step: Step) -> Sink:
     for candidate in candidates:
         if _reads_its_own(problem, candidate):
             return candidate
-    raise Unfit("the output does not follow the reduction element by element")
+    raise Larger("the output does not follow the reduction element by element")
+
+
+class Larger(Unfit):
+    """An output reads elements of the reduction at other places than its own."""
 
 
 def _reads_its_own(problem: Problem, sink: Sink) -> bool:
@@ -274,17 +277,36 @@ def _reshape(at: Sequence[Expr], sizes: Sequence[Any], wanted: Sequence[Any]) ->
 # -- emission -------------------------------------------------------------------------------------------------------
 
 
-def emit(problem: Problem, plan: Plan) -> Any:
-    """The scheduled PrimFunc."""
-    return scheduled(problem.kernel.func, _Emitter(problem, plan).body())
+def emit(problem: Problem, plan: Plan, target: Target, first: Sequence[Step] = ()) -> Any:
+    """The scheduled PrimFunc.
+
+    first: producers of the reduction that are computed as a whole before it (a packed matrix).
+    Outputs that do not follow the reduction element by element are computed from it in loops of their own.
+    """
+    kernel, anchor = problem.kernel, problem.anchor
+    held: dict[int, Callable[..., Expr]] = {}
+    body, buffers = [], []
+    for step in first:
+        body.append(elementwise(kernel, step, held, target))
+        held[key(step.buffer)] = in_memory(step)
+        buffers.append(step.buffer)
+    try:
+        body.append(_Emitter(problem, plan, sinks(problem), held).body())
+    except Larger:
+        body.append(_Emitter(problem, plan, (Sink(anchor, list),), held).body())
+        held[key(anchor.buffer)] = in_memory(anchor)
+        buffers.append(anchor.buffer)
+        body += [elementwise(kernel, step, held, target) for step in kernel.outputs]
+    return scheduled(kernel.func, seq(body), buffers)
 
 
 class _Emitter:
-    def __init__(self, problem: Problem, plan: Plan) -> None:
-        self.problem, self.plan = problem, plan
-        self.sinks = sinks(problem)
+    def __init__(
+        self, problem: Problem, plan: Plan, sinks: Sequence[Sink], held: Mapping[int, Callable[..., Expr]]
+    ) -> None:
+        self.problem, self.plan, self.sinks = problem, plan, sinks
         self.analyzer = _analyzer(())
-        self.held: dict[int, Callable[..., Expr]] = {}
+        self.held = dict(held)
         others = [axis for axis in problem.outer if axis is not problem.chunk]
         self.others = others
         self.serial = flops(problem) < SERIAL_FLOPS
@@ -416,8 +438,6 @@ class _Emitter:
             return seq(cell(r, c) for r, c in cells)
 
         def join(r: int, c: int) -> list[Any]:
-            total = [tirx.BufferLoad]
-            del total
             return [
                 self._lanes(
                     lambda lane, part=part: store(
@@ -521,7 +541,7 @@ class _Emitter:
         result: list[Any] = []
         for load in _distinct(loads(problem.anchor.value)):
             producer = kernel.producers.get(key(load.source))
-            if producer is None or producer is problem.anchor:
+            if producer is None or producer is problem.anchor or key(load.source) in self.held:
                 continue
             if producer.reduce or not producer.is_identity:
                 raise Unfit("a producer of the reduction can not be copied")

@@ -29,7 +29,7 @@ def conv(func: Any, target: Target) -> Any | None:
     found = problem(kernel, kernel.reductions[0])
     if factors(found.anchor) is None or found.col is None or found.row is None:
         return None
-    return emit(found, plan(found, target))
+    return emit(found, plan(found, target), target)
 
 
 def plan(problem: Problem, target: Target) -> Plan:

@@ -23,7 +23,7 @@ def dense(func: Any, target: Target) -> Any | None:
         return None
     if len(anchor.reduce) != 1 or depends_on(anchor.indices[0], found.col):
         return None
-    return emit(found, plan(found, target))
+    return emit(found, plan(found, target), target)
 
 
 def plan(problem: Problem, target: Target) -> Plan:

@@ -6,11 +6,9 @@ from typing import Any
 
 from tapml.stage import Target
 
-from ..kernel import Kernel, Unfit, read
+from ..kernel import Kernel, Unfit, key, read
 from ..loops import scheduled, seq
 from ..nests import elementwise, in_memory, reduction
-from ..kernel import key
-
 
 def fallback(func: Any, target: Target) -> Any:
     """Parallel and, where elementwise, vectorised loops, step by step; `func` itself when its blocks are opaque."""
@@ -33,7 +31,7 @@ def step_by_step(kernel: Kernel, target: Target) -> Any:
         if not (step.reduce or is_output or not step.is_identity):
             continue
         if step.reduce:
-            body.append(reduction(kernel, step, held))
+            body.append(reduction(kernel, step, held, target))
         else:
             body.append(elementwise(kernel, step, held, target))
         held[key(step.buffer)] = in_memory(step)

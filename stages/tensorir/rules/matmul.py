@@ -1,13 +1,113 @@
-"""Products of plain matrices (no weight is packed), batched or not, and other reductions over columns."""
+"""Products of plain matrices, batched or not: the right one is read as it lies, or packed into panels first."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tapml.stage import Target
 
-from ..kernel import read
+from ...compat import tvm
+from ..kernel import Axis, Expr, Kernel, Step, Unfit, depends_on, key, map_loads, read, same, substitute
+from ..loops import dtype_of
+from ..nests import float_lanes
+from ..tiling import emit, factors, problem
+from .dense import plan
+
+tirx = tvm.tirx
+
+FEW_ROWS = 8  # up to here, packing costs more than it brings
 
 
 def matmul(func: Any, target: Target) -> Any | None:
-    return None
+    """A [..., M, K] times B, whose columns are the last axis of the result; M and leading axes may be symbolic."""
+    kernel = read(func)
+    if kernel is None or len(kernel.reductions) != 1:
+        return None
+    anchor = kernel.reductions[0]
+    operands = factors(anchor)
+    if operands is None or len(anchor.axes) < 2 or len(anchor.reduce) != 1 or not anchor.is_identity:
+        return None
+    column, depth = anchor.axes[-1], anchor.reduce[0]
+    right = [one for one in operands if depends_on(one, column)]
+    if len(right) != 1 or not isinstance(right[0], tvm.ir.TensorLoad):
+        return None
+    if column.static is None or depth.static is None or column.static < 4:
+        return None
+    lane_count = min(float_lanes(target), 16)
+    rows = [axis for axis in anchor.axes[:-1] if not depends_on(right[0], axis)]
+    in_place = _is_row_major(right[0], column) and column.static % lane_count == 0
+    if in_place and rows and (rows[-1].static or FEW_ROWS) <= FEW_ROWS:
+        kernel, first = in_panels(kernel, anchor, right[0], lane_count, pack=False), ()
+    else:
+        kernel = in_panels(kernel, anchor, right[0], lane_count, pack=True)
+        first = kernel.steps[:1]
+    found = problem(kernel, kernel.reductions[0])
+    if found.row is None or found.col is None:
+        raise Unfit("no tile")
+    return emit(found, plan(found, target), target, first)
+
+
+def _is_row_major(load: Any, column: Axis) -> bool:
+    return same(load.indices[-1], column.var) and not any(
+        depends_on(index, column) for index in load.indices[:-1]
+    )
+
+
+def in_panels(kernel: Kernel, anchor: Step, right: Any, lane_count: int, *, pack: bool) -> Kernel:
+    """The kernel with its product over columns (panel, lane), followed by a step that puts them side by side again.
+
+    With `pack`, the first step copies the right matrix into panels [..., panels, K, lanes], zero beyond its columns.
+    """
+    *outer, column = anchor.axes
+    depth = anchor.reduce[0]
+    width = column.static
+    assert width is not None
+    dtype = dtype_of(column)
+    panels = -(-width // lane_count)
+    panel, lane = (Axis(tirx.Var(name, dtype), n) for name, n in (("panel", panels), ("lane", lane_count)))
+    joined = {key(column.var): panel.var * lane_count + lane.var}
+    element_dtype = str(anchor.buffer.ty.dtype)
+    split = tirx.decl_buffer(
+        [*(axis.extent for axis in outer), panels, lane_count], element_dtype, f"{anchor.name}_panels"
+    )
+    where = [*(axis.var for axis in outer), panel.var, lane.var]
+    steps: list[Step] = []
+    packed = None
+    if pack:
+        batch = [axis for axis in outer if depends_on(right, axis)]
+        packed = _packed(right, batch, panel, depth, lane, joined, width)
+        steps.append(packed)
+
+    def read_of(load: Any) -> Expr:
+        if same(load.source, anchor.buffer):
+            return tirx.BufferLoad(split, where)
+        if packed is not None and same(load.source, right.source) and depends_on(load, column):
+            own = [axis.var for axis in outer if depends_on(right, axis)]
+            return tirx.BufferLoad(packed.buffer, [*own, panel.var, depth.var, lane.var])
+        return load
+
+    value = substitute(map_loads(anchor.value, read_of), joined)
+    product = Step(anchor.name, split, tuple(where), (*outer, panel, lane), anchor.reduce, anchor.init, value)
+    fresh = [Axis(tirx.Var(axis.var.name, dtype), axis.extent) for axis in anchor.axes]
+    own = tuple(axis.var for axis in fresh)
+    back = tirx.BufferLoad(split, [*own[:-1], own[-1] // lane_count, own[-1] % lane_count])
+    unpack = Step(f"{anchor.name}_columns", anchor.buffer, own, tuple(fresh), (), None, back)
+    for step in kernel.steps:
+        steps += [product, unpack] if step is anchor else [step]
+    return replace(kernel, steps=tuple(steps))
+
+
+def _packed(
+    right: Any, batch: list[Axis], panel: Axis, depth: Axis, lane: Axis, joined: dict[int, Expr], width: int
+) -> Step:
+    """The right matrix in panels."""
+    axes = [Axis(tirx.Var(axis.var.name, dtype_of(axis)), axis.extent) for axis in (*batch, panel, depth, lane)]
+    own = [axis.var for axis in axes]
+    moved = {key(old.var): new.var for old, new in zip((*batch, panel, depth, lane), axes, strict=True)}
+    element = substitute(substitute(right, joined), moved)
+    column = own[-3] * axes[-1].extent + own[-1]
+    if width % axes[-1].extent:
+        element = tirx.if_then_else(column < width, element, tirx.const(0, right.ty.dtype))
+    buffer = tirx.decl_buffer([axis.extent for axis in axes], str(right.ty.dtype), "packed")
+    return Step("packed", buffer, tuple(own), tuple(axes), (), None, element)

@@ -7,7 +7,7 @@ from typing import Any
 
 from tapml.stage import Target
 
-from ..kernel import read
+from ..kernel import depends_on, read
 from ..tiling import Plan, Problem, balanced, emit, factors, problem, reads_staged
 
 MAX_UNROLLED = 25  # taps
@@ -19,7 +19,7 @@ def depthwise(func: Any, target: Target) -> Any | None:
     found = _lanes_apart(func)
     if found is None or factors(found.anchor) is None:
         return None
-    return emit(found, plan(found, target))
+    return emit(found, plan(found, target), target)
 
 
 def pool(func: Any, target: Target) -> Any | None:
@@ -27,7 +27,7 @@ def pool(func: Any, target: Target) -> Any | None:
     found = _lanes_apart(func)
     if found is None or factors(found.anchor) is not None:
         return None
-    return emit(found, plan(found, target))
+    return emit(found, plan(found, target), target)
 
 
 def _lanes_apart(func: Any) -> Problem | None:
@@ -36,6 +36,8 @@ def _lanes_apart(func: Any) -> Problem | None:
     if kernel is None or len(kernel.reductions) != 1:
         return None
     found = problem(kernel, kernel.reductions[0])
+    if not all(depends_on(operand, found.lane) for operand in factors(found.anchor) or ()):
+        return None
     return found if found.col is None and found.row is not None else None
 
 
