@@ -17,7 +17,7 @@ GROUP = "tapml.stages"
 _BUILT_IN = ("tapml", "tapml_stages")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Registry:
     """Stage classes by name, each loaded when it is first asked for."""
 

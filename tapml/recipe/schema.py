@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, Discriminator, Field, Tag, create_model
@@ -96,6 +97,7 @@ class Schema:
     sections: Mapping[str, type[Frozen]]
 
 
+@cache
 def compose(registry: Registry) -> Schema:
     """The recipe's model from the sections of a registry's stages.
 

@@ -64,8 +64,11 @@ def _string(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
         plain = isinstance(loader.scalar(value), str)
     except ValueError:
         plain = False
+    style = None if plain else "'"
+    if not value.replace("\n", "").isprintable():
+        style = '"'  # some are line breaks to PyYAML
     return dumper.represent_scalar(  # pyright: ignore[reportUnknownMemberType]  # stubs
-        "tag:yaml.org,2002:str", value, style=None if plain else "'"
+        "tag:yaml.org,2002:str", value, style=style
     )
 
 

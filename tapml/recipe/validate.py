@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar, cast
 
 from pydantic import ValidationError
@@ -56,7 +57,6 @@ def explain(
     broken: Sequence[Path] = (),
 ) -> list[RecipeError]:
     """An error for each cause, as in `validate`."""
-    schema = model.model_json_schema()
     found = [_Problem.of(root, detail) for detail in error.errors(include_url=False)]
     problems = [
         problem
@@ -67,7 +67,7 @@ def explain(
     misspelt: dict[Path, set[str]] = {}
     for problem in problems:
         if problem.type == "extra_forbidden":
-            known = _fields(schema, root, problem.path[:-1])
+            known = _fields(_json_schema(model), root, problem.path[:-1])
             hint = nearest(str(problem.path[-1]), known, noun="fields here")
             misspelt.setdefault(problem.path[:-1], set()).update(
                 name for name in known if hint == f"did you mean {name!r}?"
@@ -202,6 +202,11 @@ def _error(root: Node, problem: _Problem, at: Path, message: str, hint: str = ""
         path = (*path, discriminator)
         message = message.partition(" of ")[0]
     return error_at(locate(root, path, key=is_key), (*at, *path), message, hint)
+
+
+@cache
+def _json_schema(model: type[Frozen]) -> JsonSchema:
+    return model.model_json_schema()
 
 
 def _fields(schema: JsonSchema, root: Node, path: Path) -> list[str]:

@@ -252,7 +252,7 @@ CASES = [
         (A, "two: {needs: [import]}", "prune: {needs: [import, two]}"),
         "input 'weights' of 'prune' may be any of two.left, two.right",
         "name one",
-        "5:21",
+        "5:20",
     ),
 ]
 
