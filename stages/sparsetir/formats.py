@@ -30,7 +30,11 @@ class Format:
     @property
     def name(self) -> str:
         outputs, inputs = self.block
-        return "csr" if self.kind == "csr" else f"bsr{outputs}" + (f"x{inputs}" if inputs != outputs else "")
+        return (
+            "csr"
+            if self.kind == "csr"
+            else f"bsr{outputs}" + (f"x{inputs}" if inputs != outputs else "")
+        )
 
     def blocks(self, n: int, k: int) -> tuple[int, int]:
         """Blocks over N and over K; the edges are padded."""

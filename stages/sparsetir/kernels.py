@@ -1,41 +1,40 @@
-"""Kernels: a format, sizes and an epilogue in, one scheduled PrimFunc out."""
+"""Kernels: a structure, sizes and an epilogue in, one scheduled PrimFunc out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tapml.stage import Target
 
 from . import spmm
-from .emit import Emitter, Finish, prim_func, tirx
+from .emit import Emitter, prim_func, tirx
 from .formats import Structure
 from .language import Program, Size
-from .lower import lower
+from .lower import PositionProgram, lower
+from .regions import Epilogue
 from .schedules import Dots, Lanes, Problem, Schedule, emit, schedule_for
 
 STRUCTURE = ("splits", "indptr", "indices")
-Order = Callable[[dict[str, Any]], Sequence[Any]]
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A PrimFunc with what it was made from. `arrays`: the structure arrays that it reads, in parameter order.
+    """A PrimFunc with what it was made from.
 
-    parameters: X, then those arrays and A, then the epilogue's buffers, then Y — as `order` arranged them.
+    inputs:  indices of the region's parameters that it takes, in order; in the weight's place it takes `arrays` and the
+             packed values
+    arrays:  the structure arrays that it reads
+    chunks:  what `splits` cuts the compressed rows into
     """
 
     func: Any
     program: Program
+    positions: PositionProgram
     schedule: Schedule
-    chunks: int
+    inputs: tuple[int, ...]
     arrays: tuple[str, ...]
-
-
-def plain(product: Any, _row: Any, _column: Any) -> Any:
-    """The epilogue that does nothing."""
-    return product
+    chunks: int
 
 
 def make_kernel(
@@ -44,13 +43,14 @@ def make_kernel(
     target: Target,
     *,
     name: str = "main",
-    finish: Finish = plain,
-    order: Order | None = None,
+    epilogue: Epilogue | None = None,
+    activation: int = 0,
+    weight: int = 1,
 ) -> Kernel:
     """The kernel of Y = epilogue(X @ Aᵀ) for one structure.
 
-    In:  rows of X, smallest and largest: equal for a kernel of exactly that size, else symbolic; `finish` builds the
-         epilogue's expression from a product and its place; `order` arranges the kernel's buffers (by name) before Y.
+    In:  smallest and largest row count of X: equal for a kernel of exactly that size, else symbolic; indices of X and of
+         the weight among the region's parameters.
     """
     n, k = structure.shape
     problem = Problem(rows, n, k, structure.stored)
@@ -59,14 +59,25 @@ def make_kernel(
     program = _program(schedule, structure, m)
     stored = max(structure.stored_blocks, 1)
     sizes: dict[str, Any] = {"nnz_KO": stored, "nnz_KS": stored, "m": tirx.Var("m", "int32")}
-    emitter = Emitter(lower(program), sizes, frozenset({"T"}))
-    x, values, y = (emitter.buffer(one) for one in ("X", "A", "Y"))
+    positions = lower(program)
+    emitter = Emitter(positions, sizes, frozenset({"T"}))
+    operands = epilogue.buffers(emitter.size("X", 0)) if epilogue else {}
+    if activation in operands:
+        operands[activation] = emitter.buffer("X")
+
+    def finish(product: Any, i: Any, j: Any) -> Any:
+        return epilogue.finish(operands, product, i, j) if epilogue else product
+
     body = emit(schedule, emitter, finish)
     arrays = tuple(one for one in STRUCTURE if one in emitter.buffers)
-    weight = [*(emitter.buffers[one] for one in arrays), values]
-    params = order({"x": [x], "weight": weight}) if order else [x, *weight]
+    packed = [emitter.buffers[one] for one in (*arrays, "A")]
+    params = {one: [buffer] for one, buffer in operands.items()}
+    params |= {activation: [emitter.buffer("X")], weight: packed}
+    inputs = tuple(sorted(params))
+    flat = [buffer for one in inputs for buffer in params[one]]
+    func = prim_func([*flat, emitter.buffer("Y")], body, name)
     chunks = emitter.buffers["splits"].shape[0].value - 1 if "splits" in arrays else 1
-    return Kernel(prim_func([*params, y], body, name), program, schedule, chunks, arrays)
+    return Kernel(func, program, positions, schedule, inputs, arrays, chunks)
 
 
 def _program(schedule: Schedule, structure: Structure, m: Size) -> Program:

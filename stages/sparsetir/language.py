@@ -133,7 +133,9 @@ class Binary(Expr):
             return f"min({self.a}, {self.b})"
         weak = ("+", "-", "<")
         left, right = (
-            f"({one})" if self.op == "*" and isinstance(one, Binary) and one.op in weak else str(one)
+            f"({one})"
+            if self.op == "*" and isinstance(one, Binary) and one.op in weak
+            else str(one)
             for one in (self.a, self.b)
         )
         return f"{left} {self.op} {right}"
@@ -221,7 +223,11 @@ class Builder:
     def axis(self, name: str, length: Size, parent: str = "", **arrays: str | int) -> str:
         axis = Axis(name, length, parent, **arrays)  # pyright: ignore[reportArgumentType]  # fields by name
         known = {one.name for one in self._axes}
-        if name in known or (parent and parent not in known) or bool(parent) != (axis.kind != "dense_fixed"):
+        if (
+            name in known
+            or (parent and parent not in known)
+            or bool(parent) != (axis.kind != "dense_fixed")
+        ):
             raise ValueError(f"axis {axis}: duplicate, or parent missing or unknown")
         self._axes.append(axis)
         return name

@@ -113,7 +113,9 @@ def _index_arrays(program: Program) -> list[Storage]:
             borders = [one + 1 if isinstance(one, int) else f"{one}+1" for one in segments[-1:]]
             arrays.append(Storage(axis.indptr, (*segments[:-1], *borders), "int32"))
         if axis.indices:
-            arrays.append(Storage(axis.indices, _storage_shape(program, _path(program, axis.name)), "int32"))
+            arrays.append(
+                Storage(axis.indices, _storage_shape(program, _path(program, axis.name)), "int32")
+            )
     return arrays
 
 
@@ -157,7 +159,9 @@ def _lower_iteration(program: Program, iteration: Iteration) -> Nest:
     target = positions(iteration.target)
     assert isinstance(target, Read)
     where = positions(iteration.where) if iteration.where is not None else None
-    return Nest(iteration.name, tuple(loops), iteration.kinds, target, positions(iteration.value), where)
+    return Nest(
+        iteration.name, tuple(loops), iteration.kinds, target, positions(iteration.value), where
+    )
 
 
 def _coordinate(program: Program, axis: Axis) -> Expr:
@@ -186,14 +190,18 @@ def _merged(program: Program, path: tuple[str, ...]) -> tuple[Expr, ...]:
     return tuple(indices)
 
 
-def _storage_indices(program: Program, buffer: str, indices: tuple[Expr, ...], positions) -> tuple[Expr, ...]:  # noqa: ANN001
+def _storage_indices(
+    program: Program, buffer: str, indices: tuple[Expr, ...], positions
+) -> tuple[Expr, ...]:
     out: list[Expr] = []
     for name, index in zip(program.buffer(buffer).axes, indices, strict=True):
         axis = program.axis(name)
         if axis.kind == "dense_fixed":
             out.append(positions(index))
         elif index != Coordinate(name):
-            raise LoweringError(f"{buffer}: {name} is {axis.kind} and read by {index}: needs a search")
+            raise LoweringError(
+                f"{buffer}: {name} is {axis.kind} and read by {index}: needs a search"
+            )
         elif axis.is_variable:
             out[-1:] = [Position(name)]
         else:

@@ -54,6 +54,11 @@ class BlockTile:
     vector: int
     chunks: Chunks
 
+    @property
+    def traits(self) -> object:
+        """Equal for schedules that run alike: a symbolic kernel's lower tiles cost nothing where they are not used."""
+        return BlockTile, self.chunks
+
 
 @dataclass(frozen=True)
 class Lanes:
@@ -64,6 +69,10 @@ class Lanes:
     runs: int
     parallel: bool
 
+    @property
+    def traits(self) -> object:
+        return self
+
 
 @dataclass(frozen=True)
 class Dots:
@@ -71,6 +80,10 @@ class Dots:
 
     chains: int
     chunks: Chunks
+
+    @property
+    def traits(self) -> object:
+        return self
 
 
 Schedule = BlockTile | Lanes | Dots
@@ -144,7 +157,7 @@ def emit(schedule: Schedule, emitter: Emitter, finish: Finish) -> Stmt:
             return _dots(schedule, emitter, finish)
 
 
-def _column_chunks(e: Emitter, chunks: Chunks, rows: int, body) -> Stmt:  # noqa: ANN001
+def _column_chunks(e: Emitter, chunks: Chunks, rows: int, body) -> Stmt:
     """`body(start, count)` for each parallel run of compressed rows."""
     if chunks.count == 1:
         return body(0, rows)
@@ -171,13 +184,18 @@ class _BlockTiles:
         self.inputs = e.expr(self.nest.loop("KI").stop, {})
         self.n = e.size("Y", 1)
         self.tiles = {
-            rows: local(f"tile{rows}", (rows, self.chains(rows), self.outputs)) for rows in schedule.rows
+            rows: local(f"tile{rows}", (rows, self.chains(rows), self.outputs))
+            for rows in schedule.rows
         }
 
     def chains(self, rows: int) -> int:
         """Sums per output that hide the latency of multiply-adds where a tile has few rows."""
         vectors = rows * (self.outputs // self.schedule.vector)
-        return next(chains for chains in (4, 2, 1) if chains * vectors <= 8 and self.inputs % chains == 0 or chains == 1)
+        return next(
+            chains
+            for chains in (4, 2, 1)
+            if (chains * vectors <= 8 and self.inputs % chains == 0) or chains == 1
+        )
 
     def body(self) -> Stmt:
         chunks = self.schedule.chunks
@@ -227,7 +245,9 @@ class _BlockTiles:
         over = {"r": (rows, "unrolled"), "o": (self.outputs // vector, "unrolled")}
         lanes = {"v": (vector, "vectorized")}
         chain = {"s": (chains, "unrolled")}
-        init = grid(over | chain | lanes, lambda r, o, s, v: store(tile, zero(), r, s, o * vector + v))
+        init = grid(
+            over | chain | lanes, lambda r, o, s, v: store(tile, zero(), r, s, o * vector + v)
+        )
         segment = self.nest.loop("KO")
         first = e.expr(segment.start, {"JO": block_row})
 
@@ -235,14 +255,18 @@ class _BlockTiles:
             def at(s: Tir, r: Tir, o: Tir, v: Tir) -> Stmt:
                 lane = o * vector + v
                 where = {"I": row + r, "JO": block_row, "JI": lane, "KO": p, "KI": q * chains + s}
-                return store(tile, load(tile, r, s, lane) + e.expr(self.nest.value, where), r, s, lane)
+                return store(
+                    tile, load(tile, r, s, lane) + e.expr(self.nest.value, where), r, s, lane
+                )
 
             return grid(chain | over | lanes, at)
 
         def reduction(first: Tir) -> Stmt:
             blocks = e.expr(segment.stop, {"JO": block_row}) - first
             return loop(
-                "p", blocks, lambda p: loop("q", self.inputs // chains, lambda q: update(first + p, q))
+                "p",
+                blocks,
+                lambda p: loop("q", self.inputs // chains, lambda q: update(first + p, q)),
             )
 
         def write(r: Tir, lane: Tir) -> Stmt:
@@ -267,7 +291,9 @@ def _dots(schedule: Dots, e: Emitter, finish: Finish) -> Stmt:
         segment = nest.loop("KS")
 
         def add(lane: Tir, p: Tir) -> Stmt:
-            return store(sums, load(sums, lane) + e.expr(nest.value, {"I": i, "J": j, "KS": p}), lane)
+            return store(
+                sums, load(sums, lane) + e.expr(nest.value, {"I": i, "J": j, "KS": p}), lane
+            )
 
         def reduction(first: Tir) -> Stmt:
             count = e.expr(segment.stop, {"J": j}) - first
@@ -356,12 +382,18 @@ def _lanes(schedule: Lanes, e: Emitter, finish: Finish) -> Stmt:
     def chunk(c: Tir) -> Stmt:
         if runs == 1:
             return run(c, 0, n)
-        splits, tile, part = e.array("splits", [runs + 1]), tirx.floordiv(c, runs), tirx.floormod(c, runs)
+        splits, tile, part = (
+            e.array("splits", [runs + 1]),
+            tirx.floordiv(c, runs),
+            tirx.floormod(c, runs),
+        )
         first = load(splits, part)
         stop = load(splits, part + 1)
         return bind("start", first, lambda start: run(tile, start, stop - start))
 
-    return loop("chunk", _ceildiv(m, lanes) * runs, chunk, "parallel" if schedule.parallel else "serial")
+    return loop(
+        "chunk", _ceildiv(m, lanes) * runs, chunk, "parallel" if schedule.parallel else "serial"
+    )
 
 
 def _ceildiv(a: Tir, b: int) -> Tir:

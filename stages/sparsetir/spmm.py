@@ -20,7 +20,9 @@ def block_rows(form: Format, m: Size, n: int, k: int) -> Program:
     program.buffer("Y", i, j)
 
     def column(ko: Expr, ki: Expr) -> Expr:
-        return _affine(ko, inputs, ki) if k % inputs == 0 else _affine(ko, inputs, ki).minimum(k - 1)
+        return (
+            _affine(ko, inputs, ki) if k % inputs == 0 else _affine(ko, inputs, ki).minimum(k - 1)
+        )
 
     program.iterate(
         "spmm",
@@ -91,5 +93,3 @@ def row_lanes(m: Size, tiles: Size, n: int, k: int, lanes: int) -> Program:
 
 def _affine(outer: Expr, factor: int, inner: Expr) -> Expr:
     return outer * factor + inner
-
-
