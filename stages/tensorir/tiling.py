@@ -71,7 +71,7 @@ class Plan:
     chunk          iterations of the chunk axis (of the row axis when there is none) that one task runs
     cols_parallel  tasks share out the blocks of lanes too
     partials       accumulators per element, over the last reduction axis (hides latency of few, long sums)
-    unroll         the reduction loops but the first `unroll_from` are unrolled
+    unroll         how many of the innermost reduction loops are unrolled
     stage          producers that are copied per task (zero padding); others are inlined
     """
 
@@ -80,7 +80,7 @@ class Plan:
     chunk: int = 1
     cols_parallel: bool = False
     partials: int = 1
-    unroll: bool = False
+    unroll: int = 0
     stage: bool = True
 
 
@@ -472,10 +472,8 @@ class _Emitter:
     def _reduce(self, update: Callable[[Mapping[int, Expr], int], Any]) -> list[Any]:
         """The reduction loops around `update`."""
         axes = self.problem.anchor.reduce
-        if self.plan.unroll:
-            first, rest = axes[:0], axes
-        else:
-            first, rest = axes, ()
+        kept = len(axes) - self.plan.unroll
+        first, rest = axes[:kept], axes[kept:]
         parts = self.plan.partials
         if parts > 1:
             *before, last = first

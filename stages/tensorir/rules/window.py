@@ -10,7 +10,7 @@ from tapml.stage import Target
 from ..kernel import depends_on, read
 from ..tiling import Plan, Problem, balanced, emit, factors, problem, reads_staged
 
-MAX_UNROLLED = 25  # taps
+MAX_UNROLLED = 9  # taps
 MIN_SUM = 16  # taps from which several accumulators pay
 
 
@@ -43,7 +43,7 @@ def _lanes_apart(func: Any) -> Problem | None:
 
 def plan(problem: Problem, target: Target) -> Plan:
     row, chunk = problem.row, problem.chunk
-    taps = prod(axis.static or MAX_UNROLLED + 1 for axis in problem.anchor.reduce)
+    taps = prod(axis.static or MIN_SUM for axis in problem.anchor.reduce)
     width = max(1, problem.lane_count * 32 // target.vector_bits)
     positions = row.static if row is not None and row.static is not None else 1
     most = min(positions, 8, target.vector_registers // (2 * width))
@@ -61,5 +61,16 @@ def plan(problem: Problem, target: Target) -> Plan:
         rows=rows,
         chunk=lines if chunk is not None else whole,
         partials=min(7, last or 1) if one_sum else 1,
-        unroll=taps <= MAX_UNROLLED and not one_sum,
+        unroll=0 if one_sum else _unrolled(problem),
     )
+
+
+def _unrolled(problem: Problem) -> int:
+    """How many innermost reduction loops are unrolled: few taps, or compile time grows."""
+    taps, count = 1, 0
+    for axis in reversed(problem.anchor.reduce):
+        taps *= axis.static or MAX_UNROLLED + 1
+        if taps > MAX_UNROLLED:
+            break
+        count += 1
+    return count
