@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from multiprocessing.connection import Connection
@@ -31,6 +31,7 @@ from .target import tvm_target
 
 BURST_S = 0.004  # of calls in a row of one candidate
 MIN_BURSTS = 5
+PATIENCE = 10  # times the time given, spent on slow kernels to get that many bursts
 PR_SET_PDEATHSIG = 1
 
 
@@ -76,9 +77,7 @@ def _build(jobs: list[Job], target: Any, say: Callable[..., None]) -> dict[str, 
         try:
             func = tvm.ir.load_json(job.module)[job.kernel].with_attr("global_symbol", job.kernel)
             built[job.id] = tvm.compile(tvm.IRModule({job.kernel: func}), target).jit()
-        except (
-            Exception
-        ) as error:  # the process boundary: whatever the compiler throws is the job's result
+        except Exception as error:  # the process boundary: what the compiler throws is the result
             say(result=asdict(Timing(job.id, error=_one_line("does not build", error))))
     return built
 
@@ -91,26 +90,49 @@ class _Candidate:
     module: Any
     args: list[Any]
     deviation: float | None
-    calls: int = 1
+    calls: int = 1  # in a burst
     bursts_ms: list[float] = field(default_factory=list)
 
-    def burst(self, calls: int) -> float:
-        """Mean seconds of a call, over `calls` in a row."""
-        kernel = self.job.kernel
-        return self.module.time_evaluator(kernel, tvm.cpu(), number=calls, repeat=1)(
-            *self.args
-        ).mean
+    def burst(self) -> float:
+        """Mean seconds of a call, over the calls of a burst, in a row."""
+        if self.calls == 1:
+            began = time.perf_counter()
+            self.module[self.job.kernel](*self.args)
+            return time.perf_counter() - began
+        evaluate = self.module.time_evaluator
+        return evaluate(self.job.kernel, tvm.cpu(), number=self.calls, repeat=1)(*self.args).mean
+
+    def result(self) -> dict[str, Any]:
+        return asdict(Timing(self.job.id, tuple(self.bursts_ms), "", self.deviation))
 
 
 def _time(jobs: list[Job], built: dict[str, Any], seconds: float, say: Callable[..., None]) -> None:
     """Runs each job once on poisoned outputs, then all in alternating bursts."""
+    candidates = list(_warmed_up(jobs, built, say))
+    began = time.perf_counter()
+    rounds, spent = 0, 0.0  # spent: of the time that these candidates are given
+    while candidates and (spent < 1 or rounds < MIN_BURSTS) and spent < PATIENCE:
+        rounds += 1
+        for candidate in candidates:
+            say(at=candidate.job.id)
+            candidate.bursts_ms.append(candidate.burst() * 1e3)
+        spent = (time.perf_counter() - began) / (seconds * len(candidates))
+    for candidate in candidates:
+        say(result=candidate.result())
+
+
+def _warmed_up(
+    jobs: list[Job], built: dict[str, Any], say: Callable[..., None]
+) -> Iterator[_Candidate]:
+    """Jobs whose outputs are right, their bursts sized; the others are answered here."""
     outputs: dict[str, list[np.ndarray]] = {}
-    candidates: list[_Candidate] = []
     for job in jobs:
         say(at=job.id)
         try:
             args = [_tensor(job, position) for position in range(len(job.args))]
+            began = time.perf_counter()
             built[job.id][job.kernel](*args)
+            once = time.perf_counter() - began
         except Exception as error:  # the process boundary: a refused argument is the job's result
             say(result=asdict(Timing(job.id, error=_one_line("does not run", error))))
             continue
@@ -118,25 +140,12 @@ def _time(jobs: list[Job], built: dict[str, Any], seconds: float, say: Callable[
         error, deviation = _check(job, outputs)
         if error:
             say(result=asdict(Timing(job.id, error=error, deviation=deviation)))
-        else:
-            candidates.append(_Candidate(job, built[job.id], args, deviation))
-    for candidate in candidates:
-        say(at=candidate.job.id)
-        once = min(candidate.burst(1) for _ in range(3))
+            continue
+        candidate = _Candidate(job, built[job.id], args, deviation)
+        if once < 5 * BURST_S:  # the first run is a slow one
+            once = min(once, candidate.burst(), candidate.burst())
         candidate.calls = max(1, min(10_000, int(BURST_S / max(once, 1e-7))))
-    until = time.perf_counter() + seconds * len(candidates)
-    rounds = 0
-    while candidates and (rounds < MIN_BURSTS or time.perf_counter() < until):
-        rounds += 1
-        for candidate in candidates:
-            say(at=candidate.job.id)
-            candidate.bursts_ms.append(candidate.burst(candidate.calls) * 1e3)
-    for candidate in candidates:
-        say(
-            result=asdict(
-                Timing(candidate.job.id, tuple(candidate.bursts_ms), "", candidate.deviation)
-            )
-        )
+        yield candidate
 
 
 def _tensor(job: Job, position: int) -> Any:
