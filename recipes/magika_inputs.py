@@ -35,7 +35,7 @@ def files() -> dict[str, np.ndarray]:
 
 
 def features(content: bytes) -> np.ndarray:
-    """int32[2048]: first and last 1024 bytes, white space at the edges stripped, padded with 256."""
+    """int32[2048]: first and last 1024 bytes, stripped of white space, padded with 256."""
     start = np.frombuffer(content[:BLOCK].lstrip()[:HALF], np.uint8)
     end = np.frombuffer(content[-BLOCK:].rstrip()[-HALF:], np.uint8)
     row = np.full(2 * HALF, PADDING, np.int32)

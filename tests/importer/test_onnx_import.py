@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import ModelProto, helper
+from tapml_stages import codec, program
+from tapml_stages.compat import tvm
+from tapml_stages.program import Bounds, Program, concrete_shape
+
+from tapml.errors import RecipeError, StageError
+from tapml.stage import Outputs
+
+ImportModel = Callable[..., Outputs]
+BATCH = {"x": (("batch", 8), "float32")}
+
+
+def evaluate(imported: Program, weights: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
+    rx = tvm.relax
+    built = tvm.compile(rx.get_pipeline("zero")(imported.mod), tvm.target.Target("llvm"))
+    vm = rx.VirtualMachine(built, tvm.cpu())
+    arrays = [x, *(weights[param.name] for param in imported.io.params)]
+    return vm["main"](*[tvm.runtime.tensor(array) for array in arrays]).numpy()
+
+
+def ops_of(imported: Program) -> list[str]:
+    return [
+        binding.value.op.name
+        for block in imported.mod["main"].body.blocks
+        for binding in block.bindings
+    ]
+
+
+def test_the_program_computes_what_onnxruntime_does_at_any_batch(
+    import_model: ImportModel, mlp: ModelProto
+) -> None:
+    paths = import_model(mlp, BATCH, batch=(1, 64)).artifacts
+    imported = program.load(paths["program"])
+    session = onnxruntime.InferenceSession(paths["source"] / "model.onnx")
+    x = np.random.default_rng(1).standard_normal((5, 8), dtype=np.float32)
+    ours = evaluate(imported, codec.read_weights(paths["weights"]), x)
+    np.testing.assert_allclose(ours, session.run(None, {"x": x})[0], atol=1e-5)
+
+
+def test_every_value_is_named_after_its_node_and_knows_its_weights(
+    import_model: ImportModel, mlp: ModelProto
+) -> None:
+    rows = program.load_provenance(
+        import_model(mlp, BATCH, batch=(1, 64)).artifacts["program"]
+    )
+    values = [row.value for row in rows]
+    assert len(set(values)) == len(values)
+    assert values[0] == "block_0_dense"
+    by_node = {row.nodes[0]: row for row in rows if row.op in ("MatMul", "Gemm") and row.weights}
+    assert by_node["block.0/dense"].weights == ("w/1:0",)
+    assert {w for row in rows if row.nodes == ("block.0/dense#2",) for w in row.weights} == {
+        "w2",
+        "b2",
+    }
+
+
+def test_weights_keep_their_source_names_and_unused_ones_are_left_out(
+    import_model: ImportModel, mlp: ModelProto
+) -> None:
+    paths = import_model(mlp, BATCH, batch=(1, 64)).artifacts
+    io = program.load_io(paths["program"])
+    assert {param.name for param in io.params} == {"w/1:0", "w2", "b2"}
+    assert set(codec.read_weights(paths["weights"])) == {"w/1:0", "w2", "b2"}
+
+
+def test_dims_have_the_recipes_names_and_bounds(import_model: ImportModel, mlp: ModelProto) -> None:
+    imported = program.load(import_model(mlp, BATCH, batch=(1, 64)).artifacts["program"])
+    assert imported.io.dims == {"batch": Bounds(1, 64)}
+    assert imported.io.inputs[0].shape == ("batch", 8)
+    assert concrete_shape(imported.io.outputs[0], {"batch": 3}) == (3, 4)
+    assert dict(imported.mod["main"].attrs["tir_var_upper_bound"]) == {"batch": 64}
+    assert imported.mod["main"].attrs["num_input"] == 1
+
+
+def test_clip_and_variadic_max_become_plain_operators(
+    import_model: ImportModel, make_model: Callable[..., ModelProto]
+) -> None:
+    nodes = [
+        helper.make_node("Clip", ["x", "low", "high"], ["clipped"]),
+        helper.make_node("Max", ["clipped", "x", "floor"], ["y"]),
+    ]
+    weights = {
+        "low": np.array(0, np.float32),
+        "high": np.array(6, np.float32),
+        "floor": np.ones((1, 8), np.float32),
+    }
+    paths = import_model(make_model(nodes, {"x": [2, 8]}, weights)).artifacts
+    imported = program.load(paths["program"])
+    assert ops_of(imported) == ["relax.clip", "relax.maximum", "relax.maximum"]
+    x = np.random.default_rng(0).normal(scale=9, size=(2, 8)).astype(np.float32)
+    ours = evaluate(imported, codec.read_weights(paths["weights"]), x)
+    np.testing.assert_array_equal(ours, np.maximum(np.maximum(np.clip(x, 0, 6), x), 1))
+
+
+def test_all_unsupported_operators_are_listed_at_once(
+    import_model: ImportModel, make_model: Callable[..., ModelProto]
+) -> None:
+    nodes = [
+        helper.make_node("LSTM", ["x", "x", "x"], ["a"], name="first"),
+        helper.make_node("LSTM", ["a", "a", "a"], ["b"], name="second"),
+        helper.make_node("Frobnicate", ["b"], ["y"], name="third", domain="acme"),
+    ]
+    with pytest.raises(StageError) as caught:
+        import_model(make_model(nodes, {"x": [2, 8]}))
+    assert "LSTM ×2: first, second" in caught.value.message
+    assert "acme.Frobnicate ×1: third" in caught.value.message
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.97])
+def test_a_truncated_file_is_named(
+    import_model: ImportModel, mlp: ModelProto, share: float
+) -> None:
+    content = mlp.SerializeToString()
+    with pytest.raises(StageError, match=r"model\.onnx .*"):
+        import_model(content[: int(len(content) * share)], BATCH, batch=(1, 64))
+
+
+def test_a_file_that_uses_an_undefined_value_is_no_valid_model(
+    import_model: ImportModel, make_model: Callable[..., ModelProto]
+) -> None:
+    nodes = [helper.make_node("Relu", ["nowhere"], ["y"])]
+    with pytest.raises(StageError, match="no valid ONNX model"):
+        import_model(make_model(nodes, {"x": [2, 8]}))
+
+
+def test_values_of_unknown_shape_are_all_listed(
+    import_model: ImportModel, make_model: Callable[..., ModelProto]
+) -> None:
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["where"], name="find"),
+        helper.make_node("Cast", ["where"], ["y"], to=onnx.TensorProto.FLOAT, name="cast"),
+    ]
+    with pytest.raises(StageError, match=r"find \(NonZero\).*cast \(Cast\)"):
+        import_model(make_model(nodes, {"x": [2, 8]}))
+
+
+def test_an_input_that_the_model_lacks_is_a_mistake_of_the_recipe(
+    import_model: ImportModel, mlp: ModelProto
+) -> None:
+    with pytest.raises(RecipeError, match="has 2 dims, not 1"):
+        import_model(mlp, {"x": (("batch",), "float32")}, batch=(1, 64))
+
+
+def test_an_equal_model_gives_equal_bytes(
+    import_model: ImportModel, mlp: ModelProto, context: object
+) -> None:
+    first = import_model(mlp, BATCH, batch=(1, 64)).artifacts
+    before = {path.name: path.read_bytes() for path in first["program"].iterdir()}
+    for folder in ("source", "program"):
+        first[folder].rename(first[folder].with_name(f"{folder}_before"))
+    again = import_model(mlp, BATCH, batch=(1, 64)).artifacts
+    assert {path.name: path.read_bytes() for path in again["program"].iterdir()} == before

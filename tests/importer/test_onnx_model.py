@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from onnx import ModelProto, helper, numpy_helper
+from tapml_stages.importer import onnx_model
+
+from tapml.errors import RecipeError, RecipeErrors
+
+FLOAT_X = {"x": (("batch", 8), "float32")}
+
+
+def test_every_node_gets_a_name_of_its_own(mlp: ModelProto) -> None:
+    nodes = onnx_model.canonical(mlp, FLOAT_X).graph.node
+    assert [node.name for node in nodes] == ["block.0/dense", "r", "block.0/dense#2"]
+
+
+def test_unused_weights_are_dropped_and_inputs_take_the_recipes_dims(mlp: ModelProto) -> None:
+    canonical = onnx_model.canonical(mlp, FLOAT_X)
+    assert {one.name for one in canonical.graph.initializer} == {"w/1:0", "w2", "b2"}
+    assert onnx_model.signature_of(canonical) == FLOAT_X
+
+
+def test_float_constant_nodes_become_initializers_and_integers_do_not(
+    make_model: Callable[..., ModelProto],
+) -> None:
+    nodes = [
+        onnx_model.constant("scale", np.ones((1, 8), np.float32)),
+        helper.make_node("Constant", [], ["axes"], value_ints=[0]),
+        helper.make_node("Mul", ["x", "scale"], ["m"]),
+        helper.make_node("Unsqueeze", ["m", "axes"], ["y"]),
+    ]
+    graph = onnx_model.canonical(make_model(nodes, {"x": [2, 8]}), {}).graph
+    assert [one.name for one in graph.initializer] == ["scale"]
+    (axes,) = (node for node in graph.node if node.op_type == "Constant")
+    assert numpy_helper.to_array(axes.attribute[0].t).tolist() == [0]
+
+
+def test_a_wrong_input_name_offers_the_nearest(mlp: ModelProto) -> None:
+    with pytest.raises(RecipeErrors, match="no input 'xx'") as caught:
+        onnx_model.match_inputs(mlp, {"xx": (("batch", 8), "float32")}, {"batch": ...})
+    first, second = caught.value.errors
+    assert (first.field, first.hint) == ("model.inputs.xx", "did you mean 'x'?")
+    assert "input 'x' (float32[N, 8]) has no shape in the recipe" in second.message
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "field", "message"),
+    [
+        (("batch", 9), "float32", "shape", "dim 1 is 8 in the model, not 9"),
+        (("batch", "n"), "float32", "shape", "dim 1 is 8 in the model, not n"),
+        (("batch", 8, 1), "float32", "shape", "has 2 dims, not 3"),
+        (("batch", 8), "int32", "dtype", "is float32, not int32"),
+    ],
+)
+def test_a_shape_or_dtype_that_the_file_contradicts_is_an_error(
+    mlp: ModelProto, shape: tuple[int | str, ...], dtype: str, field: str, message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        onnx_model.match_inputs(mlp, {"x": (shape, dtype)}, {})
+    assert caught.value.field == f"model.inputs.x.{field}"
+
+
+def test_without_inputs_in_the_recipe_the_files_fixed_shapes_are_taken(
+    make_model: Callable[..., ModelProto],
+) -> None:
+    model = make_model([helper.make_node("Relu", ["x"], ["y"])], {"x": [2, 3]})
+    assert onnx_model.match_inputs(model, {}, {}) == {"x": ((2, 3), "float32")}

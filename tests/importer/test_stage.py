@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+from tapml_stages.importer.stage import DimBounds, InputSpec, Model, check_dims
+
+from tapml.errors import RecipeError, RecipeErrors
+
+
+def model(**changes: object) -> Model:
+    fields: dict[str, object] = {
+        "source": "onnx",
+        "path": "model.onnx",
+        "inputs": {"x": InputSpec(shape=("batch", 8), dtype="float32")},
+        "dims": {"batch": DimBounds(min=1, max=16)},
+        "buckets": ({"batch": 16},),
+    }
+    return Model.model_validate({**fields, **changes})
+
+
+def test_dims_and_buckets_that_fit_pass() -> None:
+    check_dims(model())
+
+
+def test_a_symbol_without_bounds_is_an_error_at_its_place() -> None:
+    with pytest.raises(RecipeErrors, match=r"'batch' has no bounds") as caught:
+        check_dims(model(dims={"bath": DimBounds(max=16)}))
+    assert [error.field for error in caught.value.errors] == [
+        "model.inputs.x.shape[0]",
+        "model.dims.bath",
+        "model.buckets[0].batch",
+    ]
+    assert "did you mean 'batch'?" in caught.value.errors[1].hint
+
+
+def test_a_bucket_outside_the_bounds_is_an_error() -> None:
+    with pytest.raises(RecipeError, match=r"size 32 is outside its bounds 1\.\.16") as caught:
+        check_dims(model(buckets=({"batch": 1}, {"batch": 32})))
+    assert caught.value.field == "model.buckets[1].batch"
+
+
+def test_a_source_demands_its_own_field() -> None:
+    with pytest.raises(ValidationError, match="operator needs `python`"):
+        model(source="operator")
+
+
+def test_bounds_are_ordered() -> None:
+    with pytest.raises(ValidationError, match="min 4 is above max 2"):
+        DimBounds(min=4, max=2)
