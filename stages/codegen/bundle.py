@@ -14,6 +14,7 @@ import numpy as np
 
 from tapml.errors import StageError
 from tapml.stage import Context, Inputs, Outputs, Report, Table, Target
+from tapml.target import FLAGS
 
 from .. import alternatives, codec, params, program, records
 from ..target import tvm_target
@@ -21,20 +22,7 @@ from .apply import Replacement, apply, with_schedules
 from .build import build_library, planned_bytes
 from .stage import Codegen, compiler
 
-# LLVM's feature names → Linux's, where they differ; only features that code may really use are
-# demanded
-_LINUX_FLAGS = {
-    "sse4.1": "sse4_1",
-    "sse4.2": "sse4_2",
-    "avx512vbmi2": "avx512_vbmi2",
-    "avx512vnni": "avx512_vnni",
-    "avx512bitalg": "avx512_bitalg",
-    "avx512vpopcntdq": "avx512_vpopcntdq",
-    "avx512bf16": "avx512_bf16",
-    "avx512fp16": "avx512_fp16",
-    "avxvnni": "avx_vnni",
-    "neon": "asimd",
-}
+# features that code of ours may use; the rest of a CPU's list is about systems programs
 _DEMANDED = ("sse4", "avx", "fma", "f16c", "bmi", "popcnt", "neon", "sve", "dotprod", "fullfp16")
 
 
@@ -113,8 +101,13 @@ def _alternatives(
 
 def cpu_features(target: Target) -> list[str]:
     """Linux's names of the CPU features that a library for this target demands."""
+    flags = FLAGS[_machine(target)]
     demanded = [feature for feature in target.features if feature.startswith(_DEMANDED)]
-    return sorted(_LINUX_FLAGS.get(feature, feature) for feature in demanded)
+    return sorted({flags[feature] for feature in demanded if feature in flags})
+
+
+def _machine(target: Target) -> str:
+    return target.mtriple.partition("-")[0] or platform.machine()
 
 
 def _manifest(
@@ -138,7 +131,7 @@ def _manifest(
             if key in ("inputs", "outputs", "dims", "buckets")
         },
         "target": stage.target.model_dump(),
-        "machine": stage.target.mtriple.partition("-")[0] or platform.machine(),
+        "machine": _machine(stage.target),
         "cpu_features": cpu_features(stage.target),
         "threads": stage.target.device.threads,
         "toolchain": {**toolchain, **stage.tool_versions()},

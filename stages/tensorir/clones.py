@@ -53,6 +53,10 @@ def add_dispatcher(mod: Any, clones: dict[str, dict[str, int]]) -> Any:
     result_type = template.ret_ty
     builder = rx.BlockBuilder(mod)
 
+    def typed(expr: Any) -> Any:
+        rx.expr._update_type(expr, result_type)  # visitors refuse an expression without a type
+        return expr
+
     def call(name: str) -> Any:
         """A branch: the arguments cast to the clone's types, the result to the common one."""
         clone = mod[name]
@@ -71,14 +75,14 @@ def add_dispatcher(mod: Any, clones: dict[str, dict[str, int]]) -> Any:
         bindings.append(rx.VarBinding(result, value))
         common = rx.Var(f"common_{name}", result_type)
         bindings.append(rx.MatchCast(common, result, result_type))
-        return rx.SeqExpr([rx.BindingBlock(bindings)], common)
+        return typed(rx.SeqExpr([rx.BindingBlock(bindings)], common))
 
     body = call(DYNAMIC)
     for name, sizes in reversed([one for one in clones.items() if one[1]]):
         condition = tvm.tirx.all(*(symbols[dim] == size for dim, size in sizes.items()))
         chosen = rx.Var(f"choose_{name}", result_type)
-        branch = rx.If(condition, call(name), body)
-        body = rx.SeqExpr([rx.BindingBlock([rx.VarBinding(chosen, branch)])], chosen)
+        branch = typed(rx.If(condition, call(name), body))
+        body = typed(rx.SeqExpr([rx.BindingBlock([rx.VarBinding(chosen, branch)])], chosen))
     main = rx.Function(params, body, result_type, True, dynamic.attrs).with_attr("global_symbol", "main")
     out = tvm.IRModule(mod.functions, attrs=mod.attrs)
     out["main"] = main

@@ -10,11 +10,11 @@ from typing import Any, TypeVar, cast
 from pydantic import ValidationError
 
 from .. import target as targets
-from ..errors import EnvironmentalError, RecipeError, RecipeErrors, nearest
+from ..errors import EnvironmentalError, RecipeError, RecipeErrors
 from ..registry import Registry, installed
 from ..stage import File, Frozen, PythonFunction, PythonRef, SectionT, Target
 from . import loader, resolve, text
-from .positions import Node, Position, dotted, locate, path_of
+from .positions import Node, Position, dotted, find, locate, path_of
 from .schema import HEAD_KEYS, NOTE, VERSION, GateFields, Gates, Head, Schema, compose, json_schema
 from .validate import validate
 
@@ -67,7 +67,9 @@ class Recipe:
         return section in self.sections
 
     def section(self, name: str, cls: type[SectionT]) -> SectionT:
-        found = self.sections.get(name) or self._defaults(name, cls)
+        found = self.sections.get(name)
+        if found is None:
+            return self._defaults(name, cls)
         if not isinstance(found, cls):
             raise TypeError(f"section {name!r} has no fields of {cls.__qualname__}")
         return found
@@ -77,8 +79,12 @@ class Recipe:
         return self._at(field, lambda: resolve.file(located, path))
 
     def python(self, ref: PythonRef, *, field: str) -> PythonFunction:
+        base = field.removesuffix(".python")
+        spot = self._first(f"{base}.python", field)
+        reads_spot = self._first(f"{base}.reads", spot)
+
         def read() -> dict[str, Path]:
-            absolute = self._is_override(f"{field}.reads")
+            absolute = self._is_override(reads_spot)
             globs = [
                 resolve.expand_glob(one, self.path.parent, may_be_absolute=absolute)
                 for one in ref.reads
@@ -86,9 +92,8 @@ class Recipe:
             return {name: path for found in globs for name, path in found.items()}
 
         path = ref.python.rpartition(":")[0]
-        spot = f"{field}.python"
         located = self._at(spot, lambda: self._located(path, spot))
-        reads = self._at(f"{field}.reads", read)
+        reads = self._at(reads_spot, read)
         return self._at(spot, lambda: resolve.python(ref, located, path, reads))
 
     def where(self, field: str) -> str:
@@ -122,9 +127,9 @@ class Recipe:
         A section that was left out is there when none of its fields is required.
         """
         sections: dict[str, Any] = {}
-        for name in self.schema.sections:
+        for name, cls in self.schema.sections.items():
             try:
-                model = self.sections.get(name) or self._defaults(name, self.schema.sections[name])
+                model = self.sections.get(name) or self._defaults(name, cls)
             except RecipeError:  # it has required fields, so that leaving it out means something
                 continue
             sections[name] = _without_none(model.model_dump(mode="json"))
@@ -134,11 +139,8 @@ class Recipe:
         }
         return sections
 
-    def _defaults(self, name: str, cls: type[Frozen]) -> Frozen:
+    def _defaults(self, name: str, cls: type[SectionT]) -> SectionT:
         """A section that was left out, as one room's own model sees it."""
-        if name not in self.schema.sections:
-            known = list(self.schema.sections)
-            raise RecipeError(field=name, message="no such section", hint=nearest(name, known))
         try:
             return cls()
         except ValidationError as error:
@@ -149,6 +151,11 @@ class Recipe:
                 message="required section is missing",
                 hint=f"it needs: {missing}",
             ) from error
+
+    def _first(self, *fields: str) -> str:
+        """The first of some fields that the recipe has, else the last."""
+        held = (one for one in fields if find(self.tree, path_of(self.tree, one)) is not None)
+        return next(held, fields[-1])
 
     def _located(self, path: str, field: str) -> resolve.Located:
         absolute = self._is_override(field)
