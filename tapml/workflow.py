@@ -22,6 +22,7 @@ from .recipe import Recipe, text
 from .recipe.loader import combined, error_at
 from .recipe.positions import Node as Tree
 from .recipe.positions import Path as FieldPath
+from .recipe.positions import find as find_node
 from .recipe.positions import locate, shorten
 from .recipe.validate import explain, validate
 from .stage import Frozen, Kind, Stage
@@ -303,7 +304,7 @@ class _Binder:
             stage = cls.from_recipe(self.recipe)
         except RecipeError as error:
             raise self.recipe.locate(error) from error
-        params = locate_node(self.workflows.tree, self.at(node, "with"))
+        params = find_node(self.workflows.tree, self.at(node, "with"))
         return stage if params is None else self.overridden(stage, params, self.at(node, "with"))
 
     def overridden(self, stage: Stage, params: Tree, at: FieldPath) -> Stage:
@@ -336,11 +337,3 @@ class _Partial(Frozen):
     """Base of a stage's parameters of which any may be left out."""
 
     model_config = ConfigDict(validate_default=False)
-
-
-def locate_node(tree: Tree, path: FieldPath) -> Tree | None:
-    """The subtree at a path, if there is one."""
-    node: Tree | None = tree
-    for part in path:
-        node = node.child(part) if node is not None else None
-    return node

@@ -163,8 +163,10 @@ def _replaced(node: Node, path: Path, new: Node, place: Position, whole: Path) -
         and entry.node.value is not None
         and entry.node.value != below.value
     )
-    kept = {} if changes_kind else node.value
-    return replace(node, value={**kept, key: Entry(place, below)})
+    if changes_kind:
+        return Node(place, {key: Entry(place, below)})
+    is_new = key not in node.value or below.position.source is place.source
+    return replace(node, value={**node.value, key: Entry(place if is_new else entry.key, below)})
 
 
 class _Builder:

@@ -116,6 +116,14 @@ def locate(root: Node, path: Sequence[str | int], *, key: bool = False) -> Posit
     return place
 
 
+def find(root: Node, path: Sequence[str | int]) -> Node | None:
+    """The value at `path`, if there is one."""
+    node: Node | None = root
+    for part in path:
+        node = node.child(part) if node is not None else None
+    return node
+
+
 def path_of(root: Node, dotted: str) -> Path:
     """The path that a dotted field names; of keys that hold dots themselves, the longest wins."""
     parts: list[str] = dotted.split(".") if dotted else []

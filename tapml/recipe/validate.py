@@ -93,12 +93,16 @@ class _Problem:
     text: str
     context: Mapping[str, Any]
     value: object
+    is_key: bool
     arm: tuple[Path, str] | None
 
     @classmethod
     def of(cls, root: Node, detail: ErrorDetails) -> _Problem:
         node, path, arm = root, list[str | int](), None
         loc = detail["loc"]
+        is_key = detail["type"] == "extra_forbidden"
+        if loc[-1:] == ("[key]",):  # what pydantic adds for a key of a dict that is wrong itself
+            loc, is_key = loc[:-1], True
         for i, part in enumerate(loc):
             below = node.child(part)
             if below is not None:
@@ -109,7 +113,8 @@ class _Problem:
             elif arm is None:  # a part that the data lack names an arm of a union
                 arm = tuple(path), str(part)
         context = cast("Mapping[str, Any]", detail.get("ctx", {}))
-        return cls(tuple(path), detail["type"], detail["msg"], context, node.data, arm)
+        value = path[-1] if is_key and path else node.data
+        return cls(tuple(path), detail["type"], detail["msg"], context, value, is_key, arm)
 
     @property
     def is_wrong_type(self) -> bool:
@@ -135,7 +140,7 @@ def _of_best_arms(problems: list[_Problem]) -> list[_Problem]:
             _KIND_OF[p.type] for arm in arms.values() for p in arm if p.is_wrong_type
         )
         text = f"expected {' or '.join(kinds)}, not {_kind(first.value)}"
-        kept += deeper or [_Problem(first.path, "union", text, {}, first.value, None)]
+        kept += deeper or [_Problem(first.path, "union", text, {}, first.value, False, None)]
     return kept
 
 
@@ -157,6 +162,10 @@ def _message(problem: _Problem) -> tuple[str, str]:
             return f"required field {context['discriminator']} is missing", ""
         case "string_pattern_mismatch":
             return f"{shorten(value)} does not have the form {context['pattern']}", ""
+        case "too_short":
+            return f"expected a length of at least {context['min_length']}", ""
+        case "too_long":
+            return f"expected a length of at most {context['max_length']}", ""
         case "value_error":
             return printable(problem.text.removeprefix("Value error, ")), ""
         case _:
@@ -196,12 +205,12 @@ def _kind(value: object) -> str:
 
 
 def _error(root: Node, problem: _Problem, at: Path, message: str, hint: str = "") -> RecipeError:
-    path, is_key = problem.path, problem.type == "extra_forbidden"
+    path = problem.path
     if problem.type == "union_tag_invalid":
         discriminator = str(problem.context["discriminator"]).strip("'")
         path = (*path, discriminator)
         message = message.partition(" of ")[0]
-    return error_at(locate(root, path, key=is_key), (*at, *path), message, hint)
+    return error_at(locate(root, path, key=problem.is_key), (*at, *path), message, hint)
 
 
 @cache

@@ -33,7 +33,7 @@ class Model(Frozen):
     source: Literal["onnx", "operator"]
     path: str | None = None
     python: PythonRef | None = None
-    dims: dict[str, Dim] = Field(default_factory=dict)
+    dims: dict[Annotated[str, Field(pattern=r"^\w+$")], Dim] = Field(default_factory=dict)
     buckets: tuple[dict[str, int], ...] = ()
 
 
@@ -49,7 +49,7 @@ class Bsr(Frozen):
 class Pruning(Frozen):
     """Pruning."""
 
-    layers: tuple[str, ...]
+    layers: tuple[str, ...] = Field(min_length=1)
     density: float = Field(default=1.0, gt=0, le=1)
 
 

@@ -215,6 +215,12 @@ def test_set_of_a_kind_drops_the_fields_of_the_old_kind(load: Load, whole: str) 
     assert same == {"kind": "bsr", "block": [8, 8]}
 
 
+def test_what_set_did_not_touch_keeps_its_place(errors_of: ErrorsOf) -> None:
+    text = HEAD + "model:\n  source: onnx\n  dims: {b: {min: 1}}\n"
+    (error,) = errors_of(text, "model.dims.b.min=2")
+    assert (error.where, error.field) == ("recipe.yaml:5:10", "model.dims.b.max")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -50,6 +50,13 @@ def test_a_section_that_is_left_out_has_its_defaults(load: Load, registry: Regis
     assert recipe.section("tuning", tuning) == tuning()
 
 
+def test_one_rooms_fields_have_defaults_though_anothers_are_required(
+    load: Load, registry: Registry
+) -> None:
+    _, formats = registry.sections()["sparsity"]
+    assert load(HEAD).section("sparsity", formats) == formats()
+
+
 def test_a_section_with_required_fields_cannot_be_left_out_by_who_reads_it(
     load: Load, registry: Registry
 ) -> None:
@@ -107,24 +114,34 @@ def test_another_version_is_the_only_error(errors_of: ErrorsOf) -> None:
         ("sparsity: {layers: all}", "sparsity.layers", "expected a list, not the string 'all'"),
         ("sparsity: {density: .5}", "sparsity.layers", "required field is missing"),
         (
-            "sparsity: {layers: [], format: {kind: csrr}}",
+            "sparsity: {layers: [a], format: {kind: csrr}}",
             "sparsity.format.kind",
             "unknown value 'csrr'",
         ),
         (
-            "sparsity: {layers: [], format: {}}",
+            "sparsity: {layers: [a], format: {}}",
             "sparsity.format",
             "required field 'kind' is missing",
         ),
         (
-            "sparsity: {layers: [], format: {kind: bsr, blok: 3}}",
+            "sparsity: {layers: [a], format: {kind: bsr, blok: 3}}",
             "sparsity.format.blok",
             "unknown key",
         ),
         (
-            "sparsity: {layers: [], format: {kind: bsr, block: [1, x]}}",
+            "sparsity: {layers: [a], format: {kind: bsr, block: [1, x]}}",
             "sparsity.format.block.1",
             "expected an integer, not the string 'x'",
+        ),
+        (
+            "sparsity: {layers: [], density: 1}",
+            "sparsity.layers",
+            "expected a length of at least 1",
+        ),
+        (
+            "model: {source: onnx, dims: {b-a: {min: 1, max: 4}}}",
+            "model.dims.b-a",
+            "'b-a' does not have the form",
         ),
         ("model: {source: onxx}", "model.source", "unknown value 'onxx'"),
         (
@@ -280,6 +297,15 @@ def test_a_function_is_keyed_by_what_it_reads(load: Load, whole: str, tmp_path: 
     first = recipe.python(ref, field="validation.inputs").sha256
     (tmp_path / "data" / "deep" / "a.bin").write_bytes(b"22")
     assert recipe.python(ref, field="validation.inputs").sha256 != first
+
+
+def test_a_functions_field_may_be_named_by_section_or_by_string(load: Load, whole: str) -> None:
+    recipe = load(whole)
+    for field in ("validation.inputs", "validation.inputs.python"):
+        with pytest.raises(RecipeError, match=r"no file 'gone.py'") as caught:
+            recipe.python(PythonRef(python="gone.py:f"), field=field)
+        assert caught.value.field == "validation.inputs.python"
+        assert caught.value.where.endswith(":18:20")
 
 
 @pytest.mark.parametrize(
