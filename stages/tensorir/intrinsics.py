@@ -16,7 +16,14 @@ from ..compat import tvm
 tirx = tvm.tirx
 Expr = Any
 
-_EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+_EXP = (
+    1.9875691500e-4,
+    1.3981999507e-3,
+    8.3334519073e-3,
+    4.1665795894e-2,
+    1.6666665459e-1,
+    5.0000001201e-1,
+)
 _TANH = (
     (-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08)
     + (1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03),
@@ -48,7 +55,9 @@ def exp(x: Expr) -> Expr:
     def value(x: Expr) -> Expr:
         magic = 12582912.0  # 1.5 * 2**23: adding it rounds to an integer, left in the low bits
         # the round trip over int32 keeps the simplifier from folding (a + c) - c
-        rounded = tirx.reinterpret("float32", tirx.reinterpret("int32", x * _f(1.44269504088896341) + _f(magic)))
+        rounded = tirx.reinterpret(
+            "float32", tirx.reinterpret("int32", x * _f(1.44269504088896341) + _f(magic))
+        )
         return _let(rounded, lambda z: scaled(x, z, z - _f(magic)))
 
     def scaled(x: Expr, z: Expr, n: Expr) -> Expr:
@@ -56,7 +65,9 @@ def exp(x: Expr) -> Expr:
             return _horner(r, _EXP) * r * r + r + _f(1.0)
 
         reduced = x - n * _f(0.693359375) + n * _f(2.12194440e-4)
-        half = tirx.reinterpret("float32", (tirx.reinterpret("int32", z) << 23) + 0x3F000000)  # 2**(n-1)
+        half = tirx.reinterpret(
+            "float32", (tirx.reinterpret("int32", z) << 23) + 0x3F000000
+        )  # 2**(n-1)
         power = _let(reduced, lambda r: _let(polynomial(r), lambda p: (p + p) * half))
         power = tirx.Select(x < _f(-86.6), _f(0.0), power)
         return tirx.Select(x > _f(88.7228), tirx.infinity("float32"), power)

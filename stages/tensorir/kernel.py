@@ -93,7 +93,8 @@ class Kernel:
         return tuple(
             user
             for user in self.steps
-            if user is not step and any(same(load.source, step.buffer) for load in loads(user.value))
+            if user is not step
+            and any(same(load.source, step.buffer) for load in loads(user.value))
         )
 
     def depends(self, step: Step, on: Step) -> bool:
@@ -110,14 +111,18 @@ class Kernel:
                     todo.append(producer)
         return False
 
-    def value(self, step: Step, at: Mapping[int, Expr], held: Mapping[int, Callable[..., Expr]]) -> Expr:
+    def value(
+        self, step: Step, at: Mapping[int, Expr], held: Mapping[int, Callable[..., Expr]]
+    ) -> Expr:
         """The value that `step` stores at axis values `at`, injective steps before it inlined.
 
         held: buffers that are in memory or registers: key → function of the indices that gives the element.
         """
         return self.inline(substitute(step.value, at), held, step)
 
-    def inline(self, value: Expr, held: Mapping[int, Callable[..., Expr]], step: Step | None = None) -> Expr:
+    def inline(
+        self, value: Expr, held: Mapping[int, Callable[..., Expr]], step: Step | None = None
+    ) -> Expr:
         """`value` with loads of inlinable steps replaced by what they compute, and of `held` ones by their element.
 
         A value that is read twice is computed once (a `Let`), unless a guard in `value` might forbid to compute it.
@@ -132,7 +137,10 @@ class Kernel:
                 return load
             if producer.reduce or not producer.is_identity:
                 raise Unfit(f"{producer.name} can not be inlined")
-            at = {key(axis.var): index for axis, index in zip(producer.axes, load.indices, strict=True)}
+            at = {
+                key(axis.var): index
+                for axis, index in zip(producer.axes, load.indices, strict=True)
+            }
             return self.value(producer, at, held)
 
         found = [load for load in loads(value) if key(load.source) in self.producers]
@@ -200,7 +208,13 @@ def _step(nest: Any) -> Step | None:
     store = block.body
     init = block.init.value if block.init is not None else None
     return Step(
-        block.name_hint, store.buffer, tuple(store.indices), tuple(axes), tuple(reduce), init, store.value
+        block.name_hint,
+        store.buffer,
+        tuple(store.indices),
+        tuple(axes),
+        tuple(reduce),
+        init,
+        store.value,
     )
 
 

@@ -12,7 +12,9 @@ tirx = tvm.tirx
 Body = Callable[[Any], Any]
 
 
-def loop(name: str, extent: Any, body: Body, kind: Any = tirx.ForKind.SERIAL, dtype: str = "int64") -> Any:
+def loop(
+    name: str, extent: Any, body: Body, kind: Any = tirx.ForKind.SERIAL, dtype: str = "int64"
+) -> Any:
     """A loop over 0 … extent-1; none for a single iteration."""
     if as_int(extent) == 1:
         return body(tirx.const(0, dtype))
@@ -33,7 +35,9 @@ def nest(axes: Sequence[Axis], body: Callable[[list[Any]], Any]) -> Any:
         if len(done) == len(axes):
             return body(done)
         axis = axes[len(done)]
-        return loop(axis.var.name, axis.extent, lambda var: inner([*done, var]), dtype=dtype_of(axis))
+        return loop(
+            axis.var.name, axis.extent, lambda var: inner([*done, var]), dtype=dtype_of(axis)
+        )
 
     return inner([])
 

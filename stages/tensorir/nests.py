@@ -10,7 +10,19 @@ from tapml.stage import Target
 
 from ..compat import tvm
 from .intrinsics import vectorizable
-from .kernel import Axis, Expr, Kernel, Step, calls, depends_on, key, loads, product, same, substitute
+from .kernel import (
+    Axis,
+    Expr,
+    Kernel,
+    Step,
+    calls,
+    depends_on,
+    key,
+    loads,
+    product,
+    same,
+    substitute,
+)
 from .loops import dtype_of, lanes, loop, nest, parallel, seq, store
 
 tirx = tvm.tirx
@@ -43,11 +55,18 @@ def elementwise(kernel: Kernel, step: Step, held: Held, target: Target) -> Any:
     work = prod(axis.static or SYMBOLIC for axis in step.axes) * heavy
     width = float_lanes(target)
     last = step.axes[-1].static
-    if step.is_identity and _aligned(step, value) and (last is None or last % width or last < 4 * width):
+    if (
+        step.is_identity
+        and _aligned(step, value)
+        and (last is None or last % width or last < 4 * width)
+    ):
         return _flat(extents, at, width, dtype, serial=work < PARALLEL_ELEMENTS)
 
     inner = 1  # how many of the innermost axes a task runs by itself
-    while inner < len(extents) and prod(axis.static or SYMBOLIC for axis in step.axes[-inner:]) < INNER_ELEMENTS:
+    while (
+        inner < len(extents)
+        and prod(axis.static or SYMBOLIC for axis in step.axes[-inner:]) < INNER_ELEMENTS
+    ):
         inner += 1
     outer, rest = step.axes[: len(extents) - inner], step.axes[len(extents) - inner : -1]
     body = parallel(
@@ -69,14 +88,36 @@ def vector(axis: Axis, width: int, body: Callable[[Expr], Any], dtype: str) -> A
     size = axis.static
     if size is None:
         full = axis.extent // width
-        main = loop("vector", full, lambda v: lanes(width, lambda x: body(v * width + x), dtype), dtype=dtype)
-        return seq([main, loop("rest", axis.extent - full * width, lambda x: body(full * width + x), dtype=dtype)])
+        main = loop(
+            "vector",
+            full,
+            lambda v: lanes(width, lambda x: body(v * width + x), dtype),
+            dtype=dtype,
+        )
+        return seq(
+            [
+                main,
+                loop(
+                    "rest",
+                    axis.extent - full * width,
+                    lambda x: body(full * width + x),
+                    dtype=dtype,
+                ),
+            ]
+        )
     if size in (2, 4, 8, 16):
         return lanes(size, body, dtype)
     full, tail = divmod(size, width)
     parts = []
     if full:
-        parts.append(loop("vector", full, lambda v: lanes(width, lambda x: body(v * width + x), dtype), dtype=dtype))
+        parts.append(
+            loop(
+                "vector",
+                full,
+                lambda v: lanes(width, lambda x: body(v * width + x), dtype),
+                dtype=dtype,
+            )
+        )
     if tail:
         start = tirx.const(full * width, dtype)
         parts.append(loop("rest", tail, lambda x: body(start + x), dtype=dtype))
@@ -99,14 +140,19 @@ def reduction(kernel: Kernel, step: Step, held: Held, target: Target) -> Any:
 
     def element(position: list[Expr]) -> Any:
         def environment(last: list[Expr]) -> dict[int, Expr]:
-            return {key(axis.var): at for axis, at in zip(step.axes, [*position, *last], strict=True)}
+            return {
+                key(axis.var): at for axis, at in zip(step.axes, [*position, *last], strict=True)
+            }
 
         def put(env: Mapping[int, Expr], value: Expr) -> Any:
             return store(step.buffer, [substitute(index, env) for index in step.indices], value)
 
         def add(taps: list[Expr], last: list[Expr]) -> Any:
             env = environment(last)
-            full = {**env, **{key(axis.var): tap for axis, tap in zip(step.reduce, taps, strict=True)}}
+            full = {
+                **env,
+                **{key(axis.var): tap for axis, tap in zip(step.reduce, taps, strict=True)},
+            }
             return put(env, vectorizable(kernel.value(step, full, whole)))
 
         return seq(
@@ -117,7 +163,9 @@ def reduction(kernel: Kernel, step: Step, held: Held, target: Target) -> Any:
         )
 
     extents = [axis.extent for axis in outer] or [1]
-    return parallel(extents, lambda p: element(p[: len(outer)]), dtype, serial=total < PARALLEL_ELEMENTS)
+    return parallel(
+        extents, lambda p: element(p[: len(outer)]), dtype, serial=total < PARALLEL_ELEMENTS
+    )
 
 
 def _runs_along(step: Step, axis: Axis) -> bool:
@@ -138,8 +186,6 @@ def in_memory(step: Step) -> Callable[..., Expr]:
     return lambda *indices: tirx.BufferLoad(step.buffer, list(indices))
 
 
-
-
 def _aligned(step: Step, value: Expr) -> bool:
     """Whether every load reads the element that is written, of a buffer of the same shape, or no axis at all."""
     own = [axis.var for axis in step.axes]
@@ -147,12 +193,17 @@ def _aligned(step: Step, value: Expr) -> bool:
         if len(load.indices) != len(own) or not all(map(same, load.indices, own)):
             return False
         shape = load.source.ty.shape
-        if not all(tvm.sym.Analyzer().can_prove_equal(a, b) for a, b in zip(shape, step.buffer.ty.shape, strict=True)):
+        if not all(
+            tvm.sym.Analyzer().can_prove_equal(a, b)
+            for a, b in zip(shape, step.buffer.ty.shape, strict=True)
+        ):
             return False
     return True
 
 
-def _flat(extents: list[Any], at: Callable[[list[Expr]], Any], width: int, dtype: str, *, serial: bool) -> Any:
+def _flat(
+    extents: list[Any], at: Callable[[list[Expr]], Any], width: int, dtype: str, *, serial: bool
+) -> Any:
     """Loops over the elements in memory order, whatever the shape."""
 
     def element(flat: Expr) -> Any:

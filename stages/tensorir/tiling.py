@@ -127,14 +127,20 @@ def even_rows(problem: Problem) -> int:
     found: list[Any] = []
     tvm_ffi.structural_walk(problem.anchor.value, ((tirx.FloorDiv, tirx.FloorMod), found.append))
     row = problem.row
-    by = [int(node.b) for node in found if row is not None and same(node.a, row.var) and isinstance(node.b, tirx.IntImm)]
+    by = [
+        int(node.b)
+        for node in found
+        if row is not None and same(node.a, row.var) and isinstance(node.b, tirx.IntImm)
+    ]
     return max(by, default=1)
 
 
 def reads_staged(problem: Problem) -> bool:
     """Whether the reduction reads something that the kernel computes first (zero padding)."""
     anchor = problem.anchor
-    sources = [key(load.source) for load in loads(anchor.value) if not same(load.source, anchor.buffer)]
+    sources = [
+        key(load.source) for load in loads(anchor.value) if not same(load.source, anchor.buffer)
+    ]
     return any(source in problem.kernel.producers for source in sources)
 
 
@@ -169,6 +175,7 @@ def register_tile(
         for c in range(1, min(cols, 8) + 1):
             if r * c * width + c * width + 1 > target.vector_registers and (r, c) != (even, 1):
                 continue
+
             def cost(r: int, c: int) -> float:
                 vectors = r * c * width
                 return max(vectors / 2, (r + c * width) / 2, 4.0) + 0.2 + 30.0 / depth
@@ -250,13 +257,23 @@ def _reads_its_own(problem: Problem, sink: Sink) -> bool:
         right.append(all(analyzer.can_prove_equal(a, b) for a, b in zip(indices, own, strict=True)))
         return tirx.const(0, _buffer_dtype(problem.anchor.buffer))
 
-    at = dict(zip((key(a.var) for a in sink.step.axes), map(analyzer.simplify, sink.position(own)), strict=True))
+    at = dict(
+        zip(
+            (key(a.var) for a in sink.step.axes),
+            map(analyzer.simplify, sink.position(own)),
+            strict=True,
+        )
+    )
     problem.kernel.value(sink.step, at, {key(problem.anchor.buffer): element})
     return bool(right) and all(right)
 
 
 def _equal(a: Any, b: Any) -> bool:
-    return a == b if isinstance(a, int) and isinstance(b, int) else bool(tvm.sym.Analyzer().can_prove_equal(a, b))
+    return (
+        a == b
+        if isinstance(a, int) and isinstance(b, int)
+        else bool(tvm.sym.Analyzer().can_prove_equal(a, b))
+    )
 
 
 def _same_product(a: Sequence[Any], b: Sequence[Any]) -> bool:
@@ -302,7 +319,11 @@ def emit(problem: Problem, plan: Plan, target: Target, first: Sequence[Step] = (
 
 class _Emitter:
     def __init__(
-        self, problem: Problem, plan: Plan, sinks: Sequence[Sink], held: Mapping[int, Callable[..., Expr]]
+        self,
+        problem: Problem,
+        plan: Plan,
+        sinks: Sequence[Sink],
+        held: Mapping[int, Callable[..., Expr]],
     ) -> None:
         self.problem, self.plan, self.sinks = problem, plan, sinks
         self.analyzer = _analyzer(())
@@ -326,12 +347,17 @@ class _Emitter:
             start, count = self._run(run, index)
             prepare = self._stage(at, run, start)
             tiles = self._columns(
-                cols, col_task, lambda col, width: self._positions(at, run, start, count, col, width)
+                cols,
+                col_task,
+                lambda col, width: self._positions(at, run, start, count, col, width),
             )
             return seq([*prepare, *tiles])
 
         return parallel(
-            [*(axis.extent for axis in self.others), runs, col_tasks], task, problem.dtype, self.serial
+            [*(axis.extent for axis in self.others), runs, col_tasks],
+            task,
+            problem.dtype,
+            self.serial,
         )
 
     def _whole(self, run: Axis) -> bool:
@@ -362,7 +388,13 @@ class _Emitter:
         return [*result, body(tirx.const(full * width, dtype), tail)] if tail else result
 
     def _positions(
-        self, at: Mapping[int, Expr], run: Axis | None, start: Expr, count: Any, col: Expr, width: int
+        self,
+        at: Mapping[int, Expr],
+        run: Axis | None,
+        start: Expr,
+        count: Any,
+        col: Expr,
+        width: int,
     ) -> Any:
         """Tiles over all rows of a task."""
         problem, dtype = self.problem, self.problem.dtype
@@ -382,7 +414,14 @@ class _Emitter:
             full, tail = divmod(count, rows)
             result = []
             if full:
-                result.append(loop("tile", full, lambda t: self._tile(at, start + t * rows, rows, col, width), dtype=dtype))
+                result.append(
+                    loop(
+                        "tile",
+                        full,
+                        lambda t: self._tile(at, start + t * rows, rows, col, width),
+                        dtype=dtype,
+                    )
+                )
             if tail:
                 result.append(self._tile(at, start + full * rows, tail, col, width))
             return seq(result)
@@ -397,7 +436,9 @@ class _Emitter:
             some = self._tile(at, first, size, col, width)
             short.append(tirx.IfThenElse((count // size) % 2 > 0, some, None))
         if not short:
-            return loop("tile", count, lambda t: self._tile(at, start + t, 1, col, width), dtype=dtype)
+            return loop(
+                "tile", count, lambda t: self._tile(at, start + t, 1, col, width), dtype=dtype
+            )
         long = loop("tile", (count + rows - 1) // rows, overlapped, dtype=dtype)
         return tirx.IfThenElse(count >= rows, long, seq(short))
 
@@ -484,7 +525,9 @@ class _Emitter:
                 full = loop(
                     last.var.name,
                     extent // parts,
-                    lambda k: seq(update({**taps, key(last.var): k * parts + p}, p) for p in range(parts)),
+                    lambda k: seq(
+                        update({**taps, key(last.var): k * parts + p}, p) for p in range(parts)
+                    ),
                     dtype=self.problem.dtype,
                 )
                 tail = [
@@ -518,7 +561,9 @@ class _Emitter:
                 return store(anchor.buffer, position, element)
             held = {key(anchor.buffer): lambda *_: element}
             env = dict(zip((key(axis.var) for axis in sink.step.axes), at, strict=True))
-            return store(sink.step.buffer, at, vectorizable(problem.kernel.value(sink.step, env, held)))
+            return store(
+                sink.step.buffer, at, vectorizable(problem.kernel.value(sink.step, env, held))
+            )
 
         if sink.limit is None:
             return self._lanes(one)
@@ -581,7 +626,9 @@ class _Emitter:
 
         outer = [Axis(axis.var, count) for axis, count in zip(producer.axes, counts, strict=True)]
         if wide:
-            body = nest(outer[:-1], lambda p: lanes(counts[-1], lambda lane: fill([*p, lane]), dtype))
+            body = nest(
+                outer[:-1], lambda p: lanes(counts[-1], lambda lane: fill([*p, lane]), dtype)
+            )
         else:
             body = nest(outer, fill)
         self.held[key(producer.buffer)] = lambda *indices: tirx.BufferLoad(

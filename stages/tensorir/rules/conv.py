@@ -46,14 +46,24 @@ def plan(problem: Problem, target: Target) -> Plan:
     staged = reads_staged(problem)
     tasks = -(-col.static // cols)
     if chunk is None:  # one spatial axis: whole rows of positions a task, blocks shared out
-        return Plan(rows=rows, cols=cols, chunk=row.static, cols_parallel=not staged or tasks >= target.cores)
+        return Plan(
+            rows=rows,
+            cols=cols,
+            chunk=row.static,
+            cols_parallel=not staged or tasks >= target.cores,
+        )
     line_bytes = 4 * row.static * max(depth, 1)
     weight_bytes = 4 * depth * col.static * problem.lane_count
     most = max(1, CHUNK_BYTES // max(1, line_bytes // _window(problem)))
     lines = balanced(chunk.extent, most, target.cores, whole_window=_window(problem) > 1)
     if not staged and weight_bytes > CHUNK_BYTES and tasks >= 2 * target.cores:
         return Plan(rows=rows, cols=cols, chunk=chunk.extent, cols_parallel=True)
-    return Plan(rows=rows, cols=cols, chunk=lines, cols_parallel=not staged and -(-chunk.extent // lines) < 4 * target.cores)
+    return Plan(
+        rows=rows,
+        cols=cols,
+        chunk=lines,
+        cols_parallel=not staged and -(-chunk.extent // lines) < 4 * target.cores,
+    )
 
 
 def _window(problem: Problem) -> int:

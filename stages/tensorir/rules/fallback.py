@@ -10,6 +10,7 @@ from ..kernel import Kernel, Unfit, key, read
 from ..loops import scheduled, seq
 from ..nests import elementwise, in_memory, reduction
 
+
 def fallback(func: Any, target: Target) -> Any:
     """Parallel and, where elementwise, vectorised loops, step by step; `func` itself when its blocks are opaque."""
     kernel = read(func)

@@ -8,7 +8,19 @@ from typing import Any
 from tapml.stage import Target
 
 from ...compat import tvm
-from ..kernel import Axis, Expr, Kernel, Step, Unfit, depends_on, key, map_loads, read, same, substitute
+from ..kernel import (
+    Axis,
+    Expr,
+    Kernel,
+    Step,
+    Unfit,
+    depends_on,
+    key,
+    map_loads,
+    read,
+    same,
+    substitute,
+)
 from ..loops import dtype_of
 from ..nests import float_lanes
 from ..tiling import emit, factors, problem
@@ -26,7 +38,12 @@ def matmul(func: Any, target: Target) -> Any | None:
         return None
     anchor = kernel.reductions[0]
     operands = factors(anchor)
-    if operands is None or len(anchor.axes) < 2 or len(anchor.reduce) != 1 or not anchor.is_identity:
+    if (
+        operands is None
+        or len(anchor.axes) < 2
+        or len(anchor.reduce) != 1
+        or not anchor.is_identity
+    ):
         return None
     column, depth = anchor.axes[-1], anchor.reduce[0]
     right = [one for one in operands if depends_on(one, column)]
@@ -65,11 +82,15 @@ def in_panels(kernel: Kernel, anchor: Step, right: Any, lane_count: int, *, pack
     assert width is not None
     dtype = dtype_of(column)
     panels = -(-width // lane_count)
-    panel, lane = (Axis(tirx.Var(name, dtype), n) for name, n in (("panel", panels), ("lane", lane_count)))
+    panel, lane = (
+        Axis(tirx.Var(name, dtype), n) for name, n in (("panel", panels), ("lane", lane_count))
+    )
     joined = {key(column.var): panel.var * lane_count + lane.var}
     element_dtype = str(anchor.buffer.ty.dtype)
     split = tirx.decl_buffer(
-        [*(axis.extent for axis in outer), panels, lane_count], element_dtype, f"{anchor.name}_panels"
+        [*(axis.extent for axis in outer), panels, lane_count],
+        element_dtype,
+        f"{anchor.name}_panels",
     )
     where = [*(axis.var for axis in outer), panel.var, lane.var]
     steps: list[Step] = []
@@ -88,7 +109,9 @@ def in_panels(kernel: Kernel, anchor: Step, right: Any, lane_count: int, *, pack
         return load
 
     value = substitute(map_loads(anchor.value, read_of), joined)
-    product = Step(anchor.name, split, tuple(where), (*outer, panel, lane), anchor.reduce, anchor.init, value)
+    product = Step(
+        anchor.name, split, tuple(where), (*outer, panel, lane), anchor.reduce, anchor.init, value
+    )
     fresh = [Axis(tirx.Var(axis.var.name, dtype), axis.extent) for axis in anchor.axes]
     own = tuple(axis.var for axis in fresh)
     back = tirx.BufferLoad(split, [*own[:-1], own[-1] // lane_count, own[-1] % lane_count])
@@ -99,12 +122,23 @@ def in_panels(kernel: Kernel, anchor: Step, right: Any, lane_count: int, *, pack
 
 
 def _packed(
-    right: Any, batch: list[Axis], panel: Axis, depth: Axis, lane: Axis, joined: dict[int, Expr], width: int
+    right: Any,
+    batch: list[Axis],
+    panel: Axis,
+    depth: Axis,
+    lane: Axis,
+    joined: dict[int, Expr],
+    width: int,
 ) -> Step:
     """The right matrix in panels."""
-    axes = [Axis(tirx.Var(axis.var.name, dtype_of(axis)), axis.extent) for axis in (*batch, panel, depth, lane)]
+    axes = [
+        Axis(tirx.Var(axis.var.name, dtype_of(axis)), axis.extent)
+        for axis in (*batch, panel, depth, lane)
+    ]
     own = [axis.var for axis in axes]
-    moved = {key(old.var): new.var for old, new in zip((*batch, panel, depth, lane), axes, strict=True)}
+    moved = {
+        key(old.var): new.var for old, new in zip((*batch, panel, depth, lane), axes, strict=True)
+    }
     element = substitute(substitute(right, joined), moved)
     column = own[-3] * axes[-1].extent + own[-1]
     if width % axes[-1].extent:

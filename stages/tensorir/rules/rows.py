@@ -73,7 +73,10 @@ class _Rows:
             first, last = indices[0] * count // chunks, (indices[0] + 1) * count // chunks
             kept: list[Any] = []
             inner = loop(
-                "row", last - first, lambda r: self._row(self._position(first + r), kept), dtype=self.dtype
+                "row",
+                last - first,
+                lambda r: self._row(self._position(first + r), kept),
+                dtype=self.dtype,
             )
             return seq([*(tirx.AllocBuffer(buffer) for buffer in kept), inner])
 
@@ -99,7 +102,9 @@ class _Rows:
                 statements += self._reduce(step, env, inner, is_output)
             elif is_output:
                 statements.append(self._write(step, env, inner, step.buffer, is_output))
-                self.held[key(step.buffer)] = self._checked(step, position, step.buffer, len(self.row), False)
+                self.held[key(step.buffer)] = self._checked(
+                    step, position, step.buffer, len(self.row), False
+                )
             elif self._is_kept(step):
                 sizes = [self._size(axis) for axis in inner]
                 if 4 * prod(sizes) > ROW_BYTES:
@@ -107,7 +112,9 @@ class _Rows:
                 buffer = local(step.name, sizes, str(step.buffer.ty.dtype))
                 kept.append(buffer)
                 statements.append(self._write(step, env, inner, buffer, False))
-                self.held[key(step.buffer)] = self._checked(step, position, buffer, len(self.row), True)
+                self.held[key(step.buffer)] = self._checked(
+                    step, position, buffer, len(self.row), True
+                )
         return seq(statements)
 
     def _env(self, step: Step, position: list[Expr]) -> dict[int, Expr]:
@@ -163,7 +170,9 @@ class _Rows:
             lambda before: vector(inner[-1], self.width, lambda x: at([*before, x]), self.dtype),
         )
 
-    def _reduce(self, step: Step, env: dict[int, Expr], inner: tuple[Axis, ...], is_output: bool) -> list[Any]:
+    def _reduce(
+        self, step: Step, env: dict[int, Expr], inner: tuple[Axis, ...], is_output: bool
+    ) -> list[Any]:
         """A reduction to one number: vectors of partial results, then their lanes."""
         if any(axis.static != 1 for axis in inner):
             raise Unfit(f"{step.name} reduces to more than a number a row")
@@ -180,7 +189,10 @@ class _Rows:
         parts = [local(f"{step.name}_part", (width,), dtype) for _ in range(many)]
 
         def add(acc: Any, place: list[Expr], taps: list[Expr]) -> Any:
-            full = {**env, **{key(axis.var): tap for axis, tap in zip(step.reduce, taps, strict=True)}}
+            full = {
+                **env,
+                **{key(axis.var): tap for axis, tap in zip(step.reduce, taps, strict=True)},
+            }
             inside = {**self.held, key(step.buffer): lambda *_: tirx.BufferLoad(acc, place)}
             return store(acc, place, vectorizable(self.kernel.value(step, full, inside)))
 
@@ -196,14 +208,23 @@ class _Rows:
                     loop(
                         "vector",
                         full,
-                        lambda v: seq(some(done, (v * many + p) * width, parts[p]) for p in range(many)),
+                        lambda v: seq(
+                            some(done, (v * many + p) * width, parts[p]) for p in range(many)
+                        ),
                         dtype=self.dtype,
                     )
                 )
             body += [some(done, (full * many + p) * width, parts[p]) for p in range(left)]
             start = tirx.const(vectors * width, self.dtype)
             if tail:
-                body.append(loop("rest", tail, lambda x: add(total, [zero], [*done, start + x]), dtype=self.dtype))
+                body.append(
+                    loop(
+                        "rest",
+                        tail,
+                        lambda x: add(total, [zero], [*done, start + x]),
+                        dtype=self.dtype,
+                    )
+                )
             return seq(body)
 
         def fold(into: Any, place: list[Expr], other: Expr) -> Any:
@@ -211,7 +232,11 @@ class _Rows:
             return store(into, place, self._merge(step, old, other))
 
         merge = [
-            lanes(width, lambda x, p=p: fold(parts[0], [x], tirx.BufferLoad(parts[p], [x])), self.dtype)
+            lanes(
+                width,
+                lambda x, p=p: fold(parts[0], [x], tirx.BufferLoad(parts[p], [x])),
+                self.dtype,
+            )
             for p in range(1, many)
         ]
         half = width // 2
@@ -220,7 +245,9 @@ class _Rows:
             merge.append(
                 lanes(
                     count,
-                    lambda x, count=count: fold(parts[0], [x], tirx.BufferLoad(parts[0], [x + count])),
+                    lambda x, count=count: fold(
+                        parts[0], [x], tirx.BufferLoad(parts[0], [x + count])
+                    ),
                     self.dtype,
                 )
             )
@@ -231,7 +258,10 @@ class _Rows:
         result = [
             *(tirx.AllocBuffer(buffer) for buffer in (total, *parts)),
             store(total, [zero], init),
-            *(lanes(width, lambda x, part=part: store(part, [x], init), self.dtype) for part in parts),
+            *(
+                lanes(width, lambda x, part=part: store(part, [x], init), self.dtype)
+                for part in parts
+            ),
             nest(before, run),
             *merge,
         ]
@@ -256,7 +286,11 @@ class _Rows:
         """Two partial results as one."""
         if step.element is not None:
             return a + b
-        for kind, merged in ((tirx.Max, tirx.max), (tirx.Min, tirx.min), (tirx.Mul, lambda x, y: x * y)):
+        for kind, merged in (
+            (tirx.Max, tirx.max),
+            (tirx.Min, tirx.min),
+            (tirx.Mul, lambda x, y: x * y),
+        ):
             if isinstance(step.value, kind):
                 return merged(a, b)
         raise Unfit(f"{step.name} is no sum, product, maximum or minimum")

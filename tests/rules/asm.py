@@ -1,0 +1,95 @@
+"""What the machine code of a scheduled kernel looks like: shared by the rules' tests and the recipes' end-to-end test."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from tapml.stage import Target
+from tapml_stages.compat import tvm
+from tapml_stages.target import tvm_target
+
+_LABEL = re.compile(r"^(\.?L?[\w$.]+):")
+_JUMP = re.compile(r"^\s+j\w+\s+(\.L\w+)")
+_FMA = re.compile(r"\bvfn?m(?:add|sub)\w*ps\b[^#]*%ymm")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """innermost_fma: most FMA instructions on ymm registers in one innermost loop · parallel: it launches tasks ·
+    allocations: workspace allocations inside loops of a parallel body."""
+
+    innermost_fma: int
+    parallel: bool
+    allocations: int
+
+
+def facts(func: Any, target: Target) -> Facts:
+    """Facts about a scheduled PrimFunc, built for `target`."""
+    mod = tvm.IRModule({"kernel": func.with_attr("global_symbol", "kernel")})
+    text = tvm.compile(mod, tvm_target(target)).mod.inspect_source("asm")
+    return Facts(
+        innermost_fma=max((_count_fma(body) for body in innermost_loops(text)), default=0),
+        parallel="TVMBackendParallelLaunch@" in text,
+        allocations=allocations_in_loops(func, target),
+    )
+
+
+def innermost_loops(text: str) -> list[list[str]]:
+    """Lines of every loop that holds no other: from a label to the jump back to it."""
+    lines = text.splitlines()
+    labels = {found[1]: at for at, line in enumerate(lines) if (found := _LABEL.match(line))}
+    spans = []
+    for at, line in enumerate(lines):
+        found = _JUMP.match(line)
+        if found and labels.get(found[1], at + 1) <= at:
+            spans.append((labels[found[1]], at))
+    inner = [
+        (start, end)
+        for start, end in spans
+        if not any((s, e) != (start, end) and start <= s and e <= end for s, e in spans)
+    ]
+    return [lines[start : end + 1] for start, end in inner]
+
+
+def _count_fma(body: list[str]) -> int:
+    return sum(bool(_FMA.search(line)) for line in body)
+
+
+def allocations_in_loops(func: Any, target: Target) -> int:
+    """Workspace allocations that a serial loop within a parallel one repeats."""
+    lowered = _lowered(func, target)
+    found = 0
+
+    def visit(node: Any, parallel: bool, repeated: bool) -> None:
+        nonlocal found
+        if isinstance(node, tvm.tirx.For):
+            is_parallel = int(node.kind) == int(tvm.tirx.ForKind.PARALLEL)
+            visit(node.body, parallel or is_parallel, repeated or (parallel and not is_parallel))
+        elif isinstance(node, tvm.tirx.SeqStmt):
+            for one in node.seq:
+                visit(one, parallel, repeated)
+        elif isinstance(node, tvm.tirx.IfThenElse):
+            visit(node.then_case, parallel, repeated)
+            if node.else_case is not None:
+                visit(node.else_case, parallel, repeated)
+        elif isinstance(node, tvm.tirx.AttrStmt):
+            visit(node.body, parallel, repeated)
+        elif isinstance(node, tvm.tirx.DeclBuffer) and repeated:
+            found += "TVMBackendAllocWorkspace" in str(node.data)
+
+    for lowered_func in lowered.functions.values():
+        visit(lowered_func.body, False, False)
+    return found
+
+
+def _lowered(func: Any, target: Target) -> Any:
+    """The kernel as LLVM gets it."""
+    from tvm.s_tir.pipeline import default_s_tir_pipeline
+
+    mod = tvm.IRModule({"kernel": func.with_attr("global_symbol", "kernel")})
+    host = tvm_target(target)
+    mod = tvm.tirx.transform.BindTarget(host.with_host(host))(mod)
+    passes, finalize_host, _ = default_s_tir_pipeline()
+    return finalize_host()(passes(mod))
