@@ -284,7 +284,7 @@ def _track(result: RunResult, store: Store, *, required: bool) -> RunResult:
 
 
 def _environment(loaded: Recipe) -> dict[str, Scalar]:
-    """What this run was made with: CPU, threads, versions, the git commit of the recipe's folder."""
+    """What this run was made with: CPU, threads, versions, git commit of the recipe."""
     found: dict[str, Scalar] = {
         "cpu": host.fingerprint()["cpu"],
         "cores": host.fingerprint()["cores"],

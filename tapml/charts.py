@@ -24,46 +24,56 @@ class Bar:
     is_ours: bool
 
 
-def bars(groups: Mapping[str, Sequence[Bar]], unit: str) -> Safe:
-    """Bars in groups, one common scale that starts at zero; a bar's figure stands beside it."""
-    high = max((bar.spread.high for group in groups.values() for bar in group), default=0.0) or 1.0
-    left, width, right, height = 116.0, 430.0, 200.0, 22.0
+@dataclass(frozen=True)
+class Group:
+    """Bars that are compared with each other, with a verdict in words beside the title."""
+
+    title: str
+    words: str
+    tone: str
+    bars: tuple[Bar, ...]
+
+
+def bars(groups: Sequence[Group], unit: str) -> Safe:
+    """Bars in groups, each group on its own scale from zero; a bar's figure stands beside it."""
+    left, width, right, height = 104.0, 560.0, 236.0, 24.0
     parts: list[Safe] = []
     y = 4.0
-    for title, group in groups.items():
-        parts.append(_text(title, 0, y + 13, "start", "label strong"))
-        y += 20
-        for bar in group:
-            length = bar.spread.p50 / high * width
+    for group in groups:
+        high = max((bar.spread.high for bar in group.bars), default=0.0) or 1.0
+        title = (
+            element("tspan", group.title, class_="strong"),
+            element("tspan", group.words, dx=10, class_=group.tone),
+        )
+        parts.append(element("text", *title, x=0, y=y + 13, class_="label"))
+        y += 22
+        for bar in group.bars:
+            end = left + bar.spread.p50 / high * width
             low, top = (left + value / high * width for value in (bar.spread.low, bar.spread.high))
-            middle = y + height / 2 - 3
-            figure = f"{number(bar.spread.p50)} {unit}"
-            spread = f"  {number(bar.spread.low)} … {number(bar.spread.high)}"
+            middle = y + height / 2 - 4
+            spread = f"{number(bar.spread.low)} … {number(bar.spread.high)}"
+            figure = (
+                element("tspan", f"{number(bar.spread.p50)} {unit}", class_="strong"),
+                element("tspan", spread, dx=8, class_="dim"),
+            )
             parts += [
                 _text(bar.label, left - 8, middle + 4, "end", "label"),
                 element(
                     "rect",
                     x=left,
                     y=y,
-                    width=_short(max(length, 1)),
-                    height=height - 6,
+                    width=_short(max(end - left, 1)),
+                    height=height - 8,
                     rx=3,
                     class_="ours" if bar.is_ours else "peer",
                 ),
                 element(
                     "line", x1=_short(low), x2=_short(top), y1=middle, y2=middle, class_="whisker"
                 ),
-                element(
-                    "text",
-                    element("tspan", figure, class_="strong"),
-                    element("tspan", spread, class_="dim"),
-                    x=_short(max(top, left + length) + 8),
-                    y=middle + 4,
-                    class_="label",
-                ),
+                element("text", *figure, x=_short(max(top, end) + 8), y=middle + 4, class_="label"),
             ]
             y += height
-        y += 8
+        y += 12
     return _svg(left + width + right, y, *parts)
 
 

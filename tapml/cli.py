@@ -272,6 +272,7 @@ def explain(
 ) -> None:
     """Tell which field, file or tool version made STAGE stale: old → new."""
     from . import api
+    from . import runs as folders
     from .errors import nearest
 
     prepared = api.prepare(_recipe_path(recipe), set=overrides, store=store, workflows=workflows)
@@ -285,7 +286,7 @@ def explain(
         _document(next(row for row in prepared.plan.to_data() if row["name"] == stage))
         return
     if step.state == "hit" and step.record is not None:
-        click.echo(f"{stage} is cached: made {step.record.made_at}, key {step.key}")
+        click.echo(f"{stage} is cached: made {folders.local(step.record.made_at)}, key {step.key}")
         return
     click.echo(f"{stage} {'would run' if step.state == 'run' else 'may run'}: {step.reason}")
     for change in step.changes:
@@ -489,6 +490,7 @@ def cache() -> None:
 def cache_ls(store: Path | None, as_json: bool) -> None:
     """List stored results, the newest first within each stage."""
     from . import api, summary
+    from . import runs as folders
     from .store import Store
 
     root = Store(api.store_root(store))
@@ -499,7 +501,8 @@ def cache_ls(store: Path | None, as_json: bool) -> None:
         _document({"store": str(root.root), "results": rows})
         return
     cells = [
-        (r.stage, r.key[:12], r.made_at, f"{r.seconds:.1f} s", _size(root, r)) for r in records
+        (r.stage, r.key[:12], folders.local(r.made_at), f"{r.seconds:.1f} s", _size(root, r))
+        for r in records
     ]
     click.echo(summary.table(("stage", "key", "made", "took", "size"), cells))
     click.echo(f"{len(records)} results in {root.root}", err=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from . import charts, runs
-from .facts import Facts, Kernel
+from .facts import Facts, Kernel, Latency
 from .markup import Child, Safe, element, join, number
 from .progress import duration
 from .runs import RunResult
@@ -118,10 +118,14 @@ def _cards(run: RunResult) -> Safe | None:
     cards: list[Safe] = []
     if facts is not None:
         for row in facts.latency[:2]:
-            tone = "dim" if row.ratio is None else "good" if row.ratio <= 1.02 else "bad"
             figure = number(row.ours.p50, "ms")
             cards.append(
-                _card(f"latency, {row.label}", figure, row.words or f"{row.threads} threads", tone)
+                _card(
+                    f"latency, {row.label}",
+                    figure,
+                    row.words or f"{row.threads} threads",
+                    _tone(row),
+                )
             )
         for name, value in list(facts.metric.items())[:2]:
             judged = next((v for v in run.verdicts if v.gate == f"metric.{name}"), None)
@@ -176,20 +180,13 @@ def _measured(run: RunResult) -> Iterator[Safe]:
     if facts is None:
         return
     if facts.latency:
-        groups: dict[str, list[charts.Bar]] = {}
-        for row in facts.latency:
-            group = groups.setdefault(f"{row.label}   {row.words}", [])
-            group.append(charts.Bar("this library", row.ours, is_ours=True))
-            if row.theirs is not None:
-                group.append(
-                    charts.Bar(row.peer.split()[0] or "reference", row.theirs, is_ours=False)
-                )
+        groups = [_group(row) for row in facts.latency]
         row = facts.latency[0]
         note = (
             f"Median of {row.ours.n} calls, whiskers from low to high; {row.threads} threads each"
         )
         note += f", in turns with {row.peer}" if row.peer else ""
-        note += f". {facts.host.get('cpu', '')}, {facts.date}."
+        note += f". {facts.host.get('cpu', '')}, {runs.local(facts.date)}."
         yield element(
             "section",
             element("h2", "Latency"),
@@ -216,6 +213,17 @@ def _measured(run: RunResult) -> Iterator[Safe]:
         yield element("section", element("h2", "Gates"), element("table", head, *rows))
 
 
+def _group(row: Latency) -> charts.Group:
+    bars = [charts.Bar("this library", row.ours, is_ours=True)]
+    if row.theirs is not None:
+        bars.append(charts.Bar(row.peer.split()[0] or "reference", row.theirs, is_ours=False))
+    return charts.Group(row.label, row.words, _tone(row), tuple(bars))
+
+
+def _tone(row: Latency) -> str:
+    return "dim" if row.ratio is None else "good" if row.ratio <= 1.02 else "bad"
+
+
 def _elsewhere(run: RunResult) -> Safe | None:
     if not run.foreign:
         return None
@@ -235,7 +243,11 @@ def _stages(run: RunResult) -> Safe:
         style = f"left:0;width:{max(step.seconds / longest, 0.004):.2%}"
         state = step.state if step.state in ("hit", "failed") else ""
         bar = element("div", element("i", style=style, class_=state or None), class_="time")
-        why = f"made {step.made_at}" if step.state == "hit" else run.reasons.get(step.name, "")
+        why = (
+            f"made {runs.local(step.made_at)}"
+            if step.state == "hit"
+            else run.reasons.get(step.name, "")
+        )
         rows.append(
             element(
                 "tr",

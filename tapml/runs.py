@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -177,8 +177,12 @@ def when(started: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(started))
 
 
-def iso(started: float) -> str:
-    return datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds")
+def local(moment: str) -> str:
+    """An ISO time, to the minute, in local time; as it is when it is no ISO time."""
+    try:
+        return when(datetime.fromisoformat(moment).timestamp())
+    except ValueError:
+        return moment
 
 
 def _started(path: Path) -> tuple[float, str]:

@@ -14,7 +14,7 @@ from .markup import number
 from .plan import Plan
 from .progress import duration
 from .report import by_share, failed_count, share_by_rule
-from .runs import RunResult, when
+from .runs import RunResult, local, when
 
 _KERNELS = 5
 _STATES = {"hit": ("cached", "cyan"), "run": ("run", "yellow"), "pending": ("pending", "yellow")}
@@ -44,7 +44,7 @@ def of_plan(plan: Plan) -> str:
         reason = (
             step.reason
             if step.state != "hit"
-            else f"made {step.record.made_at}"
+            else f"made {local(step.record.made_at)}"
             if step.record
             else ""
         )
@@ -136,7 +136,8 @@ def _measured(run: RunResult, facts: Facts) -> str:
         lines.append(f"latency  {row.label:<{width}}  {text}{peer}")
     if run.foreign:
         cpu = facts.host.get("cpu", "?")
-        words = f"         timed on another machine ({cpu}, {facts.date}); `--force` its stage here"
+        place = f"{cpu}, {local(facts.date)}"
+        words = f"         timed on another machine ({place}); `--force` its stage to measure here"
         lines.append(click.style(words, fg="yellow"))
     if facts.error is not None:
         state = "" if facts.error.passed else click.style("  OUTSIDE", fg="red")
