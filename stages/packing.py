@@ -1,7 +1,9 @@
-"""Values of a sparse weight, laid out as its kernel reads them. NumPy only: measuring, codegen and validation share it.
+"""Values of a sparse weight, laid out as its kernel reads them. NumPy only: measuring, codegen and
+validation share it.
 
-Structure (which blocks are stored) and values (what is in them) are apart: the structure comes from a mask and is fixed
-when kernels are generated; values are packed once, from whatever weights have that structure.
+Structure (which blocks are stored) and values (what is in them) are apart: the structure comes
+from a mask and is fixed when kernels are generated; values are packed once, from whatever weights
+have that structure.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ def pack_values(
 ) -> np.ndarray:
     """The stored blocks of `weight` in the order of `structure`.
 
-    In:     weight [rows, columns] in source layout; structure with `indptr` and `indices` over the blocks of Wᵀ or W
-            (`spec["transpose"]`: the weight is read as [K, N], so that compressed rows run over its columns);
-            `spec["block"]` = (outputs, inputs) of one block.
-    Out:    csr: [max(nnz, 1)]; bsr: [max(blocks, 1), inputs, outputs]. Padding is 0.0, and so is the dummy entry of an
-            empty structure.
-    Raises: ValueError when the weight has a nonzero that the structure does not store, or does not fit it.
+    In:     weight [rows, columns] in source layout; structure with `indptr` and `indices` over the
+            blocks of Wᵀ or W (`spec["transpose"]`: the weight is read as [K, N], so that
+            compressed rows run over its columns); `spec["block"]` = (outputs, inputs) of one block.
+    Out:    csr: [max(nnz, 1)]; bsr: [max(blocks, 1), inputs, outputs]. Padding is 0.0, and so is
+            the dummy entry of an empty structure.
+    Raises: ValueError when the weight has a nonzero that the structure does not store, or does not
+            fit it.
     """
     outputs, inputs = spec["block"]
     matrix = weight.T if spec["transpose"] else weight
@@ -33,7 +36,7 @@ def pack_values(
     count = int(indptr[-1])
     rows = np.repeat(np.arange(blocks.shape[0]), np.diff(indptr))
     columns = indices[:count]
-    missed = blocks.any(axis=(2, 3))
+    missed = np.asarray(blocks.any(axis=(2, 3)))
     missed[rows, columns] = False
     if missed.any():
         raise ValueError(f"{int(missed.sum())} blocks of the weight are not in its structure")
@@ -43,9 +46,13 @@ def pack_values(
 
 
 def unpack_values(
-    values: np.ndarray, structure: Mapping[str, np.ndarray], spec: Mapping[str, Any], shape: tuple[int, int]
+    values: np.ndarray,
+    structure: Mapping[str, np.ndarray],
+    spec: Mapping[str, Any],
+    shape: tuple[int, int],
 ) -> np.ndarray:
-    """The dense weight [rows, columns], in source layout, of packed values: the inverse of `pack_values`."""
+    """The dense weight [rows, columns], in source layout, of packed values: the inverse of
+    `pack_values`."""
     outputs, inputs = spec["block"]
     height, width = shape[::-1] if spec["transpose"] else shape
     indptr, indices = structure["indptr"], structure["indices"]
@@ -60,7 +67,8 @@ def unpack_values(
 
 
 def block_view(matrix: np.ndarray, outputs: int, inputs: int) -> np.ndarray:
-    """`matrix` [N, K] as blocks [⌈N/outputs⌉, ⌈K/inputs⌉, outputs, inputs]; edges are padded with zeros."""
+    """`matrix` [N, K] as blocks [⌈N/outputs⌉, ⌈K/inputs⌉, outputs, inputs]; edges are padded with
+    zeros."""
     height, width = matrix.shape
     padded = np.pad(matrix, ((0, -height % outputs), (0, -width % inputs)))
     blocks = padded.reshape(padded.shape[0] // outputs, outputs, padded.shape[1] // inputs, inputs)

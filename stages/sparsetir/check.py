@@ -1,4 +1,5 @@
-"""Whether a kernel computes what it should: run here on random activations, against the dense product in float64."""
+"""Whether a kernel computes what it should: run here on random activations, against the dense
+product in float64."""
 
 from __future__ import annotations
 
@@ -34,9 +35,11 @@ def relative_error(
     rows: int,
     target: Target,
 ) -> float:
-    """Largest difference from the reference, relative to its largest magnitude; inf where the kernel wrote no number.
+    """Largest difference from the reference, relative to its largest magnitude; inf where the
+    kernel wrote no number.
 
-    In: `args` of the kernel before its output, numbers standing for parameters of the region; `weights` by parameter.
+    In: `args` of the kernel before its output, numbers standing for parameters of the region;
+        `weights` by parameter.
     """
     random = np.random.default_rng(0)
     inputs = {
@@ -44,16 +47,15 @@ def relative_error(
         for index, param in enumerate(region.func.params)
         if index != region.parameter
     }
-    matrix = weights[region.parameter]
-    product = (
-        inputs[region.activation].astype(np.float64) @ matrix.astype(np.float64)
-        if region.transpose
-        else (inputs[region.activation].astype(np.float64) @ matrix.T.astype(np.float64))
-    )
+    matrix = weights[region.parameter].astype(np.float64)
+    product = inputs[region.activation] @ (matrix if region.transpose else matrix.T)
     expected = product
     if epilogue is not None:
-        others = [inputs[index] for index in epilogue.inputs.values()]
-        expected = _run(epilogue.func, [product.astype(np.float32), *others], product.shape, target)
+        given = [
+            product.astype(np.float32) if index is None else inputs[index]
+            for index in epilogue.inputs.values()
+        ]
+        expected = _run(epilogue.func, given, product.shape, target)
     actual = _run(
         kernel, [inputs[a] if isinstance(a, int) else a for a in args], product.shape, target
     )

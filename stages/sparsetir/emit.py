@@ -1,7 +1,9 @@
-"""Position space (level 1) → loops of TensorIR (level 0): the vocabulary that schedules are written in.
+"""Position space (level 1) → loops of TensorIR (level 0): the vocabulary that schedules are
+written in.
 
-Every loop starts at 0: this wheel's CanonicalizeLoop moves the start of a loop into its body, but not into the extents of the
-loops inside it, so `for p in range(indptr[j], indptr[j + 1])` inside a shifted j would silently run over other blocks.
+Every loop starts at 0: this wheel's CanonicalizeLoop moves the start of a loop into its body, but
+not into the extents of the loops inside it, so `for p in range(indptr[j], indptr[j + 1])` inside a
+shifted j would silently run over other blocks.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from functools import reduce
 from typing import Any
 
 from ..compat import tvm
-from .language import Binary, Expr, Literal_, Position, Read, Symbol
+from .language import Binary, Expr, Integer, Position, Read, Symbol
 from .lower import PositionProgram
 
 tirx = tvm.tirx
@@ -71,7 +73,8 @@ def pairwise_sum(values: Sequence[Tir]) -> Tir:
 
 @dataclass
 class Emitter:
-    """Translates expressions of a position program into TensorIR, and collects the arrays that they read.
+    """Translates expressions of a position program into TensorIR, and collects the arrays that
+    they read.
 
     sizes:    symbol → its TIR variable or number
     compact:  local arrays whose leading dimension a schedule computes one step at a time
@@ -108,7 +111,7 @@ class Emitter:
     def expr(self, expr: Expr, at: Mapping[str, Tir]) -> Tir:
         """`expr` with the positions of iterated axes given by `at`."""
         match expr:
-            case Literal_(value):
+            case Integer(value):
                 return value
             case Symbol(name):
                 return self.sizes[name]

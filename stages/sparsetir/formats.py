@@ -1,6 +1,8 @@
-"""Formats: how a matrix [N, K] is stored, as an axes factory, a structure (NumPy) and figures to judge it by.
+"""Formats: how a matrix [N, K] is stored, as an axes factory, a structure (NumPy) and figures to
+judge it by.
 
-Rows of the matrix are outputs of the product, whatever the source layout of the weight was; `packing.py` packs the values.
+Rows of the matrix are outputs of the product, whatever the source layout of the weight was;
+`packing.py` packs the values.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ class FormatError(ValueError):
 
 @dataclass(frozen=True)
 class Format:
-    """CSR, or BSR with blocks of (outputs, inputs); CSR is BSR of single elements whose two unit axes are left out."""
+    """CSR, or BSR with blocks of (outputs, inputs); CSR is BSR of single elements whose two unit
+    axes are left out."""
 
     kind: Literal["csr", "bsr"]
     block: tuple[int, int] = (1, 1)
@@ -45,7 +48,8 @@ class Format:
         if self.kind == "csr":
             rows = builder.axis("J", n)
             return rows, builder.axis("KS", k, rows, indptr="indptr", indices="indices")
-        assert isinstance(n, int) and isinstance(k, int)
+        assert isinstance(n, int)
+        assert isinstance(k, int)
         over_n, over_k = self.blocks(n, k)
         rows = builder.axis("JO", over_n)
         columns = builder.axis("KO", over_k, rows, indptr="indptr", indices="indices")
@@ -88,7 +92,8 @@ class Structure:
         return self.stored_blocks / max(1, over_n * over_k)
 
     def arrays(self, chunks: int) -> dict[str, np.ndarray]:
-        """The arrays that kernels read; an empty structure has one dummy index, so that no array is empty."""
+        """The arrays that kernels read; an empty structure has one dummy index, so that no array
+        is empty."""
         return {
             "indptr": self.indptr,
             "indices": self.indices if len(self.indices) else np.zeros(1, np.int32),
@@ -115,7 +120,8 @@ def check_positions(elements: int) -> None:
 
 
 def split_rows(indptr: np.ndarray, chunks: int) -> np.ndarray:
-    """Borders [chunks + 1] that cut the compressed rows into runs of about equal work (blocks, plus one a row)."""
+    """Borders [chunks + 1] that cut the compressed rows into runs of about equal work (blocks,
+    plus one a row)."""
     rows = len(indptr) - 1
     work = indptr.astype(np.int64) + np.arange(rows + 1)
     goals = work[-1] * np.arange(1, chunks) / chunks

@@ -1,4 +1,5 @@
-"""Alternatives: for each region and format, kernels of the region's whole signature, and the structure that they read."""
+"""Alternatives: for each region and format, kernels of the region's whole signature, and the
+structure that they read."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel to make: sizes of the dims that it is exact for (None: all that the program allows), rows of X."""
+    """A kernel to make: sizes of the dims that it is exact for (None: all that the program
+    allows), rows of X."""
 
     label: str
     sizes: dict[str, int] | None
@@ -43,7 +45,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Figure:
-    """What a format stores for a region's weight; `declined` says why it has no kernel all the same."""
+    """What a format stores for a region's weight; `declined` says why it has no kernel all the
+    same."""
 
     region: str
     structure: Structure
@@ -52,7 +55,8 @@ class Figure:
 
 @dataclass
 class Generated:
-    """What the room gives: index rows and kernels by id, structure arrays, and what has no kernel, each with its reason."""
+    """What the room gives: index rows and kernels by id, structure arrays, and what has no kernel,
+    each with its reason."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     kernels: dict[str, Kernel] = field(default_factory=dict)
@@ -71,7 +75,8 @@ def generate(
     target: Target,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
 ) -> Generated:
-    """Alternatives of every region whose weight has zeros; what gets none is listed with the reason.
+    """Alternatives of every region whose weight has zeros; what gets none is listed with the
+    reason.
 
     Raises: StageError when a kernel computes something else than the region.
     """
@@ -98,8 +103,10 @@ def generate(
 
 
 def _oriented(form: Format, region: Region) -> Format:
-    """The format with its block as (outputs, inputs); recipes give blocks in the weight's source layout."""
-    return Format(form.kind, form.block[::-1]) if region.transpose else form
+    """The format with its block as (outputs, inputs); recipes give blocks in the weight's source
+    layout."""
+    rows, columns = form.block
+    return Format(form.kind, (columns, rows)) if region.transpose else form
 
 
 def _not_worth(structure: Structure) -> str:
@@ -142,7 +149,8 @@ class _Maker:
     def cases(self, structure: Structure) -> Iterator[Case]:
         """The general kernel, and one for each bucket whose schedule is another.
 
-        The general kernel has exact tiles for every size, so an equal schedule at a fixed size is no faster.
+        The general kernel has exact tiles for every size, so an equal schedule at a fixed size is
+        no faster.
         """
         region, dims = self.region, self.io.dims
         low = region.count_rows({name: bounds.min for name, bounds in dims.items()})
@@ -209,7 +217,8 @@ class _Maker:
         spec: Mapping[str, Any],
         case: Case,
     ) -> float | None:
-        """The kernel's error on this machine, None where it cannot run here. Raises: StageError when it is wrong."""
+        """The kernel's error on this machine, None where it cannot run here. Raises: StageError
+        when it is wrong."""
         if not runs_here(self.target):
             return None
         packed = [arrays[one] for one in kernel.arrays]

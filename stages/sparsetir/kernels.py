@@ -22,8 +22,8 @@ STRUCTURE = ("splits", "indptr", "indices")
 class Kernel:
     """A PrimFunc with what it was made from.
 
-    inputs:  indices of the region's parameters that it takes, in order; in the weight's place it takes `arrays` and the
-             packed values
+    inputs:  indices of the region's parameters that it takes, in order; in the weight's place it
+             takes `arrays` and the packed values
     arrays:  the structure arrays that it reads
     chunks:  what `splits` cuts the compressed rows into
     """
@@ -49,8 +49,8 @@ def make_kernel(
 ) -> Kernel:
     """The kernel of Y = epilogue(X @ Aᵀ) for one structure.
 
-    In:  smallest and largest row count of X: equal for a kernel of exactly that size, else symbolic; indices of X and of
-         the weight among the region's parameters.
+    In:  smallest and largest row count of X: equal for a kernel of exactly that size, else
+         symbolic; indices of X and of the weight among the region's parameters.
     """
     n, k = structure.shape
     problem = Problem(rows, n, k, structure.stored)

@@ -1,9 +1,10 @@
 """The sparse language: axes, sparse buffers and sparse iterations in coordinate space (level 2).
 
-The syntax tree is the program: it is made of frozen dataclasses, so programs print, compare and hash. `Builder` writes one
-from Python. Nothing here knows TVM.
+The syntax tree is the program: it is made of frozen dataclasses, so programs print, compare and
+hash. `Builder` writes one from Python. Nothing here knows TVM.
 
-Source: SparseTIR (Ye et al., 2023), §3.1: axes that are dense or sparse, of fixed or variable length.
+Source: SparseTIR (Ye et al., 2023), §3.1: axes that are dense or sparse, of fixed or variable
+        length.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Expr:
 
 
 @dataclass(frozen=True)
-class Literal_(Expr):
+class Integer(Expr):
     """An integer."""
 
     value: int
@@ -147,7 +148,7 @@ def lift(value: Expr | Size) -> Expr:
         case Expr():
             return value
         case int():
-            return Literal_(value)
+            return Integer(value)
         case str():
             return Symbol(value)
 
@@ -168,7 +169,8 @@ class SparseBuffer:
 
 @dataclass(frozen=True)
 class Iteration:
-    """`target += value` (or `=`, without a reduction) over the coordinates of `axes`, where `where` holds.
+    """`target += value` (or `=`, without a reduction) over the coordinates of `axes`, where
+    `where` holds.
 
     kinds: one letter per axis, S (spatial) or R (reduction); a reduction starts from 0.
     """
@@ -182,7 +184,7 @@ class Iteration:
 
     def __str__(self) -> str:
         names = ", ".join(f"{axis.lower()} in {axis}" for axis in self.axes)
-        return f'iterate {self.name}({names}) "{self.kinds}":\n    {statement(self)}'
+        return f'iterate {self.name}({names}) "{self.kinds}":\n    {statement(self.kinds, self.target, self.value, self.where)}'
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,8 @@ class Program:
 
 
 class Builder:
-    """Writes a `Program`: declare axes and buffers, then iterate with a function of the coordinates."""
+    """Writes a `Program`: declare axes and buffers, then iterate with a function of the
+    coordinates."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -220,8 +223,17 @@ class Builder:
         self._buffers: list[SparseBuffer] = []
         self._iterations: list[Iteration] = []
 
-    def axis(self, name: str, length: Size, parent: str = "", **arrays: str | int) -> str:
-        axis = Axis(name, length, parent, **arrays)  # pyright: ignore[reportArgumentType]  # fields by name
+    def axis(
+        self,
+        name: str,
+        length: Size,
+        parent: str = "",
+        *,
+        indptr: str = "",
+        indices: str = "",
+        width: int = 0,
+    ) -> str:
+        axis = Axis(name, length, parent, indptr, indices, width)
         known = {one.name for one in self._axes}
         if (
             name in known
@@ -261,10 +273,7 @@ class Builder:
         return Program(self._name, tuple(self._axes), tuple(self._buffers), tuple(self._iterations))
 
 
-def statement(one: Iteration | object) -> str:
-    """The assignment of an iteration or a nest, as text."""
-    assert hasattr(one, "kinds")
-    sign = "+=" if "R" in one.kinds else "="  # pyright: ignore[reportAttributeAccessIssue]
-    text = f"{one.target} {sign} {one.value}"  # pyright: ignore[reportAttributeAccessIssue]
-    where = one.where  # pyright: ignore[reportAttributeAccessIssue]
-    return f"{text} where {where}" if where is not None else text
+def statement(kinds: str, target: Read, value: Expr, where: Expr | None) -> str:
+    """The assignment of an iteration, as text."""
+    text = f"{target} {'+=' if 'R' in kinds else '='} {value}"
+    return text if where is None else f"{text} where {where}"

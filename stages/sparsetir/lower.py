@@ -1,13 +1,16 @@
-"""Coordinate space (level 2) → position space (level 1): what is iterated becomes where it is stored.
+"""Coordinate space (level 2) → position space (level 1): what is iterated becomes where it is
+stored.
 
-A variable axis shares one storage dimension with its parent, and its positions are absolute there; fixed axes keep their own
-dimension, so that dense tiles stay tiles. An access by the very axes that are iterated is the position itself.
+A variable axis shares one storage dimension with its parent, and its positions are absolute there;
+fixed axes keep their own dimension, so that dense tiles stay tiles. An access by the very axes
+that are iterated is the position itself.
 
 Source: SparseTIR §3.3.1, sparse iteration lowering; without its binary search, see `LoweringError`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .language import (
@@ -15,8 +18,8 @@ from .language import (
     Binary,
     Coordinate,
     Expr,
+    Integer,
     Iteration,
-    Literal_,
     Position,
     Program,
     Read,
@@ -27,7 +30,8 @@ from .language import (
 
 
 class LoweringError(ValueError):
-    """An access that would need a search: a sparse axis read by something else than its own iteration."""
+    """An access that would need a search: a sparse axis read by something else than its own
+    iteration."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class Loop:
 
 @dataclass(frozen=True)
 class Nest:
-    """Loops over positions around one assignment; `kinds` as in the iteration that it comes from."""
+    """Loops over positions around one assignment; `kinds` as in the iteration that it comes
+    from."""
 
     name: str
     loops: tuple[Loop, ...]
@@ -60,13 +65,17 @@ class Nest:
         lines = [f"nest {self.name}"]
         for depth, (loop, kind) in enumerate(zip(self.loops, self.kinds, strict=True), 1):
             lines.append("  " * (depth + 1) + f"{loop}  # {kind}")
-        lines.append("  " * (len(self.loops) + 2) + statement(self))
+        lines.append(
+            "  " * (len(self.loops) + 2)
+            + statement(self.kinds, self.target, self.value, self.where)
+        )
         return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class Storage:
-    """A flat or tiled array; a symbolic size other than a symbol of the program counts stored positions (`nnz_KO`)."""
+    """A flat or tiled array; a symbolic size other than a symbol of the program counts stored
+    positions (`nnz_KO`)."""
 
     name: str
     shape: tuple[Size, ...]
@@ -144,7 +153,7 @@ def _lower_iteration(program: Program, iteration: Iteration) -> Nest:
             parent = Position(axis.parent)
             loops.append(Loop(name, Read(axis.indptr, (parent,)), Read(axis.indptr, (parent + 1,))))
         else:
-            loops.append(Loop(name, Literal_(0), lift(axis.width or axis.length)))
+            loops.append(Loop(name, Integer(0), lift(axis.width or axis.length)))
 
     def positions(expr: Expr) -> Expr:
         match expr:
@@ -191,7 +200,10 @@ def _merged(program: Program, path: tuple[str, ...]) -> tuple[Expr, ...]:
 
 
 def _storage_indices(
-    program: Program, buffer: str, indices: tuple[Expr, ...], positions
+    program: Program,
+    buffer: str,
+    indices: tuple[Expr, ...],
+    positions: Callable[[Expr], Expr],
 ) -> tuple[Expr, ...]:
     out: list[Expr] = []
     for name, index in zip(program.buffer(buffer).axes, indices, strict=True):

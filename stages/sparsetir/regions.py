@@ -1,7 +1,9 @@
-"""Regions of a Relax program as the sparse room sees them: a product with a weight, and what happens to it elementwise.
+"""Regions of a Relax program as the sparse room sees them: a product with a weight, and what
+happens to it elementwise.
 
-The epilogue becomes one scalar expression: it is legalized and fused as TVM would do it, its blocks are inlined into one, and
-that block's value is what a schedule stores instead of the bare product.
+The epilogue becomes one scalar expression: it is legalized and fused as TVM would do it, its
+blocks are inlined into one, and that block's value is what a schedule stores instead of the bare
+product.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from ..compat import tvm
 
 rx, tirx = tvm.relax, tvm.tirx
 COMPOSITE = "tapml.region"
-EXPRESSION_NODES = 2000  # an epilogue beyond this would be computed over and over: values used twice are inlined twice
+# an epilogue beyond this would be computed over and over: values used twice are inlined twice
+EXPRESSION_NODES = 2000
 
 
 class Unsupported(ValueError):
@@ -28,7 +31,8 @@ class Region:
     """A call of a region function in `main`.
 
     name:       of the region function
-    weight:     source name of the weight that the product reads, and `parameter`, its index in the function
+    weight:     source name of the weight that the product reads, and `parameter`, its index in the
+                function
     transpose:  the weight is used as [K, N] (compressed rows run over its columns)
     activation: index of the parameter with X [M, K]
     rows:       M, as an expression over the recipe's dims
@@ -135,7 +139,8 @@ class Epilogue:
         return tirx.decl_buffer(sizes, type_.dtype, name=f"E{index}")
 
     def finish(self, buffers: Mapping[int, Any], product: Any, i: Any, j: Any) -> Any:
-        """The expression at row i and column j of a product that was computed in place, reading `buffers`."""
+        """The expression at row i and column j of a product that was computed in place, reading
+        `buffers`."""
         at = {self.row: i, self.column: j}
 
         def placed(read: Any) -> Any:
@@ -262,7 +267,8 @@ def _single_block(func: Any) -> Any:
 
 
 def _narrow(index: Any, at: Mapping[Any, Any]) -> Any:
-    """An index expression in 32 bits: 64-bit casts would hide from the vectorizer that lanes are consecutive."""
+    """An index expression in 32 bits: 64-bit casts would hide from the vectorizer that lanes are
+    consecutive."""
     match index:
         case tirx.IntImm():
             return index.value

@@ -1,7 +1,7 @@
 """Schedules: how a product's position program becomes loops, per format and target.
 
-All keep a tile of Y in registers until it is complete, apply the epilogue to it and write it once, and run in parallel over a
-few chunks, so that no allocation happens inside a chunk's loops.
+All keep a tile of Y in registers until it is complete, apply the epilogue to it and write it once,
+and run in parallel over a few chunks, so that no allocation happens inside a chunk's loops.
 
 `BlockTile`  BSR: `rows` of X × the outputs of one block.
 `Lanes`      CSR: rows of X turned into lanes, one stored value scales all of them.
@@ -10,6 +10,7 @@ few chunks, so that no allocation happens inside a chunk's loops.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,12 +36,14 @@ from .emit import (
 from .formats import Format
 
 PARALLEL_FLOPS = 400_000  # below it, starting threads costs more than it saves (about 4 µs at peak)
+ACCUMULATORS = 4  # vectors of sums that hide the latency of multiply-adds
 GROUP = 16  # outputs that CSR lanes collect before they are turned back into rows of Y
 
 
 @dataclass(frozen=True)
 class Chunks:
-    """`count` parallel chunks, of X's rows or of the weight's compressed rows (borders in `splits`)."""
+    """`count` parallel chunks, of X's rows or of the weight's compressed rows (borders in
+    `splits`)."""
 
     over: Literal["rows", "columns"]
     count: int
@@ -48,7 +51,8 @@ class Chunks:
 
 @dataclass(frozen=True)
 class BlockTile:
-    """rows: tile heights, decreasing, each covering what those before left; chains: independent sums per output."""
+    """rows: tile heights, decreasing, each covering what those before left; chains: independent
+    sums per output."""
 
     rows: tuple[int, ...]
     vector: int
@@ -56,16 +60,19 @@ class BlockTile:
 
     @property
     def traits(self) -> object:
-        """Equal for schedules that run alike: a symbolic kernel's lower tiles cost nothing where they are not used."""
+        """Equal for schedules that run alike: a symbolic kernel's lower tiles cost nothing where
+        they are not used."""
         return BlockTile, self.chunks
 
 
 @dataclass(frozen=True)
 class Lanes:
-    """lanes: rows of X side by side; a chunk is one tile of rows by one of `runs` of outputs (borders in `splits`)."""
+    """lanes: rows of X side by side; a chunk is one tile of rows by one of `runs` of outputs
+    (borders in `splits`)."""
 
     lanes: int
     vector: int
+    chains: int
     runs: int
     parallel: bool
 
@@ -91,7 +98,8 @@ Schedule = BlockTile | Lanes | Dots
 
 @dataclass(frozen=True)
 class Problem:
-    """What a schedule depends on: sizes of the product, m either exact (`low == high`) or bounded."""
+    """What a schedule depends on: sizes of the product, m either exact (`low == high`) or
+    bounded."""
 
     m: tuple[int, int]
     n: int
@@ -113,10 +121,11 @@ def schedule_for(form: Format, problem: Problem, target: Target) -> Schedule:
         return BlockTile(_row_tiles(tallest, problem), vector, _chunks(problem, target))
     if problem.is_static and problem.m[0] <= 2:
         return Dots(width, _chunks(problem, target))
-    lanes = min(4 * width, -(-problem.m[1] // width) * width)
+    vectors = 2 if problem.m[0] >= 2 * width else 1
+    lanes = vectors * width
     parallel = _chunks(problem, target).count > 1
     runs = target.cores if parallel and problem.m[0] < 2 * target.cores * lanes else 1
-    return Lanes(lanes, width, runs, parallel)
+    return Lanes(lanes, width, ACCUMULATORS // vectors, runs, parallel)
 
 
 def _vector(outputs: int, width: int) -> int:
@@ -125,7 +134,8 @@ def _vector(outputs: int, width: int) -> int:
 
 
 def _row_tiles(tallest: int, problem: Problem) -> tuple[int, ...]:
-    """One height that divides m where one is good enough; else the tallest and powers of two for what it leaves."""
+    """One height that divides m where one is good enough; else the tallest and powers of two for
+    what it leaves."""
     if problem.is_static:
         m = problem.m[0]
         exact = [rows for rows in range(tallest, tallest // 2, -1) if m % rows == 0]
@@ -138,7 +148,8 @@ def _row_tiles(tallest: int, problem: Problem) -> tuple[int, ...]:
 
 
 def _chunks(problem: Problem, target: Target) -> Chunks:
-    """Over X's rows where even the fewest are many; over outputs otherwise; one chunk where threads do not pay."""
+    """Over X's rows where even the fewest are many; over outputs otherwise; one chunk where
+    threads do not pay."""
     if 2 * problem.m[1] * problem.stored < PARALLEL_FLOPS or target.cores == 1:
         return Chunks("columns", 1)
     if problem.m[0] >= max(256 * target.cores, problem.n):
@@ -157,7 +168,7 @@ def emit(schedule: Schedule, emitter: Emitter, finish: Finish) -> Stmt:
             return _dots(schedule, emitter, finish)
 
 
-def _column_chunks(e: Emitter, chunks: Chunks, rows: int, body) -> Stmt:
+def _column_chunks(e: Emitter, chunks: Chunks, rows: int, body: Callable[[Tir, Tir], Stmt]) -> Stmt:
     """`body(start, count)` for each parallel run of compressed rows."""
     if chunks.count == 1:
         return body(0, rows)
@@ -173,7 +184,8 @@ def _column_chunks(e: Emitter, chunks: Chunks, rows: int, body) -> Stmt:
 
 
 class _BlockTiles:
-    """BSR: rows of X outside, the compressed rows of a chunk inside, so that X's rows stay in the first cache."""
+    """BSR: rows of X outside, the compressed rows of a chunk inside, so that X's rows stay in the
+    first cache."""
 
     def __init__(self, schedule: BlockTile, e: Emitter, finish: Finish) -> None:
         self.schedule, self.e, self.finish = schedule, e, finish
@@ -239,7 +251,8 @@ class _BlockTiles:
         return sequence(*parts)
 
     def tile(self, rows: int, row: Tir, block_row: Tir) -> Stmt:
-        """`rows` × `outputs` of Y: zeroed, accumulated over the stored blocks, finished and written."""
+        """`rows` × `outputs` of Y: zeroed, accumulated over the stored blocks, finished and
+        written."""
         e, tile, chains = self.e, self.tiles[rows], self.chains(rows)
         vector = self.schedule.vector
         over = {"r": (rows, "unrolled"), "o": (self.outputs // vector, "unrolled")}
@@ -325,12 +338,15 @@ def _dots(schedule: Dots, e: Emitter, finish: Finish) -> Stmt:
 
 
 def _lanes(schedule: Lanes, e: Emitter, finish: Finish) -> Stmt:
-    """CSR: a tile of X is turned once per chunk; groups of outputs are turned back, so that Y is written along its rows."""
+    """CSR: a tile of X is turned once per chunk; groups of outputs are turned back, so that Y is
+    written along its rows."""
     turn, nest = e.program.nests
-    lanes, vector, output, runs = schedule.lanes, schedule.vector, e.buffer("Y"), schedule.runs
+    lanes, vector, chains, runs = schedule.lanes, schedule.vector, schedule.chains, schedule.runs
+    output = e.buffer("Y")
     m, (n, k) = e.size("X", 0), (e.size("Y", 1), e.size("X", 1))
-    sums, group = local("sums", [lanes]), local("group", [GROUP, lanes])
+    sums, group = local("sums", [chains, lanes]), local("group", [GROUP, lanes])
     over = {"o": (lanes // vector, "unrolled"), "v": (vector, "vectorized")}
+    side = {"s": (chains, "unrolled")}
     segment = nest.loop("KS")
 
     def turned(tile: Tir) -> Stmt:
@@ -341,19 +357,39 @@ def _lanes(schedule: Lanes, e: Emitter, finish: Finish) -> Stmt:
         return grid({"lane": (lanes, "serial"), "column": (k, "serial")}, at)
 
     def product(tile: Tir, j: Tir, row: Tir) -> Stmt:
-        def add(p: Tir, o: Tir, v: Tir) -> Stmt:
+        def add(s: Tir, o: Tir, v: Tir, p: Tir) -> Stmt:
             lane = o * vector + v
             value = e.expr(nest.value, {"IO": tile, "J": j, "II": lane, "KS": p})
-            return store(sums, load(sums, lane) + value, lane)
+            return store(sums, load(sums, s, lane) + value, s, lane)
 
         def reduction(first: Tir) -> Stmt:
             count = e.expr(segment.stop, {"J": j}) - first
-            return loop("p", count, lambda p: grid(over, lambda o, v: add(first + p, o, v)))
+            whole = tirx.floordiv(count, chains)
+            rest = first + whole * chains
+            return sequence(
+                loop(
+                    "p",
+                    whole,
+                    lambda p: grid(
+                        side | over, lambda s, o, v: add(s, o, v, first + p * chains + s)
+                    ),
+                ),
+                loop(
+                    "t",
+                    count - whole * chains,
+                    lambda t: grid(over, lambda o, v: add(0, o, v, rest + t)),
+                ),
+            )
+
+        def collect(o: Tir, v: Tir) -> Stmt:
+            lane = o * vector + v
+            total = pairwise_sum([load(sums, s, lane) for s in range(chains)])
+            return store(group, total, row, lane)
 
         return sequence(
-            grid(over, lambda o, v: store(sums, zero(), o * vector + v)),
+            grid(side | over, lambda s, o, v: store(sums, zero(), s, o * vector + v)),
             bind("first", e.expr(segment.start, {"J": j}), reduction),
-            grid(over, lambda o, v: store(group, load(sums, o * vector + v), row, o * vector + v)),
+            grid(over, collect),
         )
 
     def grouped(tile: Tir, start: Tir, count: Tir) -> Stmt:

@@ -9,7 +9,8 @@ from .language import Builder, Expr, Program, Read, Size, lift
 def block_rows(form: Format, m: Size, n: int, k: int) -> Program:
     """BSR: each stored block multiplies a row of X's block; lanes are the block's outputs.
 
-    At edges the last inputs are read again: a padded value is 0.0, and the NaN that it may meet is in its own block anyway.
+    At edges the last inputs are read again: a padded value is 0.0, and the NaN that it may meet is
+    in its own block anyway.
     """
     outputs, inputs = form.block
     program = Builder(f"spmm_{form.name}")
@@ -55,7 +56,8 @@ def row_dots(m: Size, n: int, k: int) -> Program:
 
 
 def row_lanes(m: Size, tiles: Size, n: int, k: int, lanes: int) -> Program:
-    """CSR over tiles of X that were turned so that `lanes` rows of X lie side by side: each stored value scales a vector.
+    """CSR over tiles of X that were turned so that `lanes` rows of X lie side by side: each stored
+    value scales a vector.
 
     The last tile repeats the last row of X; what it computes for it is not written.
     """

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt
 
 from tapml.errors import StageError
 from tapml.stage import Context, Frozen, Inputs, Outputs, Recipe, Report, Stage, Table, Target
+
+if TYPE_CHECKING:
+    pass
 
 
 class Csr(Frozen):
@@ -38,17 +41,21 @@ Format = Annotated[Csr | Bsr | Auto, Field(discriminator="kind")]
 
 
 class SparseFormat(Frozen):
-    """How pruned weights are stored. The choice between these formats and dense is made by measuring."""
+    """How pruned weights are stored. The choice between these formats and dense is made by
+    measuring."""
 
     format: Format = Auto()
 
 
 class SparseTIR(Stage):
-    """Sparse kernels that can take a region's place, epilogue included, and the structure of their weights.
+    """Sparse kernels that can take a region's place, epilogue included, and the structure of their
+    weights.
 
     In:     Relax program with regions; pruned weights (zeros say what is not stored).
-    Out:    alternatives (index.json, one scheduled PrimFunc each); structure.npz (indptr, indices, splits; no values).
-    Raises: StageError when a format that was asked for by name supports no region, or a kernel is wrong.
+    Out:    alternatives (index.json, one scheduled PrimFunc each); structure.npz (indptr, indices,
+            splits; no values).
+    Raises: StageError when a format that was asked for by name supports no region, or a kernel is
+            wrong.
     Source: SparseTIR (Ye et al., 2023): axes, and lowering from coordinates to positions to loops.
     """
 
@@ -94,7 +101,7 @@ class SparseTIR(Stage):
             reasons = "; ".join(f"{one['region']}: {one['reason']}" for one in made.declined)
             raise StageError(
                 message=f"no region of the model can be stored as {self.format.kind}",
-                hint=f"{reasons or 'no matrix product reads a weight'}; use `format: {{kind: auto}}`",
+                hint=f"{reasons or 'no product reads a weight'}; try `format: {{kind: auto}}`",
             )
         folder, structure = ctx.workdir / "alternatives", ctx.workdir / "structure"
         folder.mkdir()
