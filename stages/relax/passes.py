@@ -11,7 +11,7 @@ from ..dataflow import bindings, op_name, operands, remove_dead_code, rx
 from .arithmetic import canonicalize
 from .batch_norm import fold_batch_norm
 from .gather import elementwise_before_take, one_hot_to_take
-from .noops import remove_noops
+from ..noops import remove_noops
 from .regions import mark_regions
 from .shapes import fold_shapes
 

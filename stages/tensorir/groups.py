@@ -113,27 +113,33 @@ class Imported:
         return live & varying, live - varying
 
 
-def groups(imported: Imported, before: Any, after: Any, kernels: dict[str, list[str]]) -> dict[str, Any]:
+def groups(
+    imported: Imported, before: Any, after: Any, calls: dict[str, list[str | None]]
+) -> dict[str, Any]:
     """groups.json: per clone, each kernel call with the imported values and source nodes that it computes.
 
-    In:     the module before and after FuseOps; clone → names of the kernels that it calls, in order.
+    In:     the module before and after FuseOps; clone → the kernel of each of its calls, in order, None for a view.
+    Out:    a view's values belong to the kernel called next.
     Raises: StageError when an imported operator is in no group, neither folded nor part of the packing of weights.
     """
     varying, packed = imported.needed()
     out: dict[str, Any] = {"folded": sorted(imported.reads.keys() - varying - packed), "transform": sorted(packed)}
-    for clone, names in kernels.items():
+    for clone, kernels in calls.items():
         reads = _reads(before[clone])
-        rows, covered = [], set()
-        for index, (kernel, values) in enumerate(zip(names, fused_values(before, after, clone), strict=True)):
-            cone: set[str] = set()
+        rows: list[dict[str, Any]] = []
+        covered: set[str] = set()
+        cone: set[str] = set()
+        for kernel, values in zip(kernels, fused_values(before, after, clone), strict=True):
             for value in values:
-                root = imported.base(value)
-                stops = {base for read in reads[value] if (base := imported.base(read)) is not None}
-                cone |= imported.cone(root, stops) if root is not None else set()
+                if (root := imported.base(value)) is not None:
+                    stops = {base for read in reads[value] if (base := imported.base(read)) is not None}
+                    cone |= imported.cone(root, stops)
             covered |= cone
-            ordered = [name for name in imported.reads if name in cone]
-            nodes = list(dict.fromkeys(node for name in ordered for node in imported.nodes.get(name, ())))
-            rows.append({"call": index, "kernel": kernel, "values": ordered, "nodes": nodes})
+            if kernel is not None:
+                ordered = [name for name in imported.reads if name in cone]
+                nodes = list(dict.fromkeys(node for name in ordered for node in imported.nodes.get(name, ())))
+                rows.append({"call": len(rows), "kernel": kernel, "values": ordered, "nodes": nodes})
+                cone = set()
         if lost := varying - covered:
             raise StageError(stage="tensorir", message=f"{clone}: no kernel covers {', '.join(sorted(lost))}")
         out[clone] = rows

@@ -11,6 +11,7 @@ from tapml.errors import StageError
 
 from ..compat import tvm
 from ..dataflow import bindings, op_name, remove_dead_code, rx
+from ..noops import remove_noops
 from ..program import Program
 from .clones import add_dispatcher, clone_buckets, clone_names
 from .dense import CLONE, REGION, pack_dense
@@ -40,7 +41,7 @@ def lower(program: Program, lanes: int) -> Program:
     clones = clone_names(program.io.buckets if program.io.dims else ())
     mod = clone_buckets(program.mod, clones)
     for name in clones:
-        mod = pack_dense(block_layout(mod, lanes, name), name)
+        mod = remove_noops(pack_dense(block_layout(mod, lanes, name), name), name)
     mod = remove_dead_code(mod, *clones)
     mod = _lift_packing(mod, tuple(clones))
     mod = rx.transform.LegalizeOps()(mod)
@@ -50,9 +51,10 @@ def lower(program: Program, lanes: int) -> Program:
     entries = [*clones, TRANSFORM]
     before = remove_dead_code(rx.transform.AnnotateTIROpPattern()(mod), *entries)
     fused = rx.transform.FuseOps(2)(before)
-    mod = _annotate(remove_dead_code(rx.transform.FuseTIR()(fused), *entries), tuple(clones))
-    kernels = {name: kernels_of(mod, name) for name in clones}
-    table = groups(Imported(program.mod, program.provenance), before, fused, kernels)
+    mod = rx.transform.RewriteDataflowReshape()(rx.transform.FuseTIR()(fused))
+    mod = _annotate(remove_dead_code(mod, *entries), tuple(clones))
+    calls = {name: _calls(mod[name]) for name in clones}
+    table = groups(Imported(program.mod, program.provenance), before, fused, calls)
     return replace(program, mod=add_dispatcher(mod, clones), groups=table)
 
 
@@ -68,10 +70,12 @@ def unlowered_ops(mod: Any) -> tuple[str, ...]:
     return tuple(sorted(found - {"relax.call_tir"}))
 
 
-def kernels_of(mod: Any, name: str) -> list[str]:
-    """Names of the PrimFuncs that a Relax function calls, in order, one per call."""
+def _calls(func: Any) -> list[str | None]:
+    """The kernel of every call of a lowered function, in order; None for a reshape, which is a view."""
     return [
-        value.args[0].name_hint for _, value in bindings(mod[name]) if op_name(value) == "relax.call_tir"
+        value.args[0].name_hint if op_name(value) == "relax.call_tir" else None
+        for _, value in bindings(func)
+        if isinstance(value, rx.Call)
     ]
 
 
@@ -99,7 +103,7 @@ def _mark_primitive(mod: Any) -> Any:
 
 def _annotate(mod: Any, clones: tuple[str, ...]) -> Any:
     """`mod` whose PrimFuncs say which region and clone they are of, or that they only pack weights."""
-    running = {kernel for name in clones for kernel in kernels_of(mod, name)}
+    running = {kernel for name in clones for kernel in _calls(mod[name])}
     out = tvm.IRModule(mod.functions, attrs=mod.attrs)
     for gvar, func in mod.functions.items():
         if not isinstance(func, tvm.tirx.PrimFunc):

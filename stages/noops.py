@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..dataflow import BINARY, Writer, op_name, rewrite, rx, same_shape, shape_of
+from .dataflow import BINARY, Writer, op_name, rewrite, rx, same_shape, shape_of
 
 
-def remove_noops(mod: Any) -> Any:
-    """`mod` without reshapes, transposes, casts and broadcasts that change nothing; chains of them become one."""
-    return rewrite(mod, _visit)
+def remove_noops(mod: Any, name: str = "main") -> Any:
+    """`mod` whose function `name` has no reshape, transpose, cast or broadcast that changes nothing.
+
+    Chains of reshapes and of transposes become one; a reshape that only adds or drops unit axes becomes expand_dims or
+    squeeze, which fuse with their neighbours where sizes are symbolic.
+    """
+    return rewrite(mod, _visit, name)
 
 
 def _visit(writer: Writer, _var: Any, value: Any) -> Any:
@@ -32,7 +36,9 @@ def _visit(writer: Writer, _var: Any, value: Any) -> Any:
             if same_shape(shape_of(origin), shape_of(result)):
                 return origin
             if name == "relax.reshape":
-                return rx.op.reshape(origin, shape_of(result))
+                return _reshape(writer, origin, shape_of(result))
+        if name == "relax.reshape":
+            return _reshape(writer, source, shape_of(result))
     if name == "relax.permute_dims":
         axes = permutation(value)
         if (before := writer.definition(value.args[0], "relax.permute_dims")) is not None:
@@ -41,6 +47,22 @@ def _visit(writer: Writer, _var: Any, value: Any) -> Any:
             value = rx.op.permute_dims(before.args[0], axes)
         return value.args[0] if axes == sorted(axes) else value
     return None
+
+
+def _reshape(writer: Writer, source: Any, shape: list[Any]) -> Any:
+    """A reshape, or squeeze and expand_dims when these do."""
+    sizes = shape_of(source)
+    kept = [axis for axis, size in enumerate(sizes) if not _is_one(size)]
+    if not kept or not same_shape([sizes[axis] for axis in kept], [size for size in shape if not _is_one(size)]):
+        return rx.op.reshape(source, shape)
+    if len(kept) < len(sizes):
+        source = writer.emit(rx.op.squeeze(source, [axis for axis, size in enumerate(sizes) if _is_one(size)]))
+    added = [axis for axis, size in enumerate(shape) if _is_one(size)]
+    return rx.op.expand_dims(source, added) if added else source
+
+
+def _is_one(size: Any) -> bool:
+    return isinstance(size, int) and size == 1
 
 
 def permutation(call: Any) -> list[int]:
