@@ -44,6 +44,8 @@ def real_inputs(function: PythonFunction | None, file: File | None) -> Real | No
     Raises: StageError naming file and function when it raises or returns something else.
     """
     if file is not None:
+        if not zipfile.is_zipfile(file.path):  # a truncated one has lost its directory
+            raise StageError(message=f"{file.path} is no readable .npz")
         try:
             return Real(file.path, None, codec.read_npz(Path(file.path)))
         except (ValueError, OSError, zipfile.BadZipFile) as error:
@@ -170,7 +172,7 @@ def _fit(io: Io, origin: str, arrays: Arrays) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for spec in io.inputs:
         array = np.asarray(arrays[spec.name])
-        has, want = f"{array.dtype}{list(array.shape)}", f"{spec.dtype}{list(spec.shape)}"
+        has, want = _written(array.dtype, array.shape), _written(spec.dtype, spec.shape)
         what = f"{origin}: input {spec.name!r}"
         if str(array.dtype) != spec.dtype or array.ndim != len(spec.shape):
             raise StageError(message=f"{what} is {has}, the model takes {want}")
@@ -184,6 +186,10 @@ def _fit(io: Io, origin: str, arrays: Arrays) -> dict[str, int]:
             message = f"{origin}: {name} is {size}, outside {bounds.min}..{bounds.max}"
             raise StageError(message=message)
     return sizes
+
+
+def _written(dtype: object, shape: Sequence[int | str]) -> str:
+    return f"{dtype}[{', '.join(map(str, shape))}]"
 
 
 def _split(io: Io, origin: str, samples: Arrays) -> Iterator[Arrays]:

@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
-from tapml_stages.importer.stage import DimBounds, Import, InputSpec
 
 from tapml.stage import Context, File, Inputs, Outputs
+from tapml_stages.importer.stage import DimBounds, Import, InputSpec
 
 MakeModel = Callable[..., ModelProto]
 

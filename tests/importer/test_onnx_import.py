@@ -7,12 +7,12 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import ModelProto, helper
-from tapml_stages import codec, program
-from tapml_stages.compat import tvm
-from tapml_stages.program import Bounds, Program, concrete_shape
 
 from tapml.errors import RecipeError, StageError
 from tapml.stage import Outputs
+from tapml_stages import codec, program
+from tapml_stages.compat import tvm
+from tapml_stages.program import Bounds, Program, concrete_shape
 
 ImportModel = Callable[..., Outputs]
 BATCH = {"x": (("batch", 8), "float32")}
@@ -48,9 +48,7 @@ def test_the_program_computes_what_onnxruntime_does_at_any_batch(
 def test_every_value_is_named_after_its_node_and_knows_its_weights(
     import_model: ImportModel, mlp: ModelProto
 ) -> None:
-    rows = program.load_provenance(
-        import_model(mlp, BATCH, batch=(1, 64)).artifacts["program"]
-    )
+    rows = program.load_provenance(import_model(mlp, BATCH, batch=(1, 64)).artifacts["program"])
     values = [row.value for row in rows]
     assert len(set(values)) == len(values)
     assert values[0] == "block_0_dense"

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from onnx import ModelProto, helper, numpy_helper
-from tapml_stages.importer import onnx_model
 
 from tapml.errors import RecipeError, RecipeErrors
+from tapml_stages.importer import onnx_model
 
 FLOAT_X = {"x": (("batch", 8), "float32")}
 

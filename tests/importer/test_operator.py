@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tapml_stages import codec, program
-from tapml_stages.compat import tvm
-from tapml_stages.importer.stage import DimBounds, Import, InputSpec
 
 from tapml.errors import RecipeError, StageError
 from tapml.stage import Context, Inputs, Outputs, PythonFunction
+from tapml_stages import codec, program
+from tapml_stages.compat import tvm
+from tapml_stages.importer.stage import DimBounds, Import, InputSpec
 
 HEADER = """
 import numpy as np

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 from pydantic import ValidationError
-from tapml_stages.importer.stage import DimBounds, InputSpec, Model, check_dims
 
 from tapml.errors import RecipeError, RecipeErrors
+from tapml_stages.importer.stage import DimBounds, InputSpec, Model, check_dims
 
 
 def model(**changes: object) -> Model:

@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto, NodeProto, helper
+
 from tapml_stages.importer import onnx_model, symbolic
 from tapml_stages.importer.symbolic import Size, Unknown
 
 BATCH = Size((("batch", 1),))
 LIMITS = {"batch": (1, 64)}
 INT64 = 7
+FACTOR = st.integers(-9, 9)
 
 
 def shape_nodes(tail: list[int]) -> list[NodeProto]:
@@ -102,7 +104,11 @@ def test_a_slice_that_a_large_batch_would_feel_stays(
 
 
 @given(
-    st.integers(-9, 9), st.integers(-9, 9), st.integers(-9, 9), st.integers(1, 9), st.integers(1, 64)
+    st.integers(-9, 9),
+    st.integers(-9, 9),
+    st.integers(-9, 9),
+    st.integers(1, 9),
+    st.integers(1, 64),
 )
 def test_sizes_compute_as_integers_do(a: int, b: int, c: int, factor: int, batch: int) -> None:
     def at(size: Size | int) -> int:
