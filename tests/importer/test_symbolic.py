@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import onnxruntime
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, NodeProto, helper
 
@@ -103,6 +103,7 @@ def test_a_slice_that_a_large_batch_would_feel_stays(
     assert [node.op_type for node in folded.graph.node][-1] == "Slice"
 
 
+@settings(deadline=None)
 @given(
     st.integers(-9, 9),
     st.integers(-9, 9),
