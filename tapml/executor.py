@@ -318,7 +318,7 @@ class _Run:
                 return
 
     def _wait(self) -> None:
-        if not self._active:
+        if self._pool is None or not self._active:
             time.sleep(_TICK_S / 2)  # for another run
             return
         finished, _ = wait(self._active, timeout=_TICK_S, return_when=FIRST_COMPLETED)
@@ -326,6 +326,8 @@ class _Run:
             self._watch(active)
             if future in finished:
                 self._collect(future, active)
+            elif active.pid and _has_ended(active.pid):
+                self._pool.sweep(future)
             elif active.limit_s is not None and time.monotonic() - active.started > active.limit_s:
                 self._time_out(future, active)
         if not self._active:
@@ -416,23 +418,26 @@ class _Run:
 
     def _crashed(self, active: _Active, error: BrokenProcessPool) -> None:
         step, name = active.step, active.step.name
-        killed = re.search(r"(SIG[A-Z0-9]+)\(", str(error))
+        seconds = time.monotonic() - active.started
+        if error.__cause__ is not None and (
+            found := re.search(r"(\w+: .*?)[\s"]*\Z", str(error.__cause__))
+        ):
+            told = StageError(message=f"its worker could not load it: {found[1]}")
+            self._finish(step, "failed", seconds, 0.0, self._located(told, step))
+            return
+        killed = re.search(r"(SIG[A-Z0-9]+)\(", str(error))  # loky gives exit codes in prose only
         signal_name = killed[1] if killed else ""
-        what = f"killed by {signal_name}" if killed else "ended unexpectedly"
+        what = f"its worker was killed by {signal_name}" if killed else "its worker ended by itself"
         self._crashes[name] = self._crashes.get(name, 0) + 1
         if self._crashes[name] < _CRASHES:
-            self._note(
-                name, f"its worker was {what}" if killed else f"its worker {what}", "run again"
-            )
+            self._note(name, what, "run again")
             return
         guess = ": probably out of memory" if signal_name == "SIGKILL" else ""
-        message = f"its worker was {what}{guess}" if killed else f"its worker {what}"
-        told = WorkerError(
-            message=f"{message} ({self._crashes[name]} times); peak {active.peak_mib:.0f} MiB",
-            signal=signal_name,
+        peak = f"peak {active.peak_mib:.0f} MiB"
+        died = WorkerError(
+            message=f"{what}{guess} ({self._crashes[name]} times; {peak})", signal=signal_name
         )
-        seconds = time.monotonic() - active.started
-        self._finish(step, "failed", seconds, active.peak_mib, self._located(told, step))
+        self._finish(step, "failed", seconds, active.peak_mib, self._located(died, step))
 
     def _time_out(self, future: Future[Done], active: _Active) -> None:
         self._end(future, active, kill=True)
@@ -595,6 +600,14 @@ class _Run:
 def _root(result: StepResult) -> str:
     """The step that is at the root of a step's not having run."""
     return result.error.because if isinstance(result.error, CancelledError) else result.name
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a child has ended; it stays to be waited for."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:  # waited for already
+        return True
 
 
 def _critical_paths(plan: Plan) -> dict[str, float]:

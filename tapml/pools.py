@@ -29,6 +29,10 @@ class Pool(Protocol):
         """Starts a job. `fresh`: in a process that has run nothing."""
         ...
 
+    def sweep(self, future: Future[Done]) -> None:
+        """Ends what a dead worker left: a forked child keeps its pipes open, as if it lived."""
+        ...
+
     def kill(self, future: Future[Done]) -> None:
         """Ends the process of a job and all that it started."""
         ...
@@ -114,6 +118,9 @@ class SlotPool:
         self._busy[future] = slot
         return future
 
+    def sweep(self, future: Future[Done]) -> None:
+        guard.end(self._busy[future].mark)
+
     def kill(self, future: Future[Done]) -> None:
         self._busy[future].stop()
         self.release(future)
@@ -142,6 +149,8 @@ class InlinePool:
         future: Future[Done] = Future()
         future.set_result(run_stage(replace(job, capture=False)))
         return future
+
+    def sweep(self, future: Future[Done]) -> None: ...
 
     def kill(self, future: Future[Done]) -> None:
         self.free = 1  # it has ended

@@ -489,10 +489,11 @@ def _link(blob: Path, path: Path) -> None:
 
 
 def _listed(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except FileNotFoundError:
-        return []
+    with disk(folder):
+        try:
+            return sorted(folder.iterdir())
+        except FileNotFoundError:
+            return []
 
 
 def _generations(folder: Path) -> list[Path]:

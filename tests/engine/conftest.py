@@ -172,7 +172,7 @@ class Act(Stage):
         begin = time.time()
         time.sleep(1)
         with open(self.arg, "a") as out:
-            out.write(f"{self.name} {begin} {time.time()}\n")
+            print(self.name, begin, time.time(), file=out)
 
     def do_threads(self, inputs, ctx):
         Path(self.arg).write_text(os.environ["TVM_NUM_THREADS"] + " " + str(os.getpid()))
@@ -301,10 +301,13 @@ class Bench:
         return plan.make(graph, self.store, **how)
 
     def run(self, graph: nx.DiGraph, *, how: dict | None = None, **options) -> executor.Result:
+        return self.execute(self.plan(graph, **(how or {})), **options)
+
+    def execute(self, planned: plan.Plan, **options) -> executor.Result:
         self.events = []
         options.setdefault("jobs", 0)
         return executor.run(
-            self.plan(graph, **(how or {})),
+            planned,
             FakeRecipe(),
             self.store,
             executor.Options(**options),
