@@ -21,6 +21,7 @@ from tapml.stage import (
     Recipe,
     Report,
     Stage,
+    Table,
 )
 
 SymbolName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
@@ -125,6 +126,7 @@ class Import(Stage):
             )
 
     def run(self, inputs: Inputs, ctx: Context) -> Outputs:
+        from collections import Counter
         from dataclasses import asdict
 
         from .. import codec
@@ -144,10 +146,15 @@ class Import(Stage):
         del io["params"]  # the source has its own idea of them
         codec.write_json(folders["source"] / "source.json", {**facts, "io": io})
         codec.write_weights(ctx.workdir / "weights.safetensors", weights)
+        if ctx.views is not None:
+            (ctx.views / "imported.py").write_text(program.mod.script(), encoding="utf-8")
         mib = sum(weight.nbytes for weight in weights.values()) / 2**20
+        nodes = {(node, row.op) for row in program.provenance for node in row.nodes}
+        operators = Counter(op for _, op in nodes).most_common()
         report = Report(
-            summary=f"{len(program.provenance)} values, {len(weights)} weights, {mib:.1f} MiB",
-            metrics={"import/values": len(program.provenance), "import/weights_mib": mib},
+            summary=f"{len(nodes)} nodes, {len(weights)} weights, {mib:.1f} MiB",
+            metrics={"import/nodes": len(nodes), "import/weights_mib": mib},
+            tables=(Table("Imported operators", ("operator", "nodes"), tuple(operators)),),
         )
         return Outputs({**folders, "weights": ctx.workdir / "weights.safetensors"}, report)
 
