@@ -31,7 +31,11 @@ from .positions import (
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 40
 MAX_NODES = 50_000
+MAX_ERRORS = 20
 DISCRIMINATORS = frozenset({"kind", "source", "method"})
+
+# libyaml is 20 times as fast, where the wheel of PyYAML has it
+_EVENTS: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _NULL = re.compile(r"(?:null|Null|NULL|~|)\Z")
 _TRUE = re.compile(r"(?:true|True|TRUE)\Z")
@@ -126,9 +130,11 @@ def override(root: Node, text: str) -> Node:
 
 
 def combined(errors: Sequence[RecipeError]) -> RecipeError:
-    """One error, or all of them as one; equal ones once, in order of their places."""
+    """One error, or the first of them as one; equal ones once, in order of their places."""
     unique = list({(e.where, e.field, e.message): e for e in errors}.values())
     unique.sort(key=lambda e: _where_order(e.where))
+    if (left := len(unique) - MAX_ERRORS) > 0:
+        unique[MAX_ERRORS:] = [RecipeError(message=f"and {left} more")]
     return unique[0] if len(unique) == 1 else RecipeErrors(errors=tuple(unique))
 
 
@@ -175,7 +181,7 @@ class _Builder:
     def __init__(self, source: Source) -> None:
         self.source = source
         parse = cast("Callable[..., Iterator[yaml.Event]]", yaml.parse)  # pyright: ignore[reportUnknownMemberType]  # stubs
-        self.events = parse(source.text, Loader=yaml.SafeLoader)
+        self.events = parse(source.text, Loader=_EVENTS)
         self.event = cast(yaml.Event, None)
         self.anchors: dict[str, tuple[Node, int] | None] = {}
         self.count = 0
@@ -280,7 +286,7 @@ class _Builder:
             self.node((*path, "?"))
             return None
         node = self.node((*path, "?"))
-        if node.value == "<<" and event.style is None:
+        if node.value == "<<" and not event.style:
             self.report(
                 path, "merge keys (<<) are not allowed; repeat the fields", position, broken=False
             )
@@ -295,7 +301,7 @@ class _Builder:
 
     def scalar(self, event: yaml.ScalarEvent, path: Path) -> Scalar:
         text = cast(str, event.value)
-        if event.style is None:
+        if not event.style:  # plain
             try:
                 return scalar(text)
             except ValueError as error:

@@ -52,8 +52,8 @@ class Position:
         room = EXCERPT_COLUMNS - 9
         start = 0 if len(text) <= room // 2 else max(0, self.column - room // 4)
         before = _fit(printable(text[start : self.column]), room - 1)
-        after = _fit(printable(text[self.column :]), room - columns(before))
-        marked = printable(text[self.column : self.column + max(1, self.width)])
+        after = _fit(printable(text[self.column : self.column + room]), room - columns(before))
+        marked = printable(text[self.column : self.column + min(room, max(1, self.width))])
         carets = "^" * max(1, min(columns(marked), columns(after)))
         return f"{self.line + 1:6} | {before}{after}\n       | {' ' * columns(before)}{carets}"
 
