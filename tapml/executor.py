@@ -419,10 +419,9 @@ class _Run:
     def _crashed(self, active: _Active, error: BrokenProcessPool) -> None:
         step, name = active.step, active.step.name
         seconds = time.monotonic() - active.started
-        if error.__cause__ is not None and (
-            found := re.search(r"(\w+: .*?)[\s"]*\Z", str(error.__cause__))
-        ):
-            told = StageError(message=f"its worker could not load it: {found[1]}")
+        if error.__cause__ is not None:  # loky's account of what went wrong before our code ran
+            last = str(error.__cause__).strip('" \n').splitlines()[-1]
+            told = StageError(message=f"its worker could not load it: {last}")
             self._finish(step, "failed", seconds, 0.0, self._located(told, step))
             return
         killed = re.search(r"(SIG[A-Z0-9]+)\(", str(error))  # loky gives exit codes in prose only

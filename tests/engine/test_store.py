@@ -1,0 +1,237 @@
+"""The store loses rather than lies."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tapml import keys, store
+from tapml.errors import EnvironmentalError, StageError
+from tapml.store import DamagedError, Record, Store
+
+KEY = "ab" * 32
+PART = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=8)
+PARTS = PART.filter(lambda part: part not in (".", ".."))
+TREES = st.dictionaries(st.lists(PARTS, min_size=1, max_size=3), st.binary(max_size=40), max_size=6)
+TREES = st.dictionaries(
+    st.lists(PARTS, min_size=1, max_size=3).map(tuple), st.binary(max_size=40), max_size=6
+)
+
+
+@pytest.fixture(params=["group", "each"])
+def either(request, tmp_path: Path) -> Store:
+    return Store(tmp_path / "store", request.param)
+
+
+def record(made: Store, text: str = "out", **facts) -> Record:
+    outputs = {"out": made.put_bytes(text.encode())}
+    return Record(**{"stage": "text", "key": KEY, "preimage": {}, "outputs": outputs} | facts)
+
+
+def read_tree(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_file_is_named_by_the_digest_of_its_bytes(either, tmp_path):
+    (tmp_path / "file").write_bytes(b"bytes")
+    digest = either.put(tmp_path / "file")
+    assert digest == hashlib.sha256(b"bytes").hexdigest()
+    assert either.read(digest) == b"bytes"
+    assert either.materialise(digest, tmp_path / "again").read_bytes() == b"bytes"
+    assert either.put_bytes(b"bytes") == digest
+
+
+def test_a_large_file_survives(store, tmp_path):
+    data = os.urandom((1 << 20) + 7) * 3
+    (tmp_path / "file").write_bytes(data)
+    assert store.read(store.put(tmp_path / "file")) == data
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(tree=TREES)
+def test_a_folder_survives_the_store(tmp_path_factory, tree):
+    folder = tmp_path_factory.mktemp("tree")
+    made = Store(folder / "store")
+    source = folder / "source"
+    source.mkdir()
+    written = {}
+    for parts, data in tree.items():
+        path = source.joinpath(*parts)
+        if any(parent.is_file() for parent in path.parents) or path.exists():
+            continue  # a file of this name is there already
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        written["/".join(parts)] = data
+    digest = made.put(source)
+    assert read_tree(made.materialise(digest, folder / "linked")) == written
+    assert read_tree(made.materialise(digest, folder / "copied", copy=True)) == written
+    assert made.put(folder / "copied") == digest
+    assert made.size(digest) == sum(len(data) for data in set(written.values()))
+
+
+def test_files_are_handed_out_read_only_and_copies_writable(store, tmp_path):
+    digest = store.put_bytes(b"bytes")
+    assert store.materialise(digest, tmp_path / "linked").stat().st_mode & 0o222 == 0
+    assert store.materialise(digest, tmp_path / "copied", copy=True).stat().st_mode & 0o200
+    assert (tmp_path / "linked").stat().st_ino == store.blob(digest).stat().st_ino
+    (tmp_path / "copied").write_bytes(b"other")
+    assert store.read(digest) == b"bytes"
+
+
+def test_a_link_is_no_artifact(store, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "link").symlink_to("/etc/passwd")
+    for path in (tmp_path / "folder", tmp_path / "folder" / "link"):
+        with pytest.raises(StageError, match="link is neither a file nor a folder"):
+            store.put(path)
+
+
+def test_a_file_that_looks_like_a_listing_is_refused(store, tmp_path):
+    (tmp_path / "file").write_bytes(b"tapml.tree\0{}")
+    with pytest.raises(StageError, match="listings"):
+        store.put(tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", ["../escape", "/etc/escape", "a/../../escape", "a\0b"])
+def test_a_listing_that_leads_outside_is_damaged(store, tmp_path, name):
+    files = {name: store.put_bytes(b"bytes")}
+    digest = store.put_bytes(b"tapml.tree\0" + keys.canonical_json(files))
+    with pytest.raises(DamagedError):
+        store.materialise(digest, tmp_path / "out")
+    assert not (tmp_path / "escape").exists()
+
+
+@pytest.mark.parametrize("name", ["", "AB" * 32, "../" + KEY, KEY[:-1], KEY + "\n"])
+def test_what_is_no_digest_names_no_blob(store, name):
+    with pytest.raises(ValueError, match="is no digest"):
+        store.blob(name)
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden"])
+def test_what_is_no_name_of_a_stage_names_no_record(store, name):
+    with pytest.raises(ValueError, match="is no name of a stage"):
+        store.lookup(name, KEY)
+
+
+def test_a_record_is_found_by_its_action(either):
+    published = either.publish(record(either, report={"summary": "x"}, seconds=1.5))
+    assert either.lookup("text", KEY) == published
+    assert either.lookup("text", "cd" * 32) is None
+    assert either.lookup("other", KEY) is None
+    assert list(either.records()) == [published]
+
+
+def test_the_first_result_of_an_action_counts_and_a_forced_one_comes_before_it(store):
+    first = store.publish(record(store, "first"))
+    assert store.publish(record(store, "second")) == first
+    third = store.publish(record(store, "third"), force=True)
+    assert store.lookup("text", KEY) == third
+    assert len(list(store.records())) == 2
+    store.blob(third.outputs["out"]).unlink()
+    assert store.lookup("text", KEY) == first
+
+
+def test_a_changed_blob_is_a_miss_with_a_note_and_is_set_aside(store):
+    made = store.publish(record(store))
+    blob = store.blob(made.outputs["out"])
+    blob.chmod(0o644)
+    blob.write_bytes(b"oUt")
+    notes: list[str] = []
+    assert Store(store.root).lookup("text", KEY, notes) is None
+    assert notes == ["its stored out was damaged or lost; made again"]
+    assert [path.read_bytes() for path in (store.root / "quarantine").iterdir()] == [b"oUt"]
+    assert store.publish(record(store)).outputs == made.outputs
+    assert store.lookup("text", KEY) is not None
+
+
+def test_a_touched_blob_that_is_whole_is_a_hit_and_sealed_again(store):
+    made = store.publish(record(store))
+    blob = store.blob(made.outputs["out"])
+    sealed = blob.stat().st_mtime_ns
+    os.utime(blob)
+    assert store.lookup("text", KEY) == made
+    assert blob.stat().st_mtime_ns == sealed
+
+
+def test_a_bit_that_rotted_is_noticed_on_reading(store, tmp_path):
+    digest = store.put_bytes(b"bytes")
+    blob = store.blob(digest)
+    facts = blob.stat()
+    blob.chmod(0o644)
+    blob.write_bytes(b"bytez")
+    os.utime(blob, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    with pytest.raises(DamagedError, match="set aside"):
+        store.materialise(digest, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(DamagedError, match="missing"):
+        store.read(digest)
+
+
+@pytest.mark.parametrize("keep", [0, 10, -1, -30])
+def test_a_torn_record_is_a_miss_with_a_note(store, keep):
+    store.publish(record(store))
+    path = store.root / "ac" / "text" / KEY / "0"
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[:keep])
+    notes: list[str] = []
+    assert store.lookup("text", KEY, notes) is None
+    assert len(notes) == 1
+    assert "was damaged" in notes[0]
+
+
+def test_verify_finds_each_damage(store):
+    made = store.publish(record(store))
+    other = store.put_bytes(b"other")
+    assert store.verify() == []
+    store._verified.clear()
+    for path in (store.blob(other), store.root / "ac" / "text" / KEY / "0"):
+        data = path.read_bytes()
+        path.unlink()
+        path.write_bytes(data[:-3])
+    assert len(store.verify()) == 2
+    assert store.verify() == []
+    assert store.intact(made.outputs["out"])
+
+
+def test_a_write_that_fails_half_way_leaves_nothing(store, tmp_path, monkeypatch):
+    import errno
+
+    def torn(descriptor: int, data: bytes) -> None:
+        os.write(descriptor, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(store_module := store_module_of(store), "write_all", torn)
+    with pytest.raises(EnvironmentalError, match="No space left on device") as caught:
+        store.put_bytes(b"many bytes")
+    assert caught.value.exit_code == 3
+    assert str(store.root) in caught.value.message
+    assert not [path for path in store.root.rglob("*") if path.is_file()]
+    assert store_module is not None
+
+
+def store_module_of(made: Store):
+    return store
+
+
+def test_records_are_compared_newest_first(store):
+    for index in range(3):
+        key = f"{index:064x}"
+        store.publish(record(store, key=key, made_at=f"2026-01-0{index + 1}T00:00:00Z"))
+    assert [one.key[-1] for one in store.newest("text", 2)] == ["2", "1"]
+
+
+def test_records_hold_json_only(store):
+    with pytest.raises(TypeError, match="no canonical form"):
+        store.publish(record(store, report={"x": object()}))
+    store.publish(record(store))
+    line = (store.root / "ac" / "text" / KEY / "0").read_bytes().split(b"\n")[0]
+    assert json.loads(line)["stage"] == "text"
