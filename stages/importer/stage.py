@@ -147,6 +147,7 @@ class Import(Stage):
         codec.write_json(folders["source"] / "source.json", {**facts, "io": io})
         codec.write_weights(ctx.workdir / "weights.safetensors", weights)
         if ctx.views is not None:
+            ctx.views.mkdir(parents=True, exist_ok=True)
             (ctx.views / "imported.py").write_text(program.mod.script(), encoding="utf-8")
         mib = sum(weight.nbytes for weight in weights.values()) / 2**20
         nodes = {(node, row.op) for row in program.provenance for node in row.nodes}
