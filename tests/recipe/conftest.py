@@ -22,11 +22,6 @@ class Dim(Frozen):
     max: int = Field(ge=1)
 
 
-class Onnx(Frozen):
-    source: Literal["onnx"]
-    path: str
-
-
 class Model(Frozen):
     """The model."""
 

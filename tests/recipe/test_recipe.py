@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import pytest
 import yaml
-from pydantic import Field
 
 from tapml.errors import EnvironmentalError, RecipeError
 from tapml.recipe import Recipe, json_schema
@@ -387,10 +386,3 @@ def test_the_json_schema_knows_sections_kinds_and_notes(registry: Registry) -> N
     section = schema["$defs"]["SparsitySection"]["properties"]["format"]
     assert section["discriminator"]["propertyName"] == "kind"
     assert schema["properties"]["tuning"]["$ref"] == "#/$defs/Tuning"
-
-
-def test_a_section_of_field_defaults_is_described(registry: Registry) -> None:
-    described = Field(description="x").description
-    assert described == "x"
-    for model in compose(registry).sections.values():
-        assert model.__doc__

@@ -319,3 +319,14 @@ def test_a_workflow_file_that_is_missing_is_an_error() -> None:
 def test_the_shipped_workflow_names_installed_stages() -> None:
     for nodes in workflow.load(shipped.workflows()).file.workflows.values():
         assert {node.stage or name for name, node in nodes.items()} <= set(stage_names())
+
+
+@pytest.mark.parametrize("name", list(shipped.recipes()))
+def test_a_shipped_recipe_has_a_graph_and_resolves_to_itself(name: str, tmp_path: Path) -> None:
+    path = shipped.recipe(name)
+    recipe = recipes.load(path)
+    built = workflow.graph(recipe, shipped.workflows())
+    assert "validation" in built
+    assert ("prune" in built) == recipe.has("sparsity")
+    (tmp_path / "again.yaml").write_text(recipe.resolved_yaml(), encoding="utf-8")
+    assert recipes.load(tmp_path / "again.yaml").dotted() == recipe.dotted()
