@@ -51,7 +51,7 @@ class PythonRef(Frozen):
 
     python: str = Field(pattern=r"^.+\.py:[A-Za-z_]\w*$", description="`file.py:function`")
     reads: tuple[str, ...] = Field(
-        (), description="Files (globs) that it reads; they enter the key"
+        default=(), description="Files (globs) that it reads; they enter the key"
     )
 
 
