@@ -31,6 +31,7 @@ from .target import tvm_target
 
 BURST_S = 0.004  # of calls in a row of one candidate
 MIN_BURSTS = 5
+COLD_S = 0.2  # a first run may take this longer than the ones that follow
 PATIENCE = 10  # times the time given, spent on slow kernels to get that many bursts
 PR_SET_PDEATHSIG = 1
 
@@ -108,7 +109,7 @@ class _Candidate:
 
 def _time(jobs: list[Job], built: dict[str, Any], seconds: float, say: Callable[..., None]) -> None:
     """Runs each job once on poisoned outputs, then all in alternating bursts."""
-    candidates = list(_warmed_up(jobs, built, say))
+    candidates = list(_warmed_up(jobs, built, seconds * PATIENCE, say))
     began = time.perf_counter()
     rounds, spent = 0, 0.0  # spent: of the time that these candidates are given
     while candidates and (spent < 1 or rounds < MIN_BURSTS) and spent < PATIENCE:
@@ -122,9 +123,12 @@ def _time(jobs: list[Job], built: dict[str, Any], seconds: float, say: Callable[
 
 
 def _warmed_up(
-    jobs: list[Job], built: dict[str, Any], say: Callable[..., None]
+    jobs: list[Job], built: dict[str, Any], limit_s: float, say: Callable[..., None]
 ) -> Iterator[_Candidate]:
-    """Jobs whose outputs are right, their bursts sized; the others are answered here."""
+    """Jobs whose outputs are right, their bursts sized; the others are answered here.
+
+    So is a job that is alone and takes more than `limit_s`: its first run is its time.
+    """
     outputs: dict[str, list[np.ndarray]] = {}
     for job in jobs:
         say(at=job.id)
@@ -141,8 +145,11 @@ def _warmed_up(
         if error:
             say(result=asdict(Timing(job.id, error=error, deviation=deviation)))
             continue
+        if once > limit_s and len(jobs) == 1:
+            say(result=asdict(Timing(job.id, (once * 1e3,), "", deviation)))
+            continue
         candidate = _Candidate(job, built[job.id], args, deviation)
-        if once < 5 * BURST_S:  # the first run is a slow one
+        if once < COLD_S:
             once = min(once, candidate.burst(), candidate.burst())
         candidate.calls = max(1, min(10_000, int(BURST_S / max(once, 1e-7))))
         yield candidate

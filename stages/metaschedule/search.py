@@ -22,7 +22,7 @@ from ..records import workload_hash
 from .database import Trial
 
 BATCH = 16  # schedules proposed in a round
-SPACE = "metaschedule cpu, evolutionary 128x3, xgb, rounds of 16, 1"  # what decides the proposals
+SPACE = "metaschedule cpu, evolutionary 64x3, xgb, rounds of 16, 1"  # what decides the proposals
 FAILED_S = 1e10  # what MetaSchedule takes for the time of a schedule that failed
 
 
@@ -56,7 +56,7 @@ class Search:
             target=self._target,
             space_generator="post-order-apply",
             search_strategy=ms.search_strategy.EvolutionarySearch(
-                population_size=128, init_min_unmeasured=32, genetic_num_iters=3
+                population_size=64, init_min_unmeasured=32, genetic_num_iters=3
             ),
             rand_state=seed,
             num_threads=1,  # more, and the order is no longer a function of the seed
