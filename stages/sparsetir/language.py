@@ -184,7 +184,8 @@ class Iteration:
 
     def __str__(self) -> str:
         names = ", ".join(f"{axis.lower()} in {axis}" for axis in self.axes)
-        return f'iterate {self.name}({names}) "{self.kinds}":\n    {statement(self.kinds, self.target, self.value, self.where)}'
+        body = statement(self.kinds, self.target, self.value, self.where)
+        return f'iterate {self.name}({names}) "{self.kinds}":\n    {body}'
 
 
 @dataclass(frozen=True)
