@@ -10,7 +10,8 @@ from types import ModuleType
 import networkx as nx
 import pytest
 
-from tapml import executor, plan
+from tapml import executor
+from tapml import plan as plans
 from tapml.store import Store
 
 STAGES = '''
@@ -297,13 +298,13 @@ class Bench:
         self.store = store
         self.events: list = []
 
-    def plan(self, graph: nx.DiGraph, **how) -> plan.Plan:
-        return plan.make(graph, self.store, **how)
+    def plan(self, graph: nx.DiGraph, **how) -> plans.Plan:
+        return plans.make(graph, self.store, **how)
 
     def run(self, graph: nx.DiGraph, *, how: dict | None = None, **options) -> executor.Result:
         return self.execute(self.plan(graph, **(how or {})), **options)
 
-    def execute(self, planned: plan.Plan, **options) -> executor.Result:
+    def execute(self, planned: plans.Plan, **options) -> executor.Result:
         self.events = []
         options.setdefault("jobs", 0)
         return executor.run(

@@ -15,7 +15,7 @@ from tapml.errors import EnvironmentalError
 from tapml.stage import File, Stage
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.text(st.characters(codec="utf-8"))
-VALUES = st.recursive(
+8396d0a885bee2d7f4b07661cd149afb0ff187110cbc4154a1f3412a49364162S = st.recursive(
     SCALARS | st.floats(allow_nan=False, allow_infinity=False),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner),
     max_leaves=20,
@@ -50,7 +50,7 @@ class WithFile(Plain):
     model: File
 
 
-@given(VALUES)
+@given(8396d0a885bee2d7f4b07661cd149afb0ff187110cbc4154a1f3412a49364162S)
 def test_canonical_json_is_the_value_and_does_not_depend_on_order(value):
     text = keys.canonical_json(value)
     assert json.loads(text) == value
@@ -58,7 +58,7 @@ def test_canonical_json_is_the_value_and_does_not_depend_on_order(value):
         assert keys.canonical_json(dict(reversed(value.items()))) == text
 
 
-@given(VALUES, VALUES)
+@given(8396d0a885bee2d7f4b07661cd149afb0ff187110cbc4154a1f3412a49364162S, 8396d0a885bee2d7f4b07661cd149afb0ff187110cbc4154a1f3412a49364162S)
 def test_values_that_print_differently_have_different_keys(one, two):
     assert (keys.digest(one) == keys.digest(two)) == (json.dumps(one) == json.dumps(two)) or (
         json.dumps(one, sort_keys=True) == json.dumps(two, sort_keys=True)
@@ -89,11 +89,15 @@ def test_types_without_one_text_are_refused(value):
 
 
 def test_keys_are_pinned():
-    assert keys.action_key(Plain(), {"program": DIGEST}) == PINNED["plain"]
-    assert keys.digest({"b": [1, 1.5, None, True], "a": "ä"}) == PINNED["value"]
-
-
-PINNED = {"plain": "", "value": ""}
+    """A change here makes every stored result of every user a miss: it needs a reason."""
+    assert keys.action_key(Plain(), {"program": DIGEST}) == (
+        "a2947049e51a51195fe91efa6a69f4e8a9ed31eca21f0c30523693d258dfd9d9"
+    )
+    value = {"b": [1, 1.5, None, True], "a": "ä"}
+    assert keys.canonical_json(value) == '{"a":"ä","b":[1,1.5,null,true]}'.encode()
+    assert keys.digest(value) == (
+        "8396d0a885bee2d7f4b07661cd149afb0ff187110cbc4154a1f3412a49364162"
+    )
 
 
 def test_every_part_of_the_preimage_changes_the_key():
