@@ -169,7 +169,7 @@ def check_dims(model: Model) -> None:
             if isinstance(dim, str) and dim not in model.dims:
                 errors.append(
                     RecipeError(
-                        field=f"model.inputs.{name}.shape[{axis}]",
+                        field=f"model.inputs.{name}.shape.{axis}",
                         message=f"dim {dim!r} has no bounds",
                         hint=f"add model.dims: {{{dim}: {{min: 1, max: …}}}}, or "
                         + nearest(dim, list(model.dims), noun="dims"),
@@ -183,7 +183,7 @@ def check_dims(model: Model) -> None:
             )
     for index, bucket in enumerate(model.buckets):
         for name, size in bucket.items():
-            field = f"model.buckets[{index}].{name}"
+            field = f"model.buckets.{index}.{name}"
             if (bounds := model.dims.get(name)) is None:
                 hint = nearest(name, list(model.dims), noun="dims")
                 errors.append(RecipeError(field=field, message=f"{name!r} is no dim", hint=hint))

@@ -54,7 +54,7 @@ def match(patterns: Sequence[str], layers: Sequence[Layer]) -> tuple[Layer, ...]
         if not any(_fits(pattern, layer) for layer in layers):
             errors.append(
                 RecipeError(
-                    field=f"sparsity.layers[{index}]",
+                    field=f"sparsity.layers.{index}",
                     message=f"pattern {pattern!r} matches no layer",
                     hint=_hint(pattern, layers),
                 )

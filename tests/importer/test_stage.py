@@ -26,9 +26,9 @@ def test_a_symbol_without_bounds_is_an_error_at_its_place() -> None:
     with pytest.raises(RecipeErrors, match=r"'batch' has no bounds") as caught:
         check_dims(model(dims={"bath": DimBounds(max=16)}))
     assert [error.field for error in caught.value.errors] == [
-        "model.inputs.x.shape[0]",
+        "model.inputs.x.shape.0",
         "model.dims.bath",
-        "model.buckets[0].batch",
+        "model.buckets.0.batch",
     ]
     assert "did you mean 'batch'?" in caught.value.errors[1].hint
 
@@ -36,7 +36,7 @@ def test_a_symbol_without_bounds_is_an_error_at_its_place() -> None:
 def test_a_bucket_outside_the_bounds_is_an_error() -> None:
     with pytest.raises(RecipeError, match=r"size 32 is outside its bounds 1\.\.16") as caught:
         check_dims(model(buckets=({"batch": 1}, {"batch": 32})))
-    assert caught.value.field == "model.buckets[1].batch"
+    assert caught.value.field == "model.buckets.1.batch"
 
 
 def test_a_source_demands_its_own_field() -> None:

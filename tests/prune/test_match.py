@@ -45,7 +45,7 @@ def test_patterns_match_names_of_nodes_and_of_weights(
 def test_a_pattern_without_a_layer_offers_the_nearest_and_lists_all() -> None:
     with pytest.raises(RecipeError, match=r"'\*Dense_\*2' matches no layer") as caught:
         match(("*Dense_0", "*Dense_*2"), LAYERS)
-    assert caught.value.field == "sparsity.layers[1]"
+    assert caught.value.field == "sparsity.layers.1"
     assert caught.value.hint.startswith("nearest: net/Dense_1, net/Dense_0\n")
     assert all(layer.weight in caught.value.hint for layer in LAYERS)
 
@@ -53,4 +53,4 @@ def test_a_pattern_without_a_layer_offers_the_nearest_and_lists_all() -> None:
 def test_every_pattern_without_a_layer_is_reported() -> None:
     with pytest.raises(RecipeErrors) as caught:
         match(("nope", "neither"), LAYERS)
-    assert [e.field for e in caught.value.errors] == ["sparsity.layers[0]", "sparsity.layers[1]"]
+    assert [e.field for e in caught.value.errors] == ["sparsity.layers.0", "sparsity.layers.1"]
