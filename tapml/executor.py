@@ -46,6 +46,7 @@ from .store import Store
 from .worker import Done, Job, peak_mib
 
 _TICK_S = 0.2  # how often progress, time limits and signals are looked at
+_START_S = 60.0  # longest that a worker process may take to start
 _CRASHES = 2  # times that a stage may crash before it has failed
 _REMAKES = 3  # times that a stage is made again within one run because its stored result is damaged
 
@@ -217,6 +218,7 @@ class _Active:
     started: float
     limit_s: float | None
     stale: bool = False
+    begun: bool = False
     pid: int = 0
     peak_mib: float = 0.0
     read: int = 0
@@ -328,7 +330,9 @@ class _Run:
                 self._collect(future, active)
             elif active.pid and _has_ended(active.pid):
                 self._pool.sweep(future)
-            elif active.limit_s is not None and time.monotonic() - active.started > active.limit_s:
+            elif active.limit_s is not None and time.monotonic() - active.started > (
+                active.limit_s if active.begun else active.limit_s + _START_S
+            ):
                 self._time_out(future, active)
         if not self._active:
             self._machine.release()
@@ -562,6 +566,8 @@ class _Run:
         rows = [json.loads(line) for line in whole.splitlines()]
         for row in rows:
             active.pid = row.get("pid", active.pid)
+        if active.pid and not active.begun:
+            active.begun, active.started = True, time.monotonic()
         if active.pid:
             active.peak_mib = max(active.peak_mib, peak_mib(active.pid))
         if rows and "done" in (last := rows[-1]):
