@@ -1,7 +1,7 @@
-"""Walking a Relax function binding by binding and writing it anew, every value keeping the name it was imported with.
+"""A Relax function written anew, binding by binding, every value keeping its name.
 
-Names are how a kernel is traced to its source operators: a rewritten value keeps its name, what a rewrite adds on the
-way to value `v` is called `v__1`, `v__2`, … .
+Names are how a kernel is traced to its source operators: a rewritten value keeps its name, what a
+rewrite adds on the way to value `v` is called `v__1`, `v__2`, … .
 """
 
 from __future__ import annotations
@@ -15,20 +15,28 @@ from .compat import tvm
 rx = tvm.relax
 Visit = Callable[["Writer", Any, Any], Any]
 
-UNARY = frozenset(
-    f"relax.{name}"
-    for name in """abs acos asin atan ceil clip cos cosh erf exp floor log negative round rsqrt sigmoid sign sin sinh
-    sqrt square tan tanh nn.relu nn.gelu nn.gelu_tanh nn.silu nn.leakyrelu nn.softplus astype logical_not""".split()
+
+def _ops(names: str) -> frozenset[str]:
+    return frozenset(f"relax.{name}" for name in names.split())
+
+
+UNARY = _ops(
+    """abs acos asin atan ceil clip cos cosh erf exp floor log negative round rsqrt sigmoid sign
+    sin sinh sqrt square tan tanh nn.relu nn.gelu nn.gelu_tanh nn.silu nn.leakyrelu nn.softplus
+    astype logical_not"""
 )
-BINARY = frozenset(
-    f"relax.{name}"
-    for name in "add subtract multiply divide maximum minimum power mod floor_divide".split()
+BINARY = _ops("add subtract multiply divide maximum minimum power mod floor_divide")
+# Zero in, finite out, whatever the other operand, as long as that is finite too.
+ZERO_SAFE = _ops(
+    """abs add subtract multiply maximum minimum clip tanh sigmoid erf sqrt square negative
+    floor ceil round sin cos nn.relu nn.gelu nn.gelu_tanh nn.silu nn.leakyrelu nn.softplus astype"""
 )
 ELEMENTWISE = UNARY | BINARY
 
 
 class Writer:
-    """The new body in the making. `values`: old variable → new expression; `definitions`: new variable → its value."""
+    """The new body in the making. `values`: old variable → new expression; `definitions`: new
+    variable → its value."""
 
     def __init__(
         self, mod: Any, params: Sequence[Any] = (), num_input: int = 0, builder: Any = None
@@ -44,7 +52,7 @@ class Writer:
         self._added = 0
 
     def emit(self, expr: Any, name: str | None = None) -> Any:
-        """A new variable bound to `expr`, its type inferred; named after the value being written unless told."""
+        """A new variable bound to `expr`; named after the value being written unless told."""
         if isinstance(expr, rx.Var):
             return expr
         if name is None:
@@ -53,12 +61,12 @@ class Writer:
         return self._bind(expr, name, rx.DataflowVar)
 
     def definition(self, expr: Any, *ops: str) -> Any | None:
-        """The call that `expr` is bound to, when there is one and it is of one of `ops` (any, when none is given)."""
+        """The call that `expr` is bound to, if it is of one of `ops` (any, when none is given)."""
         call = self.definitions.get(expr) if isinstance(expr, rx.Var) else None
         return call if call is not None and (not ops or op_name(call) in ops) else None
 
     def is_weight(self, expr: Any) -> bool:
-        """Whether `expr` depends on weights and constants alone, so that it can be computed once, when they are packed."""
+        """Whether `expr` depends on weights and constants alone, so that it is computed once."""
         return all(leaf in self._weights or is_constant(leaf) for leaf in operands(expr))
 
     def typed(self, expr: Any) -> Any:
@@ -87,7 +95,7 @@ class Writer:
         return self.function(func.params, self.substitute(func.body.body), func.attrs)
 
     def bind(self, var: Any, value: Any, *, result: bool = False) -> None:
-        """Writes an old binding as it is, over the new variables; `result` when the function returns it."""
+        """Writes an old binding over the new variables; `result` when the function returns it."""
         self.values[var] = self._bind(
             self.substitute(value), var.name, rx.Var if result else rx.DataflowVar
         )
@@ -117,7 +125,7 @@ class Writer:
             return rx.Tuple([self.substitute(field) for field in expr.fields])
         if isinstance(expr, rx.TupleGetItem):
             source = self.substitute(expr.tuple_value)
-            fields = source if isinstance(source, rx.Tuple) else self.definitions.get(source)
+            fields: Any = source if isinstance(source, rx.Tuple) else self.definitions.get(source)
             return (
                 fields.fields[expr.index]
                 if isinstance(fields, rx.Tuple)
@@ -145,8 +153,8 @@ class Writer:
 def rewrite(mod: Any, visit: Visit, name: str = "main") -> Any:
     """`mod` with the bindings of function `name` written anew.
 
-    `visit(writer, var, value)` sees each value over the new variables and answers with what takes its place: an
-    expression, a variable already written, or None to keep it.
+    `visit(writer, var, value)` sees each value over the new variables and answers with what takes
+    its place: an expression, a variable already written, or None to keep it.
     """
     func = mod[name]
     writer = Writer(mod, func.params, num_input(func))
@@ -186,7 +194,7 @@ def bindings(func: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def op_name(expr: Any) -> str:
-    """`relax.add`, …; the name of the called function for calls of functions; "" for what is no call."""
+    """`relax.add`, …; of a call of a function its name; "" for what is no call."""
     if not isinstance(expr, rx.Call):
         return ""
     return expr.op.name if isinstance(expr.op, tvm.ir.Op) else getattr(expr.op, "name_hint", "")
@@ -228,5 +236,5 @@ def scalar_value(expr: Any) -> float | int | None:
 def same_shape(left: Any, right: Any) -> bool:
     """Whether two lists of sizes are provably equal."""
     return len(left) == len(right) and all(
-        tvm.sym.Analyzer().can_prove_equal(a, b) for a, b in zip(left, right)
+        tvm.sym.Analyzer().can_prove_equal(a, b) for a, b in zip(left, right, strict=True)
     )

@@ -8,10 +8,10 @@ from .dataflow import BINARY, Writer, op_name, rewrite, rx, same_shape, shape_of
 
 
 def remove_noops(mod: Any, name: str = "main") -> Any:
-    """`mod` whose function `name` has no reshape, transpose, cast or broadcast that changes nothing.
+    """`mod` whose function `name` has no reshape, transpose, cast or broadcast without effect.
 
-    Chains of reshapes and of transposes become one; a reshape that only adds or drops unit axes becomes expand_dims or
-    squeeze, which fuse with their neighbours where sizes are symbolic.
+    Chains of reshapes and of transposes become one; a reshape that only adds or drops unit axes
+    becomes expand_dims or squeeze, which fuse with their neighbours where sizes are symbolic.
     """
     return rewrite(mod, _visit, name)
 
@@ -53,10 +53,14 @@ def _reshape(writer: Writer, source: Any, shape: list[Any]) -> Any:
     """A reshape, or squeeze and expand_dims when these do."""
     sizes = shape_of(source)
     kept = [axis for axis, size in enumerate(sizes) if not _is_one(size)]
-    if not kept or not same_shape([sizes[axis] for axis in kept], [size for size in shape if not _is_one(size)]):
+    if not kept or not same_shape(
+        [sizes[axis] for axis in kept], [size for size in shape if not _is_one(size)]
+    ):
         return rx.op.reshape(source, shape)
     if len(kept) < len(sizes):
-        source = writer.emit(rx.op.squeeze(source, [axis for axis, size in enumerate(sizes) if _is_one(size)]))
+        source = writer.emit(
+            rx.op.squeeze(source, [axis for axis, size in enumerate(sizes) if _is_one(size)])
+        )
     added = [axis for axis, size in enumerate(shape) if _is_one(size)]
     return rx.op.expand_dims(source, added) if added else source
 

@@ -1,4 +1,4 @@
-"""Arithmetic in one canonical form: constants folded, Clip and Max as Relax has them, division by constants."""
+"""Arithmetic in one canonical form: constants, Clip, Max, division by constants."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ LIMITS = {"relax.maximum": -math.inf, "relax.minimum": math.inf}
 def canonicalize(mod: Any, *, reciprocal: bool = True) -> Any:
     """`mod` in canonical arithmetic.
 
-    - ONNX's Clip (isnan, where and call_tir of a maximum or minimum) → `relax.clip`, `maximum`, `minimum`
+    - ONNX's Clip (isnan, where and call_tir of a maximum or minimum) → `relax.clip`, `maximum`,
+      `minimum`
     - ONNX's Max and Min (broadcast_to, stack, reduce) → `relax.maximum`, `minimum`
-    - `reciprocal`: x / c → x * (1 / c) for constants and weights; differs by at most one unit in the last place
+    - `reciprocal`: x / c → x * (1 / c) for constants and weights; differs by at most one unit in
+      the last place
     """
 
     def visit(writer: Writer, _var: Any, value: Any) -> Any:
@@ -81,9 +83,10 @@ def _extremum(writer: Writer, value: Any) -> Any:
     inner = writer.definition(x, *(LIMITS.keys() - {name}))
     if inner is not None:
         y, other = _split(inner)
-        low, high = (bound, other) if name == "relax.maximum" else (other, bound)
-        if other is not None and low <= high:
-            return rx.op.clip(y, low, high)
+        if other is not None:
+            low, high = (bound, other) if name == "relax.maximum" else (other, bound)
+            if low <= high:
+                return rx.op.clip(y, low, high)
     return value
 
 
@@ -131,9 +134,8 @@ def _reciprocal(writer: Writer, value: Any) -> Any:
     number = scalar_value(divisor)
     if number is not None and isinstance(number, float) and divisor.ty.ndim == 0 and number != 0:
         return rx.op.multiply(numerator, rx.const(1.0 / number, divisor.ty.dtype))
-    if number is None and writer.is_weight(divisor) and not writer.is_weight(numerator):
-        if str(divisor.ty.dtype).startswith("float"):
-            return rx.op.multiply(
-                numerator, writer.emit(rx.op.divide(rx.const(1.0, divisor.ty.dtype), divisor))
-            )
+    floats = str(divisor.ty.dtype).startswith("float")
+    if number is None and floats and writer.is_weight(divisor) and not writer.is_weight(numerator):
+        inverse = writer.emit(rx.op.divide(rx.const(1.0, divisor.ty.dtype), divisor))
+        return rx.op.multiply(numerator, inverse)
     return None

@@ -16,8 +16,9 @@ OUTPUT_AXIS = {
 def fold_batch_norm(mod: Any) -> Any:
     """`mod` without `nn.batch_norm`.
 
-    y = (conv(x, W) + b - mean) * s + beta with s = gamma / sqrt(variance + epsilon) is conv(x, W * s) + (b - mean) * s + beta.
-    All of it is written in Relax on the weights, so that it is computed once, when they are packed.
+    y = (conv(x, W) + b - mean) * s + beta with s = gamma / sqrt(variance + epsilon) is conv(x, W *
+    s) + (b - mean) * s + beta. All of it is written in Relax on the weights, so that it is
+    computed once, when they are packed.
     """
     uses = use_counts(mod["main"])
 
@@ -76,22 +77,16 @@ def _one(like: Any) -> Any:
 
 
 def _convolution(writer: Writer, x: Any, axis: int, uses: Any) -> tuple[Any, Any]:
-    """The convolution that only this BatchNorm reads, and the bias added between, as (call, bias or None)."""
+    """The convolution that only this BatchNorm reads, and the bias added between (or None)."""
 
     def conv_of(expr: Any) -> Any:
         conv = writer.definition(expr, *OUTPUT_AXIS)
-        fits = (
-            conv is not None
-            and uses[expr.name] == 1
-            and axis == 1
-            and writer.is_weight(conv.args[1])
-        )
-        if not fits or (
-            op_name(conv) == "relax.nn.conv2d_transpose" and int(conv.attrs.groups) != 1
-        ):
+        if conv is None or uses[expr.name] != 1 or axis != 1 or not writer.is_weight(conv.args[1]):
             return None
-        layouts = (str(conv.attrs.data_layout), str(conv.attrs.kernel_layout))
-        return conv if layouts[0][:2] == "NC" and layouts[1][:2] in ("OI", "IO") else None
+        if op_name(conv) == "relax.nn.conv2d_transpose" and int(conv.attrs.groups) != 1:
+            return None
+        data, kernel = str(conv.attrs.data_layout), str(conv.attrs.kernel_layout)
+        return conv if data.startswith("NC") and kernel[:2] in ("OI", "IO") else None
 
     if (conv := conv_of(x)) is not None:
         return conv, None

@@ -1,4 +1,4 @@
-"""Lookups: a matrix product with one-hot rows is a `take`, and what follows row by row is looked up as well."""
+"""Lookups: a product with one-hot rows is a `take`, and what follows row by row is looked up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from ..dataflow import ELEMENTWISE, Writer, is_constant, op_name, rewrite, rx, s
 def one_hot_to_take(mod: Any) -> Any:
     """`mod` with `matmul(astype(equal(ids, [0..n)), float), W)` as a `take` of W's rows.
 
-    An id outside [0, n) is a row of zeros in both: W gets a zero row at each end, ids are clipped to [-1, n] and moved up.
+    An id outside [0, n) is a row of zeros in both: W gets a zero row at each end, ids are clipped
+    to [-1, n] and moved up.
     """
 
     def visit(writer: Writer, _var: Any, value: Any) -> Any:
@@ -39,9 +40,10 @@ def one_hot_to_take(mod: Any) -> Any:
 
 
 def elementwise_before_take(mod: Any) -> Any:
-    """`mod` in which elementwise operators on looked-up rows of a weight are applied to the weight's rows.
+    """`mod` whose elementwise operators on looked-up rows of a weight work on the weight itself.
 
-    `gelu(take(W, ids) + b)` is `take(gelu(W + b), ids)`: once per row when weights are packed, not once per lookup.
+    `gelu(take(W, ids) + b)` is `take(gelu(W + b), ids)`: once per row when weights are packed, not
+    once per lookup.
     """
 
     def visit(writer: Writer, _var: Any, value: Any) -> Any:
@@ -90,7 +92,7 @@ def _row_lookup(writer: Writer, expr: Any) -> Any | None:
 
 
 def _per_row(writer: Writer, arg: Any, width: int) -> Any | None:
-    """What takes the place of an operand when rows are computed instead of lookups; None when nothing can."""
+    """What an operand is when rows are computed instead of lookups; None when nothing can be."""
     if (take := _row_lookup(writer, arg)) is not None:
         return take.args[0]
     if not isinstance(arg, rx.Var) and not is_constant(arg):

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ..dataflow import bindings, op_name, operands, remove_dead_code, rx
+from ..noops import remove_noops
 from .arithmetic import canonicalize
 from .batch_norm import fold_batch_norm
 from .gather import elementwise_before_take, one_hot_to_take
-from ..noops import remove_noops
 from .regions import mark_regions
 from .shapes import fold_shapes
 
@@ -36,7 +36,7 @@ def passes(*, reciprocal: bool = True) -> list[tuple[str, Pass]]:
 
 
 def remember_imported(mod: Any) -> Any:
-    """`mod` with the dataflow it was imported with as an attribute: value → values and parameters that it reads."""
+    """`mod` with the imported dataflow as an attribute: value → values and parameters it reads."""
     reads = {
         var.name: list(
             dict.fromkeys(leaf.name for leaf in operands(value) if isinstance(leaf, rx.Var))

@@ -1,4 +1,4 @@
-"""Regions: each matrix product with a weight, and the elementwise operators behind it, as a function of its own.
+"""Regions: each matrix product with a weight, and its elementwise epilogue, as a function.
 
 A region is what an alternative (sparse, library) may replace, and it is timed whole.
 """
@@ -30,7 +30,7 @@ RESHAPING = ("relax.reshape", "relax.permute_dims", "relax.expand_dims", "relax.
 
 @dataclass(frozen=True)
 class Region:
-    """Variables of `main` that one region computes, in order; the last is its result. `weight` is the source weight."""
+    """Variables of `main` that one region computes, in order; the last is its result."""
 
     weight: str
     members: tuple[Any, ...]
@@ -39,8 +39,8 @@ class Region:
 def mark_regions(mod: Any) -> Any:
     """`mod` whose matrix products with 2-D weights are calls of composite functions `region_<k>`.
 
-    A region's function takes activations as rows, [M, K] → [M, N] (leading axes are flattened around the call, a view
-    of the same memory), and weights as they are in the source.
+    A region's function takes activations as rows, [M, K] → [M, N] (leading axes are flattened
+    around the call, a view of the same memory), and weights as they are in the source.
     """
     mod = _flatten_rows(mod)
     func = mod["main"]
@@ -88,7 +88,7 @@ def _source_weight(value: Any, values: dict[Any, Any], weights: set[Any]) -> Any
 
 
 def _epilogue(first: Any, values: dict[Any, Any], weights: set[Any]) -> list[Any]:
-    """`first` and the elementwise values of its shape that need nothing computed from it elsewhere."""
+    """`first` and the elementwise values of its shape that need nothing made from it elsewhere."""
     shape, inside, outside, chain = shape_of(first), {first}, set(), [first]
     order = list(values)
     for var in order[order.index(first) + 1 :]:
@@ -140,7 +140,7 @@ def _outline(outer: Writer, values: dict[Any, Any], region: Region) -> tuple[Any
 
 
 def _with_reshaped_weights(values: dict[Any, Any], region: Region) -> list[Any]:
-    """The members, and before them what only reshapes weights for them: a region reads weights as they are."""
+    """The members, and before them what reshapes weights for them: a region reads raw weights."""
     members = list(region.members)
     k = 0
     while k < len(members):
@@ -166,7 +166,7 @@ def _is_reshaped_param(var: Any, values: dict[Any, Any]) -> bool:
 
 
 def _flatten_rows(mod: Any) -> Any:
-    """`mod` whose products of [..., K] with a weight, and the elementwise values behind them, are 2-D inside reshapes."""
+    """`mod` whose products of [..., K] with a weight, epilogues included, are 2-D in reshapes."""
     rows: dict[Any, Any] = {}  # variable of more than two axes → the same values as [M, N]
 
     def flat(writer: Writer, expr: Any, width: Any) -> Any | None:

@@ -11,7 +11,8 @@ from ..dataflow import Writer, op_name, rewrite, rx, shape_of
 def fold_shapes(mod: Any) -> Any:
     """`mod` whose shapes are simplified: `T.min(1000000000, batch)` is `batch` where batch ≤ 64.
 
-    Slices that turn out to take everything are removed, which is where ONNX's "to the end" bounds come from.
+    Slices that turn out to take everything are removed, which is where ONNX's "to the end" bounds
+    come from.
     """
     analyzer = bounded_analyzer(mod["main"])
 
@@ -45,7 +46,7 @@ def bounded_analyzer(func: Any) -> Any:
 
 
 def _takes_everything(call: Any, analyzer: Any) -> bool:
-    """Whether a slice has the shape of its input; with equal sizes, steps can only be 1 (or -1: not taken)."""
+    """Whether a slice has the shape of its input, in steps of one."""
     strides = call.args[4] if len(call.args) > 4 else rx.Tuple([])
     if any(int(step.value) != 1 for step in strides.fields):
         return False

@@ -1,4 +1,4 @@
-"""The relax room: graph-level passes over Relax operators; nothing is legalized, layouts stay as imported."""
+"""The relax room: graph-level passes; nothing is legalized, layouts stay as imported."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ class RelaxOptions(Frozen):
 
     reciprocal: bool = Field(
         True,
-        description="Multiply by 1/c where the model divides by a constant c (at most one unit in the last place)",
+        description="Multiply by 1/c where the model divides by a constant c (an ulp at most)",
     )
 
 
 class RelaxPasses(Stage):
     """The imported program in canonical form, each matrix product with a weight marked as a region.
 
-    In:  Relax operators; weights are parameters; dims may be symbolic, with bounds as function attributes.
-    Out: Relax operators, not legalized; BatchNorm, Clip and one-hot products rewritten; a composite function `region_<k>`
-         for each product with a 2-D weight and its elementwise epilogue.
+    In:  Relax operators; weights are parameters; dims may be symbolic, with bounds as function
+         attributes.
+    Out: Relax operators, not legalized; BatchNorm, Clip and one-hot products rewritten; a
+         composite function `region_<k>` for each product with a 2-D weight and its elementwise
+         epilogue.
     """
 
     name: ClassVar[str] = "relax"

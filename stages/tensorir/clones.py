@@ -14,7 +14,7 @@ DYNAMIC = "main_dyn"
 
 
 def clone_names(buckets: Sequence[dict[str, int]]) -> dict[str, dict[str, int]]:
-    """Name of each copy of `main` → the sizes that it is for; `main` alone when there are no buckets."""
+    """Name of each copy of `main` → the sizes it is for; `main` alone when there are no buckets."""
     if not buckets:
         return {"main": {}}
     dims = sorted({dim for bucket in buckets for dim in bucket})
@@ -43,7 +43,7 @@ def clone_buckets(mod: Any, clones: dict[str, dict[str, int]]) -> Any:
 
 
 def add_dispatcher(mod: Any, clones: dict[str, dict[str, int]]) -> Any:
-    """`mod` with a `main` that calls the clone for the sizes of its inputs, and the symbolic one for all others."""
+    """`mod` with a `main` that calls the clone for the sizes of its inputs, or the symbolic one."""
     if list(clones) == ["main"]:
         return mod
     dynamic = mod[DYNAMIC]
@@ -83,7 +83,9 @@ def add_dispatcher(mod: Any, clones: dict[str, dict[str, int]]) -> Any:
         chosen = rx.Var(f"choose_{name}", result_type)
         branch = typed(rx.If(condition, call(name), body))
         body = typed(rx.SeqExpr([rx.BindingBlock([rx.VarBinding(chosen, branch)])], chosen))
-    main = rx.Function(params, body, result_type, True, dynamic.attrs).with_attr("global_symbol", "main")
+    main = rx.Function(params, body, result_type, True, dynamic.attrs).with_attr(
+        "global_symbol", "main"
+    )
     out = tvm.IRModule(mod.functions, attrs=mod.attrs)
     out["main"] = main
     return out

@@ -1,24 +1,25 @@
-"""Matrix products with packed weights; a region becomes one function that fuses into a single kernel."""
+"""Matrix products with packed weights; a region becomes one function, fused into one kernel."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ..dataflow import Writer, bindings, op_name, rewrite, rx, shape_of
-from .layout import OUT_EWISE_FUSABLE
-from .te_ops import PANEL, dense
+from .te_ops import OUT_EWISE_FUSABLE, PANEL, ceil_div, dense
 
 REGION, CLONE = "tapml.region", "tapml.clone"
 
 
 def pack_dense(mod: Any, name: str = "main") -> Any:
-    """`mod` in which products of function `name` with a 2-D weight read it packed: [ceil(N / PANEL), K, PANEL].
+    """`mod` whose function `name` reads 2-D weights packed: [ceil(N / PANEL), K, PANEL].
 
-    A call of the composite `region_<k>` becomes a call of `region_<k>__<name>`, which has the same parameters but for
-    the weight, and the attributes `tapml.region` and `tapml.clone`.
+    A call of the composite `region_<k>` becomes a call of `region_<k>__<name>`, which has the same
+    parameters but for the weight, and the attributes `tapml.region` and `tapml.clone`.
     """
     regions = {
-        gvar.name_hint: func for gvar, func in mod.functions.items() if func.attrs and REGION in func.attrs
+        gvar.name_hint: func
+        for gvar, func in mod.functions.items()
+        if func.attrs and REGION in func.attrs
     }
 
     def visit(writer: Writer, _var: Any, value: Any) -> Any:
@@ -34,27 +35,36 @@ def pack_dense(mod: Any, name: str = "main") -> Any:
 
 def _multiplies_weight(writer: Writer, value: Any) -> bool:
     x, weight = value.args
-    return weight.ty.ndim == 2 and x.ty.ndim == 2 and writer.is_weight(weight) and not writer.is_weight(x)
+    return (
+        weight.ty.ndim == 2
+        and x.ty.ndim == 2
+        and writer.is_weight(weight)
+        and not writer.is_weight(x)
+    )
 
 
 def _dense(writer: Writer, x: Any, packed: Any, columns: int) -> Any:
-    return writer.call_te(lambda a, w: dense(a, w, columns), x, packed, hint="dense", attrs=OUT_EWISE_FUSABLE)
+    return writer.call_te(
+        lambda a, w: dense(a, w, columns), x, packed, hint="dense", attrs=OUT_EWISE_FUSABLE
+    )
 
 
 def _pack(writer: Writer, weight: Any, transposed: bool) -> Any:
     """The packed form of W [K, N], or [N, K] when `transposed`."""
     emit = writer.emit
     columns, rows = shape_of(weight) if transposed else reversed(shape_of(weight))
-    panels = -(-columns // PANEL)
+    panels = ceil_div(columns, PANEL)
     if extra := panels * PANEL - columns:
         weight = emit(rx.op.nn.pad(weight, [0, extra, 0, 0] if transposed else [0, 0, 0, extra]))
     if transposed:
-        return emit(rx.op.permute_dims(emit(rx.op.reshape(weight, [panels, PANEL, rows])), [0, 2, 1]))
+        return emit(
+            rx.op.permute_dims(emit(rx.op.reshape(weight, [panels, PANEL, rows])), [0, 2, 1])
+        )
     return emit(rx.op.permute_dims(emit(rx.op.reshape(weight, [rows, panels, PANEL])), [1, 0, 2]))
 
 
 def _call_packed(writer: Writer, region: Any, call: Any, name: str, clone: str) -> Any:
-    """The call of a region's function written anew over a packed weight, with the types that the arguments have here."""
+    """The call of a region written anew over a packed weight, with the types its arguments have."""
     product = next(value for _, value in bindings(region) if op_name(value) == "relax.matmul")
     values = dict(bindings(region))
     transposed = product.args[1] in values

@@ -1,7 +1,8 @@
 """Which imported values each kernel call computes, rebuilt after fusion; none may be lost.
 
-FuseOps merges equal groups and renames their results, so calls are followed by what they compute: a call of a kernel on
-known values is the value that had this kernel and these operands before fusion.
+FuseOps merges equal groups and renames their results, so calls are followed by what they compute:
+a call of a kernel on known values is the value that had this kernel and these operands before
+fusion.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ IMPORTED = "tapml.imported"
 
 
 def fused_values(before: Any, after: Any, name: str) -> list[list[str]]:
-    """For each kernel call of function `name` after FuseOps, the values that it computes, by their names before."""
+    """For each call of function `name` after FuseOps, the values it computes, as named before."""
     known: dict[tuple[Any, ...], list[str]] = {}
     for var, value in bindings(before[name]):
         if isinstance(value, rx.Call):
@@ -28,7 +29,7 @@ def fused_values(before: Any, after: Any, name: str) -> list[list[str]]:
     sites: list[list[str]] = []
 
     def walk(func: Any, names: dict[Any, Any]) -> Any:
-        """Names of the values that `func` returns; its kernel calls are added to the current site or are sites."""
+        """Names of the values that `func` returns; its kernel calls join the site, or are sites."""
         for var, value in bindings(func):
             if not isinstance(value, rx.Call):
                 names[var] = resolve(value, names)
@@ -67,7 +68,10 @@ def _callee(mod: Any, call: Any) -> Any:
 
 def _key(call: Any, name: Any) -> tuple[Any, ...]:
     kernel = call.args[0].name_hint if op_name(call) == "relax.call_tir" else op_name(call)
-    return (kernel, *(name(leaf) if isinstance(leaf, rx.Var) else str(leaf.value) for leaf in operands(call)))
+    return (
+        kernel,
+        *(name(leaf) if isinstance(leaf, rx.Var) else str(leaf.value) for leaf in operands(call)),
+    )
 
 
 class Imported:
@@ -104,7 +108,7 @@ class Imported:
         return found
 
     def needed(self) -> tuple[set[str], set[str]]:
-        """(values that depend on inputs, values of weights alone), among those that the results need."""
+        """(values that depend on inputs, values of weights alone) that the results need."""
         live = set().union(*(self.cone(name, set()) for name in self.results))
         varying: set[str] = set()
         for name, reads in self.reads.items():  # in order of definition
@@ -116,14 +120,19 @@ class Imported:
 def groups(
     imported: Imported, before: Any, after: Any, calls: dict[str, list[str | None]]
 ) -> dict[str, Any]:
-    """groups.json: per clone, each kernel call with the imported values and source nodes that it computes.
+    """groups.json: per clone, each kernel call with the imported values and source nodes of it.
 
-    In:     the module before and after FuseOps; clone → the kernel of each of its calls, in order, None for a view.
+    In:     the module before and after FuseOps; clone → the kernel of each of its calls, in order,
+            None for a view.
     Out:    a view's values belong to the kernel called next.
-    Raises: StageError when an imported operator is in no group, neither folded nor part of the packing of weights.
+    Raises: StageError when an imported operator is in no group, neither folded nor part of the
+            packing of weights.
     """
     varying, packed = imported.needed()
-    out: dict[str, Any] = {"folded": sorted(imported.reads.keys() - varying - packed), "transform": sorted(packed)}
+    out: dict[str, Any] = {
+        "folded": sorted(imported.reads.keys() - varying - packed),
+        "transform": sorted(packed),
+    }
     for clone, kernels in calls.items():
         reads = _reads(before[clone])
         rows: list[dict[str, Any]] = []
@@ -132,16 +141,24 @@ def groups(
         for kernel, values in zip(kernels, fused_values(before, after, clone), strict=True):
             for value in values:
                 if (root := imported.base(value)) is not None:
-                    stops = {base for read in reads[value] if (base := imported.base(read)) is not None}
+                    stops = {
+                        base for read in reads[value] if (base := imported.base(read)) is not None
+                    }
                     cone |= imported.cone(root, stops)
             covered |= cone
             if kernel is not None:
                 ordered = [name for name in imported.reads if name in cone]
-                nodes = list(dict.fromkeys(node for name in ordered for node in imported.nodes.get(name, ())))
-                rows.append({"call": len(rows), "kernel": kernel, "values": ordered, "nodes": nodes})
+                nodes = list(
+                    dict.fromkeys(node for name in ordered for node in imported.nodes.get(name, ()))
+                )
+                rows.append(
+                    {"call": len(rows), "kernel": kernel, "values": ordered, "nodes": nodes}
+                )
                 cone = set()
         if lost := varying - covered:
-            raise StageError(stage="tensorir", message=f"{clone}: no kernel covers {', '.join(sorted(lost))}")
+            raise StageError(
+                stage="tensorir", message=f"{clone}: no kernel covers {', '.join(sorted(lost))}"
+            )
         out[clone] = rows
     return out
 
@@ -151,6 +168,10 @@ def _reads(func: Any) -> dict[str, list[str]]:
     count = num_input(func)
     weights = {param.name for param in func.params[count:]}
     return {
-        var.name: [leaf.name for leaf in operands(value) if isinstance(leaf, rx.Var) and leaf.name not in weights]
+        var.name: [
+            leaf.name
+            for leaf in operands(value)
+            if isinstance(leaf, rx.Var) and leaf.name not in weights
+        ]
         for var, value in bindings(func)
     }

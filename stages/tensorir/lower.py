@@ -36,7 +36,8 @@ def lower(program: Program, lanes: int) -> Program:
     """The lowered program, with its groups.
 
     Raises: UnloweredOpError, naming each operator without a legalization.
-    Source: TVM's `zero` pipeline without FoldConstant, after our layout pass and with packing lifted out of `main`.
+    Source: TVM's `zero` pipeline without FoldConstant, after our layout pass and with packing
+            lifted out of `main`.
     """
     clones = clone_names(program.io.buckets if program.io.dims else ())
     mod = clone_buckets(program.mod, clones)
@@ -71,7 +72,7 @@ def unlowered_ops(mod: Any) -> tuple[str, ...]:
 
 
 def _calls(func: Any) -> list[str | None]:
-    """The kernel of every call of a lowered function, in order; None for a reshape, which is a view."""
+    """The kernel of every call of a lowered function, in order; None for a reshape (a view)."""
     return [
         value.args[0].name_hint if op_name(value) == "relax.call_tir" else None
         for _, value in bindings(func)
@@ -80,13 +81,17 @@ def _calls(func: Any) -> list[str | None]:
 
 
 def _lift_packing(mod: Any, clones: tuple[str, ...]) -> Any:
-    """`mod` whose clones take packed weights; what packs them is one function for all, `main_transform_params`."""
+    """`mod` whose clones take packed weights; one `main_transform_params` packs them for all."""
     mod = rx.transform.LiftTransformParams()(mod)
     lifted = [mod[f"{name}_transform_params"].without_attr("global_symbol") for name in clones]
     for name, func in zip(clones, lifted, strict=True):
         if not tvm_ffi.structural_equal(func, lifted[0], map_free_vars=True):
             raise StageError(message=f"{name} packs its weights unlike {clones[0]}")
-    functions = {gvar: func for gvar, func in mod.functions.items() if not gvar.name_hint.endswith("_transform_params")}
+    functions = {
+        gvar: func
+        for gvar, func in mod.functions.items()
+        if not gvar.name_hint.endswith("_transform_params")
+    }
     out = tvm.IRModule(functions, attrs=mod.attrs)
     out[TRANSFORM] = lifted[0].with_attr("global_symbol", TRANSFORM)
     return out
@@ -102,13 +107,13 @@ def _mark_primitive(mod: Any) -> Any:
 
 
 def _annotate(mod: Any, clones: tuple[str, ...]) -> Any:
-    """`mod` whose PrimFuncs say which region and clone they are of, or that they only pack weights."""
+    """`mod` whose PrimFuncs say of which region and clone they are, or that they pack weights."""
     running = {kernel for name in clones for kernel in _calls(mod[name])}
     out = tvm.IRModule(mod.functions, attrs=mod.attrs)
     for gvar, func in mod.functions.items():
         if not isinstance(func, tvm.tirx.PrimFunc):
             continue
-        name = gvar.name_hint
+        name = str(gvar.name_hint)
         if name not in running:
             func = func.with_attr(TRANSFORM_ONLY, 1)
         elif name.startswith("region_"):
@@ -116,5 +121,3 @@ def _annotate(mod: Any, clones: tuple[str, ...]) -> Any:
             func = func.with_attr(REGION, region).with_attr(CLONE, clone)
         out.update_func(gvar, func)
     return out
-
-

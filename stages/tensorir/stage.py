@@ -1,4 +1,4 @@
-"""The tensorir room: layouts decided, weights packed apart, operators lowered and fused, a default schedule for each."""
+"""The tensorir room: layouts, packed weights, fused kernels and a default schedule for each."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ if TYPE_CHECKING:
 
 
 class TensorIR(Stage):
-    """Legalized and fused program whose PrimFuncs are unscheduled, with a default schedule record for each.
+    """Legalized and fused program of unscheduled PrimFuncs, with a default schedule for each.
 
     In:     Relax operators, regions marked; dims may be symbolic, dtypes are static.
-    Out:    every remaining call is a call_tir; `main_transform_params` packs the weights once; exact-size clones for the
-            buckets; one record per PrimFunc that runs; `groups.json` maps kernel calls to source operators.
+    Out:    every remaining call is a call_tir; `main_transform_params` packs the weights once;
+            exact-size clones for the buckets; one record per PrimFunc that runs; `groups.json`
+            maps kernel calls to source operators.
     Raises: UnloweredOpError, naming each operator without a legalization.
-    Source: TVM's `zero` pipeline without FoldConstant and its database step, after one layout pass of our own.
+    Source: TVM's `zero` pipeline without FoldConstant and its database step, after one layout pass
+            of our own.
     """
 
     name: ClassVar[str] = "tensorir"
@@ -59,18 +61,27 @@ class TensorIR(Stage):
 def lanes(target: Target) -> int:
     """Channels per block of an activation: a vector's worth of floats, but at most 8.
 
-    Sixteen would pad a 24-channel tensor by a third; with AVX-512 two blocks of eight are computed side by side.
+    Sixteen would pad a 24-channel tensor by a third; with AVX-512 two blocks of eight are computed
+    side by side.
     """
     return max(4, min(8, target.vector_bits // 32))
 
 
 def report(program: Program, records: Sequence[Record]) -> Report:
     """Kernels by rule, with the share of the multiply-adds that each rule schedules."""
-    clones = {name: rows for name, rows in (program.groups or {}).items() if name not in ("folded", "transform")}
+    clones = {
+        name: rows
+        for name, rows in (program.groups or {}).items()
+        if name not in ("folded", "transform")
+    }
     total = sum(record.flops for record in records) or 1.0
     rules = sorted({record.rule for record in records})
     by_rule = [
-        (rule, len(own := [record for record in records if record.rule == rule]), sum(one.flops for one in own) / total)
+        (
+            rule,
+            len(own := [record for record in records if record.rule == rule]),
+            sum(one.flops for one in own) / total,
+        )
         for rule in rules
     ]
     by_rule.sort(key=lambda row: -row[2])

@@ -1,17 +1,19 @@
-"""Tensor expressions of the operators that the layout pass lowers itself: blocked convolutions and packed dense.
+"""Tensor expressions of what the layout pass lowers itself: blocked convolutions, packed dense.
 
 Layouts (L = lanes of the layout, a power of two; every size but the batch is usually static):
-  activation   X [N, ceil(C/L), *spatial, L]      spatial = 1 or 2 axes; unit axes may have been dropped
-  conv weight  W [ceil(O/L), C/I, *window, I, L]  I = L for a blocked input, else the block a plain input is read in
-  depthwise    W [C/L, *window, L]
+  activation   X [N, ceil(C/L), *spatial, L]      spatial = 1 or 2 axes; unit axes may have been
+  dropped conv weight  W [ceil(O/L), C/I, *window, I, L]  I = L for a blocked input, else the block
+  a plain input is read in depthwise    W [C/L, *window, L]
   dense        X [M, K], W [ceil(N/P), K, P]      P = PANEL
 
-The block that multiplies and adds is named as the function (`conv`, `depthwise`, `conv_transpose`, `dense`); zero
-padding, if any, is a block `pad` before it. Schedule rules rely on the order of loops:
+The block that multiplies and adds is named as the function (`conv`, `depthwise`, `conv_transpose`,
+`dense`); zero padding, if any, is a block `pad` before it. Schedule rules rely on the order of
+loops:
   conv            n, o, *out, v | c, *window, i
   depthwise       n, c, *out, v | *window
-  conv_transpose  n, o, h, w, v | c, i        reads X at h // R, w // S and W at h % R, w % S: tile w by multiples of S
-  dense           m, j, p | k                 followed by the injective block `unpack`: Y[m, n] = acc[m, n // P, n % P]
+  conv_transpose  n, o, h, w, v | c, i        reads X at h // R, w // S and W at h % R, w % S: tile
+  w by multiples of S dense           m, j, p | k                 followed by the injective block
+  `unpack`: Y[m, n] = acc[m, n // P, n % P]
 """
 
 from __future__ import annotations
@@ -23,7 +25,15 @@ from typing import Any
 from ..compat import tvm
 
 te = tvm.te
-PANEL = 16  # columns of a packed dense weight that lie side by side: two AVX2 registers, one of AVX-512
+PANEL = (
+    16  # columns of a packed dense weight that lie side by side: two AVX2 registers, one of AVX-512
+)
+OUT_EWISE_FUSABLE = {"op_pattern": 4}  # FuseOps puts elementwise consumers into such a function
+
+
+def ceil_div(size: int, block: int) -> int:
+    """How many blocks hold `size`."""
+    return -(-size // block)
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ class Window:
 
 @dataclass(frozen=True)
 class View:
-    """How a plain tensor is read as (n, c, *spatial): `axes[i]` is the logical axis that its i-th axis holds."""
+    """How a plain tensor is read as (n, c, *spatial): `axes[i]` is the one its i-th axis holds."""
 
     axes: tuple[int, ...]
     block: int  # input channels per block of the weight
@@ -57,7 +67,9 @@ class View:
         return x(*(logical[axis] for axis in self.axes))
 
 
-def _zero_padded(read: Callable[..., Any], shape: Sequence[Any], sizes: Sequence[Any], window: Window) -> Any:
+def _zero_padded(
+    read: Callable[..., Any], shape: Sequence[Any], sizes: Sequence[Any], window: Window
+) -> Any:
     """The padded input as a stage of its own, `shape` being (n, c, *sizes, i) before padding."""
     rank = len(sizes)
     padded = [size + b + a for size, b, a in zip(sizes, window.before, window.after, strict=True)]
@@ -75,7 +87,9 @@ def _zero_padded(read: Callable[..., Any], shape: Sequence[Any], sizes: Sequence
     return te.compute((*shape[:2], *padded, shape[-1]), value, name="pad")
 
 
-def _reader(x: Any, shape: Sequence[Any], sizes: Sequence[Any], window: Window, view: View | None) -> Callable[..., Any]:
+def _reader(
+    x: Any, shape: Sequence[Any], sizes: Sequence[Any], window: Window, view: View | None
+) -> Callable[..., Any]:
     """A function (n, c, spatial, i) → element of the zero-padded input."""
 
     def direct(n: Any, c: Any, spatial: Sequence[Any], i: Any) -> Any:
@@ -90,7 +104,8 @@ def _reader(x: Any, shape: Sequence[Any], sizes: Sequence[Any], window: Window, 
 def conv(x: Any, w: Any, window: Window, view: View | None = None, groups: int = 1) -> Any:
     """Convolution in blocked layout, from a blocked input or from a plain one read through `view`.
 
-    In:  X blocked, or plain with `view`; W [O/L, C/groups/I, *window, I, L]; with groups, L divides C/groups and O/groups.
+    In:  X blocked, or plain with `view`; W [O/L, C/groups/I, *window, I, L]; with groups, L
+         divides C/groups and O/groups.
     Out: [N, O/L, *out, L]
     """
     kernel = [int(size) for size in w.shape[2:-2]]
@@ -108,7 +123,10 @@ def conv(x: Any, w: Any, window: Window, view: View | None = None, groups: int =
 
     def value(n: Any, o: Any, *rest: Any) -> Any:
         out, v = rest[:rank], rest[rank]
-        at = [p * s + t * d for p, s, t, d in zip(out, window.strides, taps, window.dilation, strict=True)]
+        at = [
+            p * s + t * d
+            for p, s, t, d in zip(out, window.strides, taps, window.dilation, strict=True)
+        ]
         first = o // (blocks_out // groups) * w.shape[1] if groups > 1 else 0
         return te.sum(read(n, first + c, at, i) * w(o, c, *taps, i, v), axis=[c, *taps, i])
 
@@ -124,7 +142,10 @@ def depthwise(x: Any, w: Any, window: Window) -> Any:
 
     def value(n: Any, c: Any, *rest: Any) -> Any:
         out, v = rest[:rank], rest[rank]
-        at = [p * s + t * d for p, s, t, d in zip(out, window.strides, taps, window.dilation, strict=True)]
+        at = [
+            p * s + t * d
+            for p, s, t, d in zip(out, window.strides, taps, window.dilation, strict=True)
+        ]
         return te.sum(read(n, c, at, v) * w(c, *taps, v), axis=taps)
 
     shape = (x.shape[0], x.shape[1], *window.out(sizes, kernel), x.shape[-1])
@@ -132,7 +153,7 @@ def depthwise(x: Any, w: Any, window: Window) -> Any:
 
 
 def conv_transpose(x: Any, w: Any) -> Any:
-    """Transposed convolution whose stride is its window, no padding: every output reads one input pixel.
+    """Transposed convolution whose stride is its window: every output reads one input pixel.
 
     In:  X [N, C/I, H, W, I], W [O/L, C/I, R, S, I, L]
     Out: [N, O/L, H*R, W*S, L]
@@ -141,16 +162,22 @@ def conv_transpose(x: Any, w: Any) -> Any:
     c, i = te.reduce_axis((0, w.shape[1]), "c"), te.reduce_axis((0, w.shape[4]), "i")
     return te.compute(
         (x.shape[0], w.shape[0], x.shape[2] * r, x.shape[3] * s, w.shape[5]),
-        lambda n, o, h, q, v: te.sum(x(n, c, h // r, q // s, i) * w(o, c, h % r, q % s, i, v), axis=[c, i]),
+        lambda n, o, h, q, v: te.sum(
+            x(n, c, h // r, q // s, i) * w(o, c, h % r, q % s, i, v), axis=[c, i]
+        ),
         name="conv_transpose",
     )
 
 
 def dense(x: Any, w: Any, columns: int) -> Any:
-    """Matrix product with a packed weight: X [M, K], W [ceil(N/P), K, P] → Y [M, N], N = `columns`."""
+    """Product with a packed weight: X [M, K], W [ceil(N/P), K, P] → Y [M, N], N = `columns`."""
     k = te.reduce_axis((0, x.shape[1]), "k")
     panels, _, panel = w.shape
     acc = te.compute(
-        (x.shape[0], panels, panel), lambda m, j, p: te.sum(x(m, k) * w(j, k, p), axis=k), name="dense"
+        (x.shape[0], panels, panel),
+        lambda m, j, p: te.sum(x(m, k) * w(j, k, p), axis=k),
+        name="dense",
     )
-    return te.compute((x.shape[0], columns), lambda m, n: acc(m, n // panel, n % panel), name="unpack")
+    return te.compute(
+        (x.shape[0], columns), lambda m, n: acc(m, n // panel, n % panel), name="unpack"
+    )
