@@ -58,9 +58,8 @@ class RunRecipe(Protocol):
     def name(self) -> str: ...
     @property
     def path(self) -> Path: ...
-    @property
-    def data(self) -> Mapping[str, Any]: ...
     def dotted(self) -> Mapping[str, Any]: ...
+    def resolved_yaml(self) -> str: ...
     def locate(self, error: RecipeError) -> RecipeError: ...
 
 
@@ -178,10 +177,7 @@ def _exit_code(results: Iterable[StepResult]) -> int:
 
 
 def _write_facts(folder: Path, plan: Plan, recipe: RunRecipe) -> None:
-    import yaml
-
-    text = yaml.safe_dump(dict(recipe.data), sort_keys=False, allow_unicode=True, width=100)
-    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    (folder / "recipe.yaml").write_text(recipe.resolved_yaml(), encoding="utf-8")
     (folder / "plan.json").write_text(json.dumps(plan.to_data(), indent=1), encoding="utf-8")
 
 

@@ -3,7 +3,7 @@
 import importlib
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -272,10 +272,12 @@ class FakeRecipe:
 
     name: str = "test recipe"
     path: Path = Path("recipe.yaml")
-    data: dict = field(default_factory=lambda: {"version": 1, "name": "test recipe"})
 
     def dotted(self):
         return {"name": self.name}
+
+    def resolved_yaml(self):
+        return "version: 1\n"
 
     def locate(self, error):
         error.where = "recipe.yaml:3:5"
