@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from . import errors, events, host, journal, locks
+from . import disk, errors, events, host, journal, locks
 from . import store as stores
 from .errors import (
     CancelledError,
@@ -136,13 +136,13 @@ def run(
             step.stage.check()
     store.prepare()
     started = time.time()
-    with stores.disk(store.root):
+    with disk.guarded(store.root):
         run_id, folder = journal.new_run(store, recipe.name)
         _write_facts(folder, plan, recipe)
     with journal.Journal(folder) as log, _Signals() as signals:
 
         def tell(event: Event) -> None:
-            with stores.disk(folder):
+            with disk.guarded(folder):
                 log.write(event)
             emit(event)
 
@@ -347,7 +347,7 @@ class _Run:
     def _claim(self, step: Step) -> locks.FileLock | None:
         """The lock of the step's action, so that not two runs do it; None while it is taken."""
         assert step.key is not None
-        with stores.disk(self._store.root):
+        with disk.guarded(self._store.root):
             lock = locks.FileLock(self._store.root / "locks" / step.key, self._owner)
             if not lock.acquire():
                 self._wait_note(step, f"waits for {lock.holder()}, which is making it")
@@ -414,7 +414,7 @@ class _Run:
         else:
             self._pool.release(future)
         active.lock.release()
-        stores.remove(active.job.workdir)
+        disk.remove(active.job.workdir)
 
     def _crashed(self, active: _Active, error: BrokenProcessPool) -> None:
         step, name = active.step, active.step.name

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
-from . import events
+from . import disk, events
 from .events import Event, RunFinished, RunStarted, StageFinished
-from .store import Store, write_all
+from .store import Store
 
 
 class Journal:
@@ -32,7 +32,7 @@ class Journal:
     def write(self, event: Event) -> None:
         """Appends one line; it is on the disk at the end of a stage that ran, and of the run."""
         line = json.dumps(events.to_data(event), ensure_ascii=False, allow_nan=False, default=str)
-        write_all(self._descriptor, line.encode() + b"\n")
+        disk.write_all(self._descriptor, line.encode() + b"\n")
         match event:
             case StageFinished(state="hit"):
                 pass

@@ -13,7 +13,6 @@ reads one checks its digest. What is damaged is set aside and is a miss.
 from __future__ import annotations
 
 import ctypes
-import errno
 import hashlib
 import json
 import os
@@ -21,14 +20,14 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from uuid import uuid4
 
-from . import keys
+from . import disk, keys
 from .errors import EnvironmentalError, StageError
 
 Durability = Literal["group", "each"]
@@ -94,19 +93,19 @@ class Store:
 
     def prepare(self) -> None:
         """Makes the folders, removes temporary files that nobody owns any more."""
-        with disk(self.root):
+        with disk.guarded(self.root):
             for name in ("cas", "ac", "locks", "tmp", "tuning", "runs"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
             oldest = time.time() - _STALE_S
             for left in (self.root / "tmp").iterdir():
                 with suppress(FileNotFoundError):
                     if left.lstat().st_mtime < oldest:
-                        remove(left)
+                        disk.remove(left)
 
     def temporary(self, name: str) -> Path:
         """A new empty folder on the store's file system; the caller removes it."""
         folder = self.root / "tmp" / f"{name}-{uuid4().hex[:12]}"
-        with disk(folder):
+        with disk.guarded(folder):
             folder.mkdir(parents=True)
         return folder
 
@@ -164,7 +163,7 @@ class Store:
 
     def flush(self) -> None:
         """Everything written so far is on the disk."""
-        with disk(self.root):
+        with disk.guarded(self.root):
             descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
@@ -196,12 +195,12 @@ class Store:
         """
         temporary = self.root / "tmp" / uuid4().hex
         hasher = hashlib.sha256()
-        with disk(self.root):
+        with disk.guarded(self.root):
             temporary.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444)
             try:
                 for chunk in chunks:
-                    write_all(descriptor, chunk)
+                    disk.write_all(descriptor, chunk)
                     hasher.update(chunk)
                 os.utime(descriptor, ns=(_SEAL_NS, _SEAL_NS))
                 if self.durability == "each":
@@ -217,7 +216,7 @@ class Store:
                 except FileExistsError:
                     return False
                 if self.durability == "each":
-                    _sync_folder(final.parent)
+                    disk.sync_folder(final.parent)
                 return True
             finally:
                 os.close(descriptor)
@@ -307,14 +306,14 @@ class Store:
         """
         if (files := self.tree(digest)) is None:
             self._verify(digest)
-            with disk(path):
+            with disk.guarded(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if copy:
                     shutil.copyfile(self.blob(digest), path)
                 else:
-                    _link(self.blob(digest), path)
+                    disk.link(self.blob(digest), path)
             return path
-        with disk(path):
+        with disk.guarded(path):
             path.mkdir(parents=True)
         for name, one in files.items():
             self.materialise(one, path / name, copy=copy)
@@ -371,7 +370,7 @@ class Store:
                 fn(folder / "file")
                 outputs = {"file": self.put(folder / "file")}
             finally:
-                remove(folder)
+                disk.remove(folder)
             record = self.publish(Record(stage, key, preimage, outputs, made_at=now()))
         return record.outputs["file"]
 
@@ -423,7 +422,7 @@ class Store:
 
     def _set_aside(self, path: Path) -> None:
         aside = self.root / "quarantine" / f"{path.name}-{uuid4().hex[:8]}"
-        with suppress(FileNotFoundError), disk(aside):
+        with suppress(FileNotFoundError), disk.guarded(aside):
             aside.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, aside)
 
@@ -434,62 +433,12 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{micros:06d}Z"
 
 
-def remove(path: Path) -> None:
-    """Removes a file or folder, read-only ones too; what is gone is fine."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def write_all(descriptor: int, data: bytes) -> None:
-    """Writes all of `data`: the one place through which bytes get into the store."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def disk_error(error: OSError, path: Path) -> EnvironmentalError | None:
-    """What to tell of an error that is the disk's fault; None for any other."""
-    full = (errno.ENOSPC, errno.EDQUOT)
-    closed = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO)
-    if error.errno not in (*full, *closed):
-        return None
-    advice = "free some space there" if error.errno in full else "make it writable"
-    return EnvironmentalError(
-        message=f"cannot write {error.filename or path}: {os.strerror(error.errno)}",
-        hint=f"{advice}, or choose another store: --store DIR or TAPML_STORE=DIR",
-    )
-
-
-@contextmanager
-def disk(path: Path) -> Generator[None]:
-    """Turns the disk's errors into EnvironmentalError; `path` is for those that name none."""
-    try:
-        yield
-    except OSError as error:
-        if (told := disk_error(error, path)) is None:
-            raise
-        raise told from error
-
-
 def _sealed(facts: os.stat_result) -> bool:
     return facts.st_mtime_ns == _SEAL_NS
 
 
-def _link(blob: Path, path: Path) -> None:
-    """A hard link, or a read-only copy where links cannot reach."""
-    try:
-        os.link(blob, path)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM):
-            raise
-        shutil.copyfile(blob, path)
-        path.chmod(0o444)
-
-
 def _listed(folder: Path) -> list[Path]:
-    with disk(folder):
+    with disk.guarded(folder):
         try:
             return sorted(folder.iterdir())
         except FileNotFoundError:
@@ -504,11 +453,3 @@ def _checked(stage: str) -> str:
     if not _NAME.fullmatch(stage):
         raise ValueError(f"{stage!r} is no name of a stage")
     return stage
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from . import errors, events, host, store
+from . import disk, errors, events, host, store
 from .errors import StageError, TapmlError
 from .stage import Context, Inputs, Outputs, Stage
 from .store import DamagedError, Durability, Record, Store
@@ -176,7 +176,7 @@ def _told(error: BaseException, job: Job) -> TapmlError:
     """The error for the user: ours as it is, the disk's as EnvironmentalError, others in words."""
     if isinstance(error, TapmlError):
         return error
-    if isinstance(error, OSError) and (told := store.disk_error(error, job.workdir)) is not None:
+    if isinstance(error, OSError) and (told := disk.disk_error(error, job.workdir)) is not None:
         return told
     text = traceback.format_exception_only(error)[-1].strip()
     frames = traceback.extract_tb(error.__traceback__)

@@ -147,12 +147,12 @@ class Act(Stage):
         time.sleep(300)
 
     def do_full_disk(self, inputs, ctx):
-        from tapml import store
+        from tapml import disk
 
         def write_all(descriptor, data):
             raise OSError(int(self.arg), os.strerror(int(self.arg)))
 
-        store.write_all = write_all
+        disk.write_all = write_all
 
     def do_write_input(self, inputs, ctx):
         with open(inputs["a"], "r+b") as out:

@@ -275,12 +275,10 @@ def test_a_store_that_cannot_be_made_is_exit_3(bench, stages, graph, tmp_path):
 
 
 def test_a_disk_that_fills_up_under_the_journal_is_exit_3(bench, stages, graph, monkeypatch):
-    from tapml import journal
-
     def full(descriptor: int, data: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(journal, "write_all", full)
+    monkeypatch.setattr("tapml.disk.write_all", full)
     with pytest.raises(EnvironmentalError, match="No space left"):
         bench.run(graph(text=(stages.Text(), {})))
 

@@ -208,7 +208,7 @@ def test_a_write_that_fails_half_way_leaves_nothing(store, monkeypatch):
         os.write(descriptor, data[: len(data) // 2])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("tapml.store.write_all", torn)
+    monkeypatch.setattr("tapml.disk.write_all", torn)
     with pytest.raises(EnvironmentalError, match="No space left on device") as caught:
         store.put_bytes(b"many bytes")
     assert caught.value.exit_code == 3
