@@ -15,7 +15,7 @@ from typing import Any
 
 from ..compat import tvm
 from .language import Binary, Expr, Integer, Position, Read, Symbol
-from .lower import PositionProgram
+from .lower import Loop, Nest, PositionProgram
 
 tirx = tvm.tirx
 Tir = Any  # a tirx expression, or a Python int
@@ -37,10 +37,10 @@ def loop(name: str, extent: Tir, body: Callable[[Tir], Stmt], kind: str = "seria
     return tirx.For(var, 0, extent, KINDS[kind], body(var))
 
 
-def grid(extents: Mapping[str, tuple[int, str]], body: Callable[..., Stmt]) -> Stmt:
+def grid(extents: Mapping[str, tuple[Tir, str]], body: Callable[..., Stmt]) -> Stmt:
     """Nested loops; name → (extent, kind)."""
 
-    def nested(rest: list[tuple[str, tuple[int, str]]], indices: tuple[Tir, ...]) -> Stmt:
+    def nested(rest: list[tuple[str, tuple[Tir, str]]], indices: tuple[Tir, ...]) -> Stmt:
         if not rest:
             return body(*indices)
         (name, (extent, kind)), *inner = rest
@@ -164,3 +164,34 @@ def prim_func(params: Sequence[Any], body: Stmt, name: str) -> Any:
     """A finished kernel: scheduled, its arguments do not alias."""
     func = tirx.PrimFunc(list(params), body)
     return func.with_attrs({"global_symbol": name, "tirx.noalias": True, "tirx.is_scheduled": True})
+
+
+def unscheduled(e: Emitter) -> Stmt:
+    """The program's nests as they are, one after the other: what every schedule must agree with."""
+    local = [array.name for array in e.program.arrays if array.scope == "local"]
+    nests = [_plain_nest(e, nest) for nest in e.program.nests]
+    return with_locals([e.buffer(name) for name in local], sequence(*nests))
+
+
+def _plain_nest(e: Emitter, nest: Nest) -> Stmt:
+    target = e.buffer(nest.target.buffer)
+    reduces = "R" in nest.kinds
+
+    def inner(loops: Sequence[Loop], at: Mapping[str, Tir]) -> Stmt:
+        if loops:
+            (one, *rest) = loops
+            start, stop = e.expr(one.start, at), e.expr(one.stop, at)
+            return loop(
+                one.axis.lower(),
+                stop - start,
+                lambda var: inner(rest, {**at, one.axis: start + var}),
+            )
+        indices, value = e.indices(nest.target, at), e.expr(nest.value, at)
+        body = store(target, load(target, *indices) + value if reduces else value, *indices)
+        return body if nest.where is None else tirx.IfThenElse(e.expr(nest.where, at), body, None)
+
+    body = inner(nest.loops, {})
+    if not reduces:
+        return body
+    sizes = {f"z{axis}": (size, "serial") for axis, size in enumerate(target.shape)}
+    return sequence(grid(sizes, lambda *indices: store(target, zero(), *indices)), body)

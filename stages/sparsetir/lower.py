@@ -1,9 +1,9 @@
 """Coordinate space (level 2) → position space (level 1): what is iterated becomes where it is
 stored.
 
-A variable axis shares one storage dimension with its parent, and its positions are absolute there;
-fixed axes keep their own dimension, so that dense tiles stay tiles. An access by the very axes
-that are iterated is the position itself.
+A variable axis shares one storage dimension with all its ancestors, and its positions are absolute
+there; fixed axes keep their own dimension, so that dense tiles stay tiles. An access by the very
+axes that are iterated is the position itself.
 
 Source: SparseTIR §3.3.1, sparse iteration lowering; without its binary search, see `LoweringError`.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 
 from .language import (
     Axis,
@@ -119,13 +120,19 @@ def _index_arrays(program: Program) -> list[Storage]:
     for axis in program.axes:
         if axis.indptr:
             segments = _storage_shape(program, _path(program, axis.parent))
-            borders = [one + 1 if isinstance(one, int) else f"{one}+1" for one in segments[-1:]]
-            arrays.append(Storage(axis.indptr, (*segments[:-1], *borders), "int32"))
+            arrays.append(Storage(axis.indptr, (_one_more(segments),), "int32"))
         if axis.indices:
             arrays.append(
                 Storage(axis.indices, _storage_shape(program, _path(program, axis.name)), "int32")
             )
     return arrays
+
+
+def _one_more(shape: tuple[Size, ...]) -> Size:
+    """Borders of as many segments as there are positions in `shape`."""
+    if all(isinstance(size, int) for size in shape):
+        return prod(size for size in shape if isinstance(size, int)) + 1
+    return "*".join(map(str, shape)) + "+1"
 
 
 def _path(program: Program, name: str) -> tuple[str, ...]:
@@ -139,7 +146,7 @@ def _storage_shape(program: Program, names: tuple[str, ...]) -> tuple[Size, ...]
     for name in names:
         axis = program.axis(name)
         if axis.is_variable:
-            shape[-1:] = [f"nnz_{name}"]  # one dimension for parent and child
+            shape = [f"nnz_{name}"]  # one dimension for all its ancestors and itself
         else:
             shape.append(axis.width or axis.length)
     return tuple(shape)
@@ -150,7 +157,7 @@ def _lower_iteration(program: Program, iteration: Iteration) -> Nest:
     for name in iteration.axes:
         axis = program.axis(name)
         if axis.is_variable:
-            parent = Position(axis.parent)
+            parent = _flat(program, axis.parent)
             loops.append(Loop(name, Read(axis.indptr, (parent,)), Read(axis.indptr, (parent + 1,))))
         else:
             loops.append(Loop(name, Integer(0), lift(axis.width or axis.length)))
@@ -180,7 +187,7 @@ def _coordinate(program: Program, axis: Axis) -> Expr:
         case "dense_fixed":
             return here
         case "dense_variable":
-            return here - Read(axis.indptr, (Position(axis.parent),))
+            return here - Read(axis.indptr, (_flat(program, axis.parent),))
         case "sparse_variable":
             return Read(axis.indices, (here,))
         case "sparse_fixed":
@@ -193,10 +200,19 @@ def _merged(program: Program, path: tuple[str, ...]) -> tuple[Expr, ...]:
     indices: list[Expr] = []
     for name in path:
         if program.axis(name).is_variable:
-            indices[-1:] = [Position(name)]
+            indices = [Position(name)]
         else:
             indices.append(Position(name))
     return tuple(indices)
+
+
+def _flat(program: Program, name: str) -> Expr:
+    """The position of an axis, counted over all its ancestors: its child's `indptr` is read there."""
+    axis = program.axis(name)
+    if axis.is_variable or not axis.parent:
+        return Position(name)
+    width = lift(axis.width or axis.length)
+    return Binary("+", Binary("*", _flat(program, axis.parent), width), Position(name))
 
 
 def _storage_indices(
@@ -215,7 +231,7 @@ def _storage_indices(
                 f"{buffer}: {name} is {axis.kind} and read by {index}: needs a search"
             )
         elif axis.is_variable:
-            out[-1:] = [Position(name)]
+            out = [Position(name)]
         else:
             out.append(Position(name))
     return tuple(out)

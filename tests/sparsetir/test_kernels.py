@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from tapml.stage import Target
 from tapml_stages.sparsetir.formats import Format, structure_of
 from tapml_stages.sparsetir.kernels import make_kernel
+from tapml_stages.sparsetir.schedules import BlockTile
 
 Multiply = Callable[..., np.ndarray]
 CSR = Format("csr")
@@ -43,7 +45,7 @@ def error(actual: np.ndarray, weight: np.ndarray, x: np.ndarray) -> float:
 
 
 @by_format
-@pytest.mark.parametrize("rows", [1, 24])
+@pytest.mark.parametrize("rows", [2, 24])
 def test_products_of_an_exact_size_are_scipys(
     form: Format, rows: int, multiply: Multiply, target: Target
 ) -> None:
@@ -51,8 +53,8 @@ def test_products_of_an_exact_size_are_scipys(
     assert error(multiply(form, weight, x, target), weight, x) < 1e-6
 
 
-@by_format
-@pytest.mark.parametrize("rows", [1, 19])
+@pytest.mark.parametrize("form", [CSR, FORMATS[1], FORMATS[3]], ids=["csr", "bsr8", "bsr32"])
+@pytest.mark.parametrize("rows", [19])
 def test_symbolic_products_of_any_size_are_scipys(
     form: Format, rows: int, multiply: Multiply, wide_target: Target
 ) -> None:
@@ -121,7 +123,7 @@ def test_no_workspace_is_allocated_inside_the_loops_of_a_chunk(wide_target: Targ
     kernel = make_kernel(structure, (1, 128), wide_target)
     depth: list[int] = []
 
-    def visit(stmt: object, inside: int) -> None:
+    def visit(stmt: Any, inside: int) -> None:
         if isinstance(stmt, tvm.tirx.AllocBuffer):
             depth.append(inside)
         elif isinstance(stmt, tvm.tirx.SeqStmt):
@@ -142,5 +144,30 @@ def test_a_register_tile_leaves_registers_for_the_operands(
     structure = structure_of(np.ones((64, 64), bool), Format("bsr", (16, 16)))
     for machine in (target, wide_target):
         schedule = make_kernel(structure, (1, 64), machine).schedule
+        assert isinstance(schedule, BlockTile)
         vectors = schedule.rows[0] * -(-16 // (machine.vector_bits // 32))
         assert 8 <= vectors <= machine.vector_registers - 4
+
+
+@by_format
+def test_a_schedule_keeps_the_numbers_of_the_unscheduled_program(
+    form: Format, multiply: Multiply, target: Target
+) -> None:
+    from tapml_stages.compat import tvm
+    from tapml_stages.packing import pack_values
+    from tapml_stages.sparsetir.emit import Emitter, prim_func, unscheduled
+
+    weight, x = weights(20, 33, 0.5), activations(3, 33)
+    structure = structure_of(weight != 0, form)
+    kernel = make_kernel(structure, (3, 3), target)
+    stored = structure.stored_blocks
+    emitter = Emitter(kernel.positions, {"nnz_KO": stored, "nnz_KS": stored})
+    body, names = unscheduled(emitter), ("X", "indptr", "indices", "A", "Y")
+    func = prim_func([emitter.buffer(name) for name in names], body, "main")
+    arrays = structure.arrays(1)
+    spec = {"packer": form.kind, "block": form.block, "transpose": False}
+    args = (x, arrays["indptr"], arrays["indices"], pack_values(weight, arrays, spec))
+    y = tvm.runtime.tensor(np.full((3, 20), np.nan, np.float32))
+    library = tvm.compile(tvm.IRModule({"main": func}), tvm.target.Target("llvm"))
+    library["main"](*map(tvm.runtime.tensor, args), y)
+    assert np.allclose(y.numpy(), multiply(form, weight, x, target), atol=1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tapml_stages.sparsetir import spmm
@@ -81,3 +82,22 @@ def test_an_axis_before_its_parent_is_refused() -> None:
     j = program.axis("J", 4, i, indptr="indptr", indices="indices")
     with pytest.raises(ValueError, match="J comes before its parent I"):
         program.iterate("sum", (j, i), "SR", lambda j, i: (Read("Y", (i,)), Coordinate("J")))
+
+
+def test_a_lowered_program_with_all_kinds_of_axes_computes_what_it_says() -> None:
+    from tapml_stages.compat import tvm
+    from tapml_stages.sparsetir.emit import Emitter, prim_func, unscheduled
+
+    random = np.random.default_rng(0)
+    rows = random.integers(0, 40, (5, 3)).astype(np.int32)
+    borders = np.concatenate([[0], np.cumsum(random.integers(0, 9, 15))]).astype(np.int32)
+    values = random.standard_normal(borders[-1]).astype(np.float32)
+    emitter = Emitter(lower(PROGRAMS["ragged_sum"]), {"nnz_C": len(values)})
+    body = unscheduled(emitter)
+    func = prim_func([emitter.buffer(name) for name in ("rows", "borders", "V", "Y")], body, "main")
+    y = tvm.runtime.tensor(np.full(40, np.nan, np.float32))
+    library = tvm.compile(tvm.IRModule({"main": func}), tvm.target.Target("llvm"))
+    library["main"](*map(tvm.runtime.tensor, (rows, borders, values)), y)
+    expected = np.zeros(40)
+    np.add.at(expected, np.repeat(rows.ravel(), np.diff(borders)), values)
+    assert np.allclose(y.numpy(), expected, atol=1e-5)

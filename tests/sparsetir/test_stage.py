@@ -18,7 +18,7 @@ from tapml_stages import codec
 from tapml_stages.compat import tvm
 from tapml_stages.packing import pack_values
 from tapml_stages.program import Bounds, Io, Program, TensorSpec
-from tapml_stages.sparsetir.stage import Bsr, Csr, Format, SparseTIR
+from tapml_stages.sparsetir.stage import Bsr, Csr, Format, SparseFormat, SparseTIR
 
 rx, op = tvm.relax, tvm.relax.op
 Body = Callable[[Any, list[Any]], Any]
@@ -61,7 +61,7 @@ def program(body: Body, params: dict[str, tuple[int, ...]]) -> Program:
     return Program(builder.get(), io)
 
 
-def pruned(shape: tuple[int, int], block: int = 8) -> np.ndarray:
+def pruned(shape: tuple[int, ...], block: int = 8) -> np.ndarray:
     random = np.random.default_rng(3)
     mask = random.random((shape[0] // block, shape[1] // block)) < 0.4
     mask[0, 0] = True
@@ -205,4 +205,5 @@ def test_a_format_asked_for_by_name_that_fits_nowhere_is_an_error(run: Run) -> N
 
 
 def test_the_declaration_is_plain_data() -> None:
-    assert json.loads(Bsr(kind="bsr").model_dump_json()) == {"kind": "bsr", "block": [16, 16]}
+    made = SparseFormat.model_validate({"format": {"kind": "bsr"}})
+    assert json.loads(made.model_dump_json()) == {"format": {"kind": "bsr", "block": [16, 16]}}
