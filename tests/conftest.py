@@ -6,6 +6,10 @@ import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("tapml", deadline=None)  # machines are shared: time says nothing
+settings.load_profile("tapml")
 
 
 @pytest.hookimpl(wrapper=True)

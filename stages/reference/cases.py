@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -93,12 +93,20 @@ def make(
     return cases
 
 
-def one_of_each(cases: Sequence[Case]) -> list[Case]:
-    """The first case of every kind and size."""
-    first: dict[tuple[Any, ...], Case] = {}
-    for case in cases:
-        first.setdefault((case.kind, *sorted(case.sizes.items())), case)
-    return list(first.values())
+def one_by_one(run: Callable[[Arrays], Arrays], case: Case, io_facts: Mapping[str, Any]) -> Arrays:
+    """Outputs of a case computed sample by sample, where every input and output has the same
+    leading
+    dim; else in one call. Libraries sum in another order for another batch.
+    """
+    io = io_from_json({**io_facts, "params": []})
+    leading = {spec.shape[0] if spec.shape else None for spec in (*io.inputs, *io.outputs)}
+    if len(leading) != 1 or not isinstance(dim := leading.pop(), str):
+        return run(case.inputs)
+    samples = [
+        run({name: array[index : index + 1] for name, array in case.inputs.items()})
+        for index in range(case.sizes[dim])
+    ]
+    return {name: np.concatenate([one[name] for one in samples]) for name in samples[0]}
 
 
 def sizes_to_try(

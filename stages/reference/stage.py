@@ -95,15 +95,17 @@ class Reference(Stage):
         runner.save(pruned, folder / "source_pruned")
         same = all(np.array_equal(pruned[name], original[name]) for name in original)
         answers: dict[str, dict[str, np.ndarray]] = {}
-        jobs = [("unoptimized", pruned, cases.one_of_each(every)), ("pruned", pruned, every)]
-        jobs += [] if same else [("original", original, every)]
-        done, total = 0, sum(len(some) for _, _, some in jobs)
-        for name, weights, some in jobs:
-            run = runner(weights, optimize=name != "unoptimized")
+        jobs = [("unoptimized", pruned), ("pruned", pruned)]
+        jobs += [] if same else [("original", original)]
+        done, total = 0, len(jobs) * len(every)
+        for name, weights in jobs:
+            optimize = name != "unoptimized"
+            run = runner(weights, optimize=optimize)
             answers[name] = {}
-            for case in some:
+            for case in every:
                 ctx.progress(done, total, f"{name} weights, {case.id}")
-                for output, value in run(case.inputs).items():
+                outputs = run(case.inputs) if optimize else cases.one_by_one(run, case, facts["io"])
+                for output, value in outputs.items():
                     cases.demand_finite(f"{name} weights, {case.id}: output {output!r}", value)
                     answers[name][f"{case.id}/{output}"] = value
                 done += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,11 @@ class CaseError:
     sizes: Mapping[str, int]
     max_abs: float
     relative: float
+    allowed: float = FLOOR
+
+    @property
+    def passed(self) -> bool:
+        return self.relative <= self.allowed
 
 
 def case_error(case: str, sizes: Mapping[str, int], ours: Arrays, reference: Arrays) -> CaseError:
@@ -71,13 +76,18 @@ def relative_error(got: np.ndarray, expected: np.ndarray, what: str) -> tuple[fl
     return max_abs, max_abs / scale if scale > 0 else max_abs
 
 
-def tolerance(own_differences: Sequence[float]) -> tuple[float, str]:
-    """The relative error allowed, and why.
+def tolerance(own: float) -> float:
+    """The relative error allowed in a case.
 
-    In: relative differences of the reference from itself, optimised and not: what reordering alone
-        does.
+    In: relative difference of the reference from itself there, computed with and without
+        optimisation:
+        what rounding alone does to this input.
     """
-    own = max(own_differences, default=0.0)
-    if 4 * own > FLOOR:
-        return 4 * own, f"4 x {own:.1e}, the reference's own difference, optimised and not"
-    return FLOOR, "float32 sums in another order, relative to the output's range"
+    return max(FLOOR, 4 * own)
+
+
+def reason(worst: CaseError) -> str:
+    """Why the tolerance of a case is what it is."""
+    if worst.allowed > FLOOR:
+        return "4 x the reference's own difference there: optimised, and not, sample by sample"
+    return "float32 sums in another order, relative to the output's range"
