@@ -57,7 +57,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class ErrorFact:
-    """Largest difference from the reference on the same weights, and the tolerance it was held to."""
+    """Largest difference from the reference on equal weights, and the tolerance for it."""
 
     max_abs: float | None
     relative: float | None

@@ -83,7 +83,7 @@ class Pace:
 
 
 def line_of(event: StageFinished) -> str:
-    """What a finished stage has to say: how it ended, how long, how much memory, its own summary."""
+    """What a finished stage has to say: how it ended, time, memory, its own summary."""
     parts = [_WORDS[event.state]]
     if event.state in ("ran", "failed"):
         parts[0] = f"{parts[0]} in {duration(event.seconds)}"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import click
 
-from . import runs, tracking
+from . import guard, runs, tracking
 from .errors import EnvironmentalError, TrackingError
 from .runs import RunResult
 
@@ -38,7 +40,8 @@ def serve(store: Path, run: RunResult | None, port: int) -> int:
     if remote.startswith("http"):
         click.echo(tracking.deep_link(remote.rstrip("/"), where, run.run_id if run else ""))
         return 0
-    base = f"http://127.0.0.1:{_free(port)}"
+    port = _free(port)
+    base = f"http://127.0.0.1:{port}"
     command = [
         sys.executable,
         "-m",
@@ -47,28 +50,36 @@ def serve(store: Path, run: RunResult | None, port: int) -> int:
         "--host",
         "127.0.0.1",
         "--port",
-        base.rpartition(":")[2],
+        str(port),
     ]
     command += ["--workers", "1", "--backend-store-uri", remote]
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        env=tracking.environment(),
-        cwd=store,
-        start_new_session=True,
-    ) as server:
+    log = tracking.database(store).with_name("server.log")
+    with _guard() as mark, log.open("ab") as out:
+        environment = tracking.environment() | {guard.VARIABLE: mark}
+        server = subprocess.Popen(command, stdout=out, stderr=out, env=environment, cwd=store)
         try:
-            _await(server, int(base.rpartition(":")[2]))
+            _await(server, port, log)
             click.echo(tracking.deep_link(base, where, run.run_id if run else ""))
             click.echo("Ctrl-C ends it", err=True)
             return server.wait()
         except KeyboardInterrupt:
             return 0
-        finally:
-            server.send_signal(signal.SIGTERM)
 
 
-def _await(server: subprocess.Popen[bytes], port: int) -> None:
+@contextmanager
+def _guard() -> Generator[str]:
+    """A mark for the environment of processes that shall end with this one, however it ends."""
+    mark = uuid4().hex
+    watcher = subprocess.Popen(
+        [sys.executable, "-I", "-S", guard.__file__, mark], stdin=subprocess.PIPE
+    )
+    try:
+        yield mark
+    finally:
+        watcher.communicate()  # closes the pipe, which is its sign, and waits
+
+
+def _await(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
     """Returns once the server answers."""
     end = time.monotonic() + _START_S
     while server.poll() is None and time.monotonic() < end:
@@ -77,9 +88,7 @@ def _await(server: subprocess.Popen[bytes], port: int) -> None:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.2)
-    raise TrackingError(
-        message="MLflow's server did not start", hint="`tapml doctor` checks its packages"
-    )
+    raise TrackingError(message="MLflow's server did not start", hint=f"log: {log}")
 
 
 def _free(port: int) -> int:

@@ -20,6 +20,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 import urllib.parse
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -197,10 +198,10 @@ def _headline(run: RunResult) -> Iterator[tuple[str, float]]:
 
 
 def tags(run: RunResult) -> dict[str, str]:
-    """What identifies and explains a run but is no parameter: digests, versions, machine, states."""
+    """What identifies a run but is no parameter: digests, versions, machine, states."""
     found = {
         **run.tags,
-        "mlflow.runName": run.run_id,
+        "mlflow.runName": _name(run),
         "mlflow.source.name": run.recipe_path,
         "mlflow.source.type": "LOCAL",
         "mlflow.user": _user(),
@@ -228,7 +229,7 @@ def tags(run: RunResult) -> dict[str, str]:
 
 
 def sanitised(name: str) -> str:
-    """A name that MLflow takes: its characters only, no empty or relative path part, at most 250."""
+    """A name that MLflow takes: its characters only, no relative part, at most 250."""
     text = re.sub(r"[^A-Za-z0-9_\-. :/]", "_", name)
     parts = [re.sub(r"^\.+$", "_", part) for part in text.split("/") if part]
     return "/".join(parts)[:250] or "_"
@@ -240,6 +241,11 @@ def _note(run: RunResult) -> str:
     gates = "".join(f"\n- {'✓' if verdict.passed else '✗'} {verdict}" for verdict in run.verdicts)
     where = f"Report: artifact `{runs.REPORT}`, or `{run.report}`"
     return f"**{run.recipe}** – {sentence(run)}\n{gates}\n\n{where}"
+
+
+def _name(run: RunResult) -> str:
+    """When the run began, short enough for MLflow's columns; the experiment names the recipe."""
+    return f"{time.strftime('%m-%d %H:%M:%S', time.localtime(run.started))} {run.run_id[-4:]}"
 
 
 def _user() -> str:
@@ -313,7 +319,7 @@ def _replay(client: Any, where: str, store: Path, folder: Path) -> None:
             experiment,
             start_time=_ms(run.started),
             tags={"tapml.run_uid": run.run_id, "mlflow.user": _user()},
-            run_name=run.run_id,
+            run_name=_name(run),
         )
         run_id = made.info.run_id
     _log(client, run_id, run, metrics(run, ended, finished))

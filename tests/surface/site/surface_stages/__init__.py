@@ -1,4 +1,4 @@
-"""Three small stages of another package: a weight, a bundle around it, and facts measured on the bundle."""
+"""Three small stages of another package: a weight, a bundle around it, facts measured on that."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import ClassVar, Self
 
 from pydantic import Field
 
-from tapml import host
+from tapml import bundle, host
 from tapml.errors import StageError
 from tapml.stage import (
     Context,
@@ -58,7 +57,9 @@ class Scale(Stage):
         path.write_text(json.dumps({"factor": self.factor}))
         curve = Curve("search", "trial", "ms", {"best_ms": ((1, 10.0), (2, 5.0), (3, 10 / 3))})
         table = Table("a <b> table", ("name", "value"), (("<script>alert(1)</script>", 1.5),))
-        report = Report("one weight", {"scale/factor": self.factor}, ("a note",), (table,), (curve,))
+        report = Report(
+            "one weight", {"scale/factor": self.factor}, ("a note",), (table,), (curve,)
+        )
         return Outputs({"weights": path}, report)
 
 
@@ -80,7 +81,9 @@ class Pack(Stage):
         weights = json.loads(inputs["weights"].read_text())
         wanted = weights["factor"]
         (folder / "params.json").write_text(
-            json.dumps({"factor": wanted if self.shipped is None else self.shipped, "wanted": wanted})
+            json.dumps(
+                {"factor": wanted if self.shipped is None else self.shipped, "wanted": wanted}
+            )
         )
         shutil.copyfile(Path(__file__).with_name("runner.py"), folder / "run.py")
         files = {
@@ -101,10 +104,7 @@ class Judge(Stage):
     def run(self, inputs: Inputs, ctx: Context) -> Outputs:
         import numpy as np
 
-        sys.path.insert(0, str(inputs["bundle"]))
-        import run as runner
-
-        library = runner.load(inputs["bundle"])
+        library = bundle.load(inputs["bundle"])
         wanted = json.loads((inputs["bundle"] / "params.json").read_text())["wanted"]
         x = np.linspace(1, 2, 1000)
         got, right = library(x=x)["y"], x * wanted
@@ -131,10 +131,20 @@ class Judge(Stage):
                     "ratio": ours["p50"] / theirs["p50"],
                 }
             ],
-            "carve": {"checked": 1, "worst": [{"kernel": "multiply", "relative": relative}], "failed": []},
+            "carve": {
+                "checked": 1,
+                "worst": [{"kernel": "multiply", "relative": relative}],
+                "failed": [],
+            },
             "bundle_mib": size,
             "kernels": [
-                {"kernel": "multiply", "rule": "injective", "kind": "default", "ms": ours["p50"], "share": 1.0}
+                {
+                    "kernel": "multiply",
+                    "rule": "injective",
+                    "kind": "default",
+                    "ms": ours["p50"],
+                    "share": 1.0,
+                }
             ],
             "host": host.fingerprint(),
             "date": "2026-11-22T21:00:00+00:00",

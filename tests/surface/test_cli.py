@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tapml import shipped
+
+Cli = Callable[..., Any]
+HEAVY = ("mlflow", "tvm", "torch", "joblib", "networkx", "pydantic", "numpy", "yaml", "rich")
+
+
+def modules_after(*arguments: str) -> set[str]:
+    """Top-level packages that a command has imported when it ends."""
+    code = (
+        "import sys, atexit\n"
+        f"sys.argv = ['tapml', *{arguments!r}]\n"
+        "atexit.register(lambda: print('\\n' + ' '.join(sys.modules), file=sys.stderr))\n"
+        "from tapml.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return {name.partition(".")[0] for name in done.stderr.splitlines()[-1].split()}
+
+
+def test_help_imports_nothing_heavy() -> None:
+    loaded = modules_after("--help")
+    assert "click" in loaded
+    assert loaded.isdisjoint(HEAVY)
+
+
+def test_plan_imports_no_compiler(project: Path) -> None:
+    loaded = modules_after("plan", "little.yaml")
+    assert "networkx" in loaded
+    assert loaded.isdisjoint({"tvm", "mlflow", "torch", "onnx", "onnxruntime"})
+
+
+def test_a_second_run_says_that_nothing_is_left_to_do(cli: Cli) -> None:
+    first, second = cli("run", "little.yaml"), cli("run", "little.yaml")
+    assert (first.code, second.code) == (0, 0), first.err
+    assert first.out.startswith("ran scale, pack, judge")
+    assert second.out.startswith("nothing to do: 3 of 3 stages cached")
+
+
+def test_the_end_of_a_run_names_speed_error_metric_gates_and_places(cli: Cli) -> None:
+    out = cli("run", "little.yaml").out
+    for part in (
+        "numpy",
+        "error    0 relative",
+        "metric   same 1",
+        "gate     passed  error",
+        "rule",
+    ):
+        assert part in out
+    bundle = next(line.split()[1] for line in out.splitlines() if line.startswith("bundle"))
+    assert (Path(bundle) / "manifest.json").is_file()
+    assert "file:///" in out
+    assert "tapml ui " in out
+
+
+def test_a_failed_gate_exits_with_4_each_time_and_runs_nothing_the_second(cli: Cli) -> None:
+    worse = ("run", "little.yaml", "--set", "scaling.shipped=4")
+    first, second = cli(*worse), cli(*worse)
+    assert (first.code, second.code) == (4, 4)
+    assert "2 of 2 gates failed" in second.err
+    assert second.out.startswith("nothing to do")
+
+
+def test_a_changed_gate_is_judged_anew_and_runs_nothing(cli: Cli) -> None:
+    assert cli("run", "little.yaml").code == 0
+    stricter = cli("run", "little.yaml", "--set", "validation.gates.metric.min=2")
+    assert stricter.code == 4
+    assert stricter.out.startswith("nothing to do")
+    assert "metric.same 1, limit ≥ 2" in stricter.err
+
+
+def test_a_failed_stage_exits_with_1_and_names_stage_hint_and_log(cli: Cli) -> None:
+    done = cli("run", "little.yaml", "--set", "scaling.factor=0")
+    assert done.code == 1
+    assert "error: scale: a factor of 0 loses everything" in done.err
+    assert "take another" in done.err
+    assert "scale.log" in done.err
+    assert "not done scale, pack, judge" in done.out
+
+
+def test_json_is_one_document_on_stdout(cli: Cli) -> None:
+    data = json.loads(cli("run", "little.yaml", "--json").out)
+    (run,) = data["runs"]
+    assert data["exit_code"] == 0
+    assert {name: step["state"] for name, step in run["stages"].items()} == {
+        "scale": "ran",
+        "pack": "ran",
+        "judge": "ran",
+    }
+    assert run["metric"] == {"same": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("run", "none.yaml", "--json"), 2, "no such file"),
+        (("plan", "little.yaml", "--set", "scaling.factr=1", "--json"), 2, "did you mean 'factor'"),
+        (("plan", "little.yaml", "--to", "pak", "--json"), 2, "did you mean 'pack'"),
+        (("runs", "--nope", "--json"), 2, "--nope"),
+        (("explain", "little.yaml", "skale", "--json"), 2, "did you mean 'scale'"),
+    ],
+)
+def test_a_mistake_is_one_message_and_still_one_document(
+    cli: Cli, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    done = cli(*arguments)
+    assert done.code == code
+    assert message in done.err
+    assert "Traceback" not in done.err
+    assert json.loads(done.out)["exit_code"] == code
+
+
+def test_nothing_runs_when_one_of_two_recipes_is_wrong(cli: Cli, project: Path) -> None:
+    assert cli("run", "little.yaml", "none.yaml").code == 2
+    assert not (project / "artifacts" / "runs").exists()
+
+
+def test_explain_names_field_old_and_new(cli: Cli) -> None:
+    cli("run", "little.yaml")
+    done = cli("explain", "little.yaml", "scale", "--set", "scaling.factor=7")
+    assert "factor: 3.0 → 7.0" in done.out
+
+
+def test_plan_predicts_what_runs(cli: Cli) -> None:
+    cli("run", "little.yaml")
+    changed = ("little.yaml", "--set", "scaling.shipped=3")
+    (planned,) = json.loads(cli("plan", *changed, "--json").out)["plans"]
+    assert [stage["state"] for stage in planned["stages"]] == ["hit", "run", "pending"]
+    (run,) = json.loads(cli("run", *changed, "--json").out)["runs"]
+    # pack gives equal bytes again, so that judge, which was pending, is a hit
+    assert [stage["state"] for stage in run["stages"].values()] == ["hit", "ran", "hit"]
+
+
+def test_runs_lists_the_newest_first(cli: Cli) -> None:
+    cli("run", "little.yaml")
+    cli("run", "little.yaml", "--set", "scaling.factor=0")
+    lines = cli("runs").out.splitlines()
+    assert lines[1].split()[4:6] == ["failed", "0/3"]
+    assert lines[2].split()[4:6] == ["ok", "3/3"]
+
+
+def test_export_and_out_copy_a_bundle_that_can_be_written(cli: Cli, project: Path) -> None:
+    assert cli("run", "little.yaml", "--out", "shipped").code == 0
+    assert cli("export", "last", "again").code == 0
+    assert (project / "shipped/manifest.json").read_bytes() == (
+        project / "again/manifest.json"
+    ).read_bytes()
+    (project / "again/params.json").write_text("mine now")
+    assert cli("export", "last", "more").code == 0
+
+
+def test_out_is_refused_before_anything_runs_when_something_else_is_there(
+    cli: Cli, project: Path
+) -> None:
+    done = cli("run", "little.yaml", "--out", ".")
+    assert done.code == 2
+    assert "not empty and no bundle" in done.err
+    assert not (project / "artifacts").exists()
+
+
+def test_report_is_written_again(cli: Cli) -> None:
+    cli("run", "little.yaml")
+    path = Path(cli("report", "last").out.strip())
+    first = path.read_bytes()
+    path.unlink()
+    cli("report", "last")
+    assert path.read_bytes() == first
+
+
+def test_show_validate_schema_and_cache_answer(cli: Cli) -> None:
+    assert "factor: 3.0" in cli("show", "little.yaml", "--resolved").out
+    assert "valid; 3 stages of little" in cli("validate", "little.yaml").out
+    assert "scaling" in json.loads(cli("schema").out)["properties"]
+    cli("run", "little.yaml")
+    assert len(json.loads(cli("cache", "ls", "--json").out)["results"]) == 3
+    assert "all whole" in cli("cache", "verify").out
+
+
+def test_cache_verify_names_a_flipped_bit(cli: Cli, project: Path) -> None:
+    cli("run", "little.yaml")
+    blob = next(path for path in (project / "artifacts/cas").glob("*/*") if path.stat().st_size > 9)
+    blob.chmod(0o644)
+    blob.write_bytes(b"x" + blob.read_bytes()[1:])
+    assert blob.name[:12] in cli("cache", "verify").out
+
+
+def test_doctor_exits_with_3_without_a_compiler(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = cli("doctor")
+    assert done.code == 3
+    assert "apt-get install g++" in done.out
+
+
+def test_new_copies_a_recipe_with_what_it_needs(cli: Cli, project: Path) -> None:
+    assert cli("new", "--from", "magika", "mine").code == 0
+    assert (project / "mine/magika_inputs.py").is_file()
+    packaged = ("--workflows", str(shipped.workflows()))
+    assert cli("validate", "mine/magika.yaml", *packaged).code == 0
+    again = cli("new", "--from", "magika", "mine")
+    assert again.code == 2
+    assert "already there" in again.err
+
+
+def test_new_knows_the_shipped_recipes(cli: Cli) -> None:
+    assert "did you mean 'magika'" in cli("new", "--from", "magikka").err
