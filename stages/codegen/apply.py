@@ -85,6 +85,7 @@ def apply(
     for replacement in replacements:
         if replacement.func_name not in kernels:
             gv = tvm.ir.GlobalVar(replacement.func_name)
+            relax.expr._update_type(gv, replacement.func.ty)  # call_tir wants a typed callee
             kernels[replacement.func_name] = gv
             out.update_func(gv, replacement.func)
 
