@@ -8,16 +8,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 from . import disk, errors, events, host, journal, locks
@@ -41,10 +38,13 @@ from .events import (
 )
 from .plan import Plan, Step, resolve
 from .pools import InlinePool, Pool, SlotPool
+from .results import Options, Result, StepResult
+from .signals import Signals
 from .stage import Report
 from .store import Store
 from .worker import Done, Job, peak_mib
 
+__all__ = ["Options", "Result", "RunRecipe", "StepResult", "run"]
 _TICK_S = 0.2  # how often progress, time limits and signals are looked at
 _START_S = 60.0  # longest that a worker process may take to start
 _CRASHES = 2  # times that a stage may crash before it has failed
@@ -61,62 +61,6 @@ class RunRecipe(Protocol):
     def dotted(self) -> Mapping[str, Any]: ...
     def resolved_yaml(self) -> str: ...
     def locate(self, error: RecipeError) -> RecipeError: ...
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to run; in no key.
-
-    jobs:      worker processes; None: one when a stage has to run alone, else one per core;
-               0: in this process, for a debugger (no time limits, a crash ends everything)
-    threads:   threads of a stage's numerical libraries; None: its share of the cores
-    fail_fast: start nothing more after a failure
-    timeout_s: longest a stage may run, where the stage itself sets none
-    views:     stages write readable views (IR around passes) to `<run folder>/views/<stage>`
-    """
-
-    jobs: int | None = None
-    threads: int | None = None
-    fail_fast: bool = False
-    timeout_s: float | None = None
-    views: bool = False
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """How one step ended. A hit has the figures of when it was made.
-
-    made_at, made_on: when, ISO 8601, and where: the host's fingerprint and `machine`, an opaque id
-    foreign:          it was made on another machine
-    """
-
-    name: str
-    state: State
-    seconds: float = 0.0
-    rss_mib: float = 0.0
-    key: str = ""
-    outputs: Mapping[str, str] = field(default_factory=dict[str, str])
-    report: Report = field(default_factory=Report)
-    error: TapmlError | None = None
-    log: Path | None = None
-    notes: tuple[str, ...] = ()
-    made_at: str = ""
-    made_on: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    foreign: bool = False
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a run ended, gates not judged yet.
-
-    exit_code: that of the first failed step, 130 or 143 when interrupted, else 0
-    """
-
-    run_id: str
-    folder: Path
-    steps: Mapping[str, StepResult]
-    exit_code: int
-    seconds: float
 
 
 def run(
@@ -139,7 +83,7 @@ def run(
     with disk.guarded(store.root):
         run_id, folder = journal.new_run(store, recipe.name)
         _write_facts(folder, plan, recipe)
-    with journal.Journal(folder) as log, _Signals() as signals:
+    with journal.Journal(folder) as log, Signals() as signals:
 
         def tell(event: Event) -> None:
             with disk.guarded(folder):
@@ -181,29 +125,6 @@ def _write_facts(folder: Path, plan: Plan, recipe: RunRecipe) -> None:
     (folder / "plan.json").write_text(json.dumps(plan.to_data(), indent=1), encoding="utf-8")
 
 
-class _Signals:
-    """Remembers the first SIGINT or SIGTERM; the second ends the process at once."""
-
-    def __init__(self) -> None:
-        self.exit_code = 0
-        self._before: dict[int, Any] = {}
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.exit_code:
-            os._exit(self.exit_code)  # the guard ends the workers
-        self.exit_code = 128 + number
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
 @dataclass(eq=False)
 class _Active:
     """A stage that a worker has."""
@@ -232,7 +153,7 @@ class _Run:
         tell: Callable[[Event], None],
         run_id: str,
         folder: Path,
-        signals: _Signals,
+        signals: Signals,
     ) -> None:
         self.results: dict[str, StepResult] = {}
         self._steps = {step.name: step for step in plan}
