@@ -88,8 +88,8 @@ class Writer:
             new = visit(self, var, value)
             new = value if new is None else new
             if var in results:
-                new = self._bind(new, var.name, rx.Var)
-            elif not isinstance(new, rx.Var):
+                new = self._bind(self._take_back(new), var.name, rx.Var)
+            elif not isinstance(new, rx.Var) and scalar_value(new) is None:
                 new = self._bind(new, var.name, rx.DataflowVar)
             self.values[var] = new
         return self.function(func.params, self.substitute(func.body.body), func.attrs)
@@ -134,6 +134,13 @@ class Writer:
         if isinstance(expr, rx.Call):
             args = [self.substitute(arg) for arg in expr.args]
             return rx.Call(expr.op, args, expr.attrs, expr.ty_args)
+        return expr
+
+    def _take_back(self, expr: Any) -> Any:
+        """The value of `expr`, its binding removed, when that was the last one written."""
+        if self._bindings and self._bindings[-1].var.same_as(expr):
+            self._names.discard(expr.name)
+            return self._bindings.pop().value
         return expr
 
     def _bind(self, expr: Any, name: str, kind: type) -> Any:
@@ -212,6 +219,21 @@ def operands(expr: Any) -> Iterator[Any]:
         yield from operands(expr.tuple_value)
     elif isinstance(expr, rx.Var) or is_constant(expr):
         yield expr
+
+
+def parameters(names: Sequence[str], arguments: Sequence[Any]) -> list[Any]:
+    """Parameters of a function to be called with `arguments`; a size such as `batch * 5` is a symbol of its own."""
+    symbols: dict[str, Any] = {}
+
+    def size(expr: Any) -> Any:
+        if isinstance(expr, tvm.tirx.IntImm | tvm.tirx.Var):
+            return expr
+        return symbols.setdefault(str(expr), tvm.tirx.Var(f"rows{len(symbols) or ''}", "int64"))
+
+    return [
+        rx.Var(name, rx.TensorType([size(n) for n in arg.ty.shape.values], arg.ty.dtype))
+        for name, arg in zip(names, arguments, strict=True)
+    ]
 
 
 def is_constant(expr: Any) -> bool:

@@ -61,7 +61,7 @@ def _from_tensorir(writer: Writer, value: Any) -> Any:
     if len(args) != 2 or type(store.value) not in kinds:
         return value
     sides = (store.value.a, store.value.b)
-    if not all(isinstance(side, tvm.tirx.BufferLoad) for side in sides):
+    if not all(isinstance(side, tvm.ir.TensorLoad) for side in sides):
         return value
     if any(len(side.indices) not in (0, len(store.indices)) for side in sides):
         return value

@@ -17,6 +17,7 @@ from ..dataflow import (
     num_input,
     op_name,
     operands,
+    parameters,
     remove_dead_code,
     rewrite,
     rx,
@@ -126,10 +127,9 @@ def _outline(outer: Writer, values: dict[Any, Any], region: Region) -> tuple[Any
     members = _with_reshaped_weights(values, region)
     inner = set(members)
     reads = [leaf for var in members for leaf in operands(values[var])]
-    inputs = list(
-        dict.fromkeys(leaf for leaf in reads if isinstance(leaf, rx.Var) and leaf not in inner)
-    )
-    params = [rx.Var(var.name, var.ty) for var in inputs]
+    reads = dict.fromkeys(leaf for leaf in reads if isinstance(leaf, rx.Var) and leaf not in inner)
+    inputs = sorted(reads, key=lambda leaf: outer.is_weight(outer.substitute(leaf)))
+    params = parameters([var.name for var in inputs], inputs)
     writer = outer.nested(params)
     writer.values.update(zip(inputs, params, strict=True))
     for var in members:

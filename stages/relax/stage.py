@@ -77,7 +77,7 @@ def _report(before: Mapping[str, int], after: Mapping[str, int], mod: Any) -> Re
             name,
             str(func.attrs["tapml.weight"]),
             " × ".join(map(str, shape_of(func.params[0]))),
-            " × ".join(map(str, func.ret_ty.shape.values)),
+            " × ".join(map(str, shape_of(func.body.body))),
             sum(len(block.bindings) for block in func.body.blocks),
         )
         for name, func in regions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..dataflow import Writer, bindings, op_name, rewrite, rx, shape_of
+from ..dataflow import Writer, bindings, op_name, parameters, rewrite, rx, shape_of
 from .te_ops import OUT_EWISE_FUSABLE, PANEL, ceil_div, dense
 
 REGION, CLONE = "tapml.region", "tapml.clone"
@@ -73,7 +73,7 @@ def _call_packed(writer: Writer, region: Any, call: Any, name: str, clone: str) 
     args = [writer.emit(arg) for arg in call.args]
     columns = shape_of(product)[1]
     args[at] = _pack(writer, args[at], transposed)
-    params = [rx.Var(param.name, arg.ty) for param, arg in zip(region.params, args, strict=True)]
+    params = parameters([param.name for param in region.params], args)
     inner = writer.nested(params)
     inner.values.update(zip(region.params, params, strict=True))
     last = region.body.body

@@ -1,0 +1,279 @@
+"""The passes of the relax room: each on the smallest program that shows it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tvm_ffi
+from graphs import assert_golden, graph, random_weights, run, rx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tapml.stage import Context, Inputs
+from tapml_stages.compat import tvm
+from tapml_stages.dataflow import bindings, op_name, remove_dead_code
+from tapml_stages.noops import remove_noops
+from tapml_stages.program import Program, load
+from tapml_stages.relax.arithmetic import canonicalize
+from tapml_stages.relax.batch_norm import fold_batch_norm
+from tapml_stages.relax.gather import elementwise_before_take, one_hot_to_take
+from tapml_stages.relax.passes import operator_counts, passes
+from tapml_stages.relax.regions import mark_regions
+from tapml_stages.relax.shapes import fold_shapes
+from tapml_stages.relax.stage import RelaxPasses
+
+op = rx.op
+
+
+def same(left, right) -> bool:
+    """Whether two modules have the same `main`, names and attributes aside."""
+    pair = [mod["main"].without_attr("global_symbol") for mod in (left, right)]
+    return tvm_ffi.structural_equal(*pair, map_free_vars=True)
+
+
+def operators(mod, name: str = "main") -> list[str]:
+    return [op_name(value).removeprefix("relax.") for _, value in bindings(mod[name])]
+
+
+def relax_all(program: Program):
+    mod = program.mod
+    for _, transform in passes():
+        mod = transform(mod)
+    return mod
+
+
+def test_clip_as_onnx_imports_it_becomes_one_clip():
+    def imported(emit, x):
+        low = emit(op.where(op.isnan(rx.const(0.0)), rx.const(-np.inf), rx.const(0.0)))
+        high = emit(op.where(op.isnan(rx.const(6.0)), rx.const(np.inf), rx.const(6.0)))
+        return op.minimum(emit(op.maximum(x, low)), high)
+
+    before = graph(imported, {"x": ("batch", 4)})
+    expected = graph(lambda emit, x: op.clip(x, 0.0, 6.0), {"x": ("batch", 4)})
+    assert same(remove_dead_code(canonicalize(before.mod)), expected.mod)
+
+
+def test_a_maximum_that_comes_as_tensorir_is_a_maximum_again():
+    builder = rx.BlockBuilder()
+    x = rx.Var("x", rx.TensorType((3, 4), "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            out = builder.emit_output(builder.call_te(tvm.topi.maximum, x, rx.const(0.0)))
+        builder.emit_func_output(out)
+    expected = graph(lambda emit, x: op.maximum(x, rx.const(0.0)), {"x": (3, 4)})
+    mod = remove_dead_code(canonicalize(builder.get()))
+    assert operators(mod) == operators(expected.mod)
+
+
+def test_bounds_that_cross_are_no_clip():
+    def crossed(emit, x):
+        return op.minimum(emit(op.maximum(x, rx.const(6.0))), rx.const(0.0))
+
+    assert operators(canonicalize(graph(crossed, {"x": (4,)}).mod)) == ["maximum", "minimum"]
+
+
+def test_an_infinite_bound_is_none():
+    before = graph(
+        lambda emit, x: op.abs(emit(op.maximum(rx.const(-np.inf), x))), {"x": ("batch", 4)}
+    )
+    assert operators(remove_dead_code(canonicalize(before.mod))) == ["abs"]
+
+
+def test_the_maximum_of_a_stack_is_a_maximum():
+    def stacked(emit, x):
+        zeros = emit(op.broadcast_to(rx.const(0.0), (2, 4)))
+        return op.max(emit(op.stack((zeros, x), axis=0)), axis=[0])
+
+    before = graph(stacked, {"x": (2, 4)})
+    expected = graph(lambda emit, x: op.maximum(rx.const(0.0), x), {"x": (2, 4)})
+    assert same(remove_dead_code(canonicalize(before.mod)), expected.mod)
+
+
+def test_division_by_a_constant_is_multiplication():
+    before = graph(lambda emit, x: op.divide(x, rx.const(4.0)), {"x": (3,)})
+    expected = graph(lambda emit, x: op.multiply(x, rx.const(0.25)), {"x": (3,)})
+    assert same(canonicalize(before.mod), expected.mod)
+
+
+def test_division_stays_when_the_recipe_says_so():
+    before = graph(lambda emit, x: op.divide(x, rx.const(4.0)), {"x": (3,)})
+    assert operators(canonicalize(before.mod, reciprocal=False)) == ["divide"]
+
+
+def test_a_slice_to_the_end_is_no_slice_within_the_bounds():
+    def sliced(emit, x):
+        return op.abs(emit(op.strided_slice(x, [0], [0], [10**9], [1], assume_inbound=False)))
+
+    before = graph(sliced, {"x": ("batch", 4)})
+    mod = fold_shapes(before.mod)
+    assert operators(mod) == ["abs"]
+    assert "min" not in str(mod["main"].ret_ty)
+
+
+def test_a_slice_of_a_part_stays():
+    before = graph(lambda emit, x: op.strided_slice(x, [1], [0], [3]), {"x": ("batch", 4)})
+    assert operators(fold_shapes(before.mod)) == ["strided_slice"]
+
+
+def test_chains_that_move_nothing_vanish():
+    def moved(emit, x):
+        y = emit(op.permute_dims(emit(op.permute_dims(x, [1, 0, 2])), [1, 0, 2]))
+        y = emit(op.squeeze(emit(op.expand_dims(y, [0])), [0]))
+        return op.abs(emit(op.reshape(emit(op.reshape(y, (6, 4))), (2, 3, 4))))
+
+    before = graph(moved, {"x": (2, 3, 4)})
+    assert operators(remove_dead_code(remove_noops(before.mod))) == ["abs"]
+
+
+def test_a_broadcast_that_the_operator_does_itself_vanishes():
+    def wide(emit, x, b):
+        return op.add(x, emit(op.broadcast_to(b, (3, 4))))
+
+    before = graph(wide, {"x": (3, 4)}, {"b": (4,)})
+    assert operators(remove_dead_code(remove_noops(before.mod))) == ["add"]
+
+
+def one_hot(emit, ids, table):
+    column = emit(op.reshape(ids, (2, 5, 1)))
+    hot = emit(op.equal(column, rx.const(np.arange(7).reshape(1, 1, 7), "int32")))
+    return op.matmul(emit(op.astype(hot, "float32")), table)
+
+
+@settings(max_examples=3, deadline=None)
+@given(ids=st.lists(st.integers(-3, 9), min_size=10, max_size=10))
+def test_one_hot_rows_are_looked_up_and_ids_out_of_range_give_zeros(ids):
+    before = graph(one_hot, {"ids": (2, 5)}, {"table": (7, 3)}, dtype="int32")
+    mod = remove_dead_code(one_hot_to_take(before.mod))
+    assert "take" in operators(mod) and "matmul" not in operators(mod)
+    weights, values = random_weights(before), np.array(ids, "int32").reshape(2, 5)
+    inside = ((values >= 0) & (values < 7))[..., None]
+    expected = np.where(inside, weights[0][values.clip(0, 6)], 0)
+    np.testing.assert_array_equal(run(mod, [values], weights), expected)
+
+
+def test_what_follows_a_lookup_row_by_row_is_computed_on_the_table():
+    def before(emit, ids, table, bias):
+        return op.tanh(emit(op.add(emit(op.take(table, ids, axis=0)), bias)))
+
+    def after(emit, ids, table, bias):
+        rows = emit(op.tanh(emit(op.add(table, emit(op.squeeze(bias, [0, 1]))))))
+        return op.take(rows, ids, axis=0)
+
+    shapes = {"ids": ("batch", 5)}, {"table": (7, 3), "bias": (1, 1, 3)}
+    mod = elementwise_before_take(graph(before, *shapes, dtype="int32").mod)
+    expected = graph(after, *shapes, dtype="int32")
+    assert same(remove_dead_code(remove_noops(remove_dead_code(mod))), expected.mod)
+
+
+def test_a_lookup_that_meets_another_activation_stays():
+    def mixed(emit, ids, table):
+        rows = emit(op.take(table, ids, axis=0))
+        return op.multiply(rows, emit(op.astype(emit(op.expand_dims(ids, [1])), "float32")))
+
+    before = graph(mixed, {"ids": (5,)}, {"table": (7, 3)}, dtype="int32")
+    assert operators(elementwise_before_take(before.mod))[-1] == "multiply"
+
+
+def normalised(emit, x, w, b, gamma, beta, mean, variance):
+    y = emit(op.add(emit(op.nn.conv2d(x, w, padding=1)), b))
+    return rx.TupleGetItem(
+        emit(op.nn.batch_norm(y, gamma, beta, mean, variance, axis=1, training=False)), 0
+    )
+
+
+def test_batch_norm_is_folded_into_the_convolution_and_the_numbers_stay():
+    vectors = dict.fromkeys(("gamma", "beta", "mean", "variance"), (6,))
+    before = graph(
+        normalised, {"x": (1, 3, 5, 5)}, {"w": (6, 3, 3, 3), "b": (1, 6, 1, 1), **vectors}
+    )
+    mod = remove_dead_code(fold_batch_norm(before.mod))
+    varying = {"x"} | {
+        var.name for var, value in bindings(mod["main"]) if op_name(value) in ("relax.nn.conv2d",)
+    }
+    assert "nn.batch_norm" not in operators(mod) and operators(mod)[-2:] != ["multiply", "add"]
+    assert len(varying) == 2
+    weights = random_weights(before)
+    weights[-1] = np.abs(weights[-1]) + 0.5
+    x = np.random.default_rng(1).standard_normal((1, 3, 5, 5), "float32")
+    np.testing.assert_allclose(
+        run(mod, [x], weights), run(before.mod, [x], weights), rtol=1e-5, atol=1e-5
+    )
+
+
+def gelu_layer(emit, x, w, b):
+    y = emit(op.add(emit(op.matmul(x, emit(op.permute_dims(w)))), b))
+    return op.multiply(y, emit(op.sigmoid(y)))
+
+
+def test_a_region_holds_the_product_and_its_epilogue_on_raw_weights():
+    program = graph(gelu_layer, {"x": ("batch", 8)}, {"w": (6, 8), "b": (6,)})
+    mod = mark_regions(program.mod)
+    assert operators(mod) == ["region_0"]
+    region = ["permute_dims", "matmul", "add", "sigmoid", "multiply"]
+    assert operators(mod, "region_0") == region
+    assert [param.name for param in mod["region_0"].params] == ["x", "w", "b"]
+    assert mod["region_0"].attrs["Composite"] == "tapml.region"
+    assert mod["region_0"].attrs["tapml.weight"] == "w"
+
+
+def test_a_region_takes_rows_whatever_the_leading_axes():
+    program = graph(gelu_layer, {"x": ("batch", 5, 8)}, {"w": (6, 8), "b": (1, 1, 6)})
+    mod = mark_regions(program.mod)
+    assert operators(mod) == ["reshape", "region_0", "reshape"]
+    assert [param.ty.ndim for param in mod["region_0"].params] == [2, 2, 3]
+    weights = random_weights(program)
+    x = np.random.default_rng(0).standard_normal((2, 5, 8), "float32")
+    np.testing.assert_allclose(
+        run(mod, [x], weights), run(program.mod, [x], weights), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_region_ends_where_a_second_result_would_begin():
+    def softmax(emit, x, w):
+        y = emit(op.matmul(x, w))
+        return op.subtract(y, emit(op.max(y, axis=[1], keepdims=True)))
+
+    program = graph(softmax, {"x": ("batch", 8)}, {"w": (8, 6)})
+    assert operators(mark_regions(program.mod)) == ["region_0", "max", "subtract"]
+
+
+def test_a_product_of_two_activations_is_no_region():
+    program = graph(lambda emit, x, y: op.matmul(x, y), {"x": (4, 8), "y": (8, 4)})
+    assert operators(mark_regions(program.mod)) == ["matmul"]
+
+
+def test_values_keep_their_names_through_all_passes():
+    program = graph(gelu_layer, {"x": ("batch", 8)}, {"w": (6, 8), "b": (6,)})
+    names = {origin.value for origin in program.provenance}
+    mod = relax_all(program)
+    inner = {var.name for var, _ in bindings(mod["region_0"])}
+    assert {var.name for var, _ in bindings(mod["main"])} | inner <= names
+
+
+@pytest.mark.parametrize(
+    ("name", "program"),
+    [
+        ("dense", graph(gelu_layer, {"x": ("batch", 5, 8)}, {"w": (6, 8), "b": (6,)})),
+        ("one_hot", graph(one_hot, {"ids": (2, 5)}, {"table": (7, 3)}, dtype="int32")),
+    ],
+)
+def test_programs_print_as_the_golden_files_say(name, program):
+    mod = relax_all(program).with_attr("tapml.imported", "")
+    assert_golden("relax", RelaxPasses.version, name, mod)
+
+
+def test_the_stage_writes_its_program_reports_regions_and_views(tmp_path: Path):
+    program = graph(gelu_layer, {"x": ("batch", 8)}, {"w": (6, 8), "b": (6,)})
+    source = program.save(tmp_path / "in")
+    (tmp_path / "out").mkdir()
+    context = Context(
+        tmp_path / "out", logging.getLogger("test"), tmp_path, views=tmp_path / "views"
+    )
+    outputs = RelaxPasses().run(Inputs({"program": source}), context)
+    written = load(outputs.artifacts["program"])
+    assert written.io == program.io and operator_counts(written.mod)["relax.matmul"] == 1
+    assert outputs.report.tables[1].rows == (("region_0", "w", "batch × 8", "batch × 6", 5),)
+    assert len(list((tmp_path / "views").glob("*.after.py"))) == len(passes())
