@@ -84,10 +84,11 @@ def generate(
     params = program.mod["main"].params[len(io.inputs) :]
     names = {var.name: spec.name for var, spec in zip(params, io.params, strict=True)}
     calls = list(region_calls(program.mod, names))
-    for done, (name, func, used) in enumerate(calls):
+    for done, (call, func, used) in enumerate(calls):
+        name = call.op.name_hint
         progress(done, len(calls), name)
         try:
-            region = read_region(name, func, used)
+            region = read_region(call, func, used)
             if (weights[region.weight] != 0).all():
                 raise Unsupported("the weight has no zeros")
             epilogue = read_epilogue(region)

@@ -207,7 +207,7 @@ def _merged(program: Program, path: tuple[str, ...]) -> tuple[Expr, ...]:
 
 
 def _flat(program: Program, name: str) -> Expr:
-    """The position of an axis, counted over all its ancestors: its child's `indptr` is read there."""
+    """An axis's position counted over all its ancestors: its child's `indptr` is read there."""
     axis = program.axis(name)
     if axis.is_variable or not axis.parent:
         return Position(name)

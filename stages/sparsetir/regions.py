@@ -35,7 +35,7 @@ class Region:
                 function
     transpose:  the weight is used as [K, N] (compressed rows run over its columns)
     activation: index of the parameter with X [M, K]
-    rows:       M, as an expression over the recipe's dims
+    rows:       M, over the function's own symbols; `rows_of_call`: over the recipe's dims
     """
 
     name: str
@@ -45,20 +45,21 @@ class Region:
     transpose: bool
     activation: int
     rows: Any
+    rows_of_call: Any
     n: int
     k: int
     product: Any
 
     def count_rows(self, sizes: Mapping[str, int]) -> int:
         """M at given sizes of the recipe's dims."""
-        return _evaluate(self.rows, sizes)
+        return _evaluate(self.rows_of_call, sizes)
 
 
-def region_calls(mod: Any, params: Mapping[str, str]) -> Iterator[tuple[str, Any, dict[int, str]]]:
+def region_calls(mod: Any, params: Mapping[str, str]) -> Iterator[tuple[Any, Any, dict[int, str]]]:
     """Region functions with the weights that they are called with.
 
     In:  `params`: name of a weight variable of `main` → source name.
-    Out: name, function and {parameter index: source name}, in order of their calls.
+    Out: call, function and {parameter index: source name}, in order of the calls.
     """
     for block in mod["main"].body.blocks:
         for binding in block.bindings:
@@ -71,11 +72,11 @@ def region_calls(mod: Any, params: Mapping[str, str]) -> Iterator[tuple[str, Any
                 weights = {
                     i: params[arg.name] for i, arg in named if getattr(arg, "name", "") in params
                 }
-                yield call.op.name_hint, func, weights
+                yield call, func, weights
 
 
-def read_region(name: str, func: Any, weights: Mapping[int, str]) -> Region:
-    """The product inside a region function.
+def read_region(call: Any, func: Any, weights: Mapping[int, str]) -> Region:
+    """The product inside a region function, as it is called.
 
     Raises: Unsupported with the reason.
     """
@@ -83,8 +84,8 @@ def read_region(name: str, func: Any, weights: Mapping[int, str]) -> Region:
     products = [(v, e) for v, e in values.items() if _is_op(e, "relax.matmul")]
     if len(products) != 1:
         raise Unsupported(f"{len(products)} matrix products")
-    product, call = products[0]
-    x, weight = call.args
+    product, matmul = products[0]
+    x, weight = matmul.args
     transpose = True
     if _is_op(values.get(weight), "relax.permute_dims"):
         weight, transpose = values[weight].args[0], False
@@ -103,7 +104,17 @@ def read_region(name: str, func: Any, weights: Mapping[int, str]) -> Region:
         raise Unsupported("the weight's sizes are symbolic")
     index = params[weight]
     return Region(
-        name, func, weights[index], index, transpose, params[x], rows, n.value, k.value, product
+        name=call.op.name_hint,
+        func=func,
+        weight=weights[index],
+        parameter=index,
+        transpose=transpose,
+        activation=params[x],
+        rows=rows,
+        rows_of_call=call.args[params[x]].ty.shape.values[0],
+        n=n.value,
+        k=k.value,
+        product=product,
     )
 
 

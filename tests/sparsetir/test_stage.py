@@ -37,7 +37,7 @@ def program(body: Body, params: dict[str, tuple[int, ...]]) -> Program:
         ]
 
     builder = rx.BlockBuilder()
-    inner = variables(tvm.tirx.Var("batch", "int64"))
+    inner = variables(tvm.tirx.Var("rows", "int64"))
     with builder.function("region_0", inner, private=True):
         with builder.dataflow():
             result = builder.emit_output(body(inner[0], inner[1:]))
