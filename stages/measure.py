@@ -20,12 +20,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from multiprocessing import Pipe
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tapml.errors import EnvironmentalError
 from tapml.stage import Target
+
+if TYPE_CHECKING:
+    from . import measure_worker  # noqa: F401  # started, not imported: keyed all the same
 
 CHUNK = 24  # groups that a worker builds before they are timed; a crash loses the builds
 

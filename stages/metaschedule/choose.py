@@ -57,6 +57,7 @@ def decide(
         dense = [entry for entry in contests[kernel.name, main] if entry.kind != "sparse"]
         times |= {entry.id: entry.timing.ms for entry in dense if not entry.timing.error}
         candidates = tuple(entry.candidate() for entry in dense)
+        notes += _tuned(kernel.name, dense, winner)
         kernel_choices.append(KernelChoice(kernel.name, winner.id, candidates))
         for site in kernel.sites:
             entries = contests[kernel.name, site]
@@ -99,6 +100,17 @@ def region_winner(entries: Sequence[Entry], dense: Entry, choose: Chooser) -> En
     best = min(working, key=lambda entry: ratio(entry.timing, dense.timing))
     wins = choose == "sparse" or ratio(best.timing, dense.timing) < CLEARLY
     return best if wins else dense
+
+
+def _tuned(kernel: str, dense: Sequence[Entry], winner: Entry) -> list[str]:
+    """What tuning brought to a kernel, in words; nothing where it was not tuned."""
+    default, *tuned = dense
+    wrong = [f"{kernel}: a tuned schedule {e.timing.error}" for e in tuned if e.timing.error]
+    if winner.kind == "tuned":
+        gain = 1 / ratio(winner.timing, default.timing)
+        times = f"{winner.timing.ms:.4g} against {default.timing.ms:.4g} ms"
+        return [*wrong, f"{kernel}: tuning brought {gain:.2f}x over the default rule, {times}"]
+    return [*wrong, f"{kernel}: the default rule's schedule kept"] if tuned else []
 
 
 def _explain(

@@ -145,6 +145,7 @@ def test_the_budget_is_spent_and_a_tuned_schedule_beats_none(tuned: tuple[Path, 
     chosen = {choice.kernel: known[choice.record] for choice in choices.kernels}
     assert chosen["dense_main_b32"].kind == "tuned"
     assert json.loads(chosen["dense_main_b32"].trace)
+    assert any("dense_main_b32: tuning brought" in note for note in outputs.report.notes)
     assert chosen["dense_main_dyn"].kind == "default"
     assert {c.id for choice in choices.kernels for c in choice.candidates} == set(known)
 
