@@ -222,7 +222,11 @@ def operands(expr: Any) -> Iterator[Any]:
 
 
 def parameters(names: Sequence[str], arguments: Sequence[Any]) -> list[Any]:
-    """Parameters of a function to be called with `arguments`; a size such as `batch * 5` is a symbol of its own."""
+    """Parameters of a function to be called with `arguments`.
+
+    A size such as `batch * 5` is a symbol of its own there, since nothing in the function would
+    define `batch`.
+    """
     symbols: dict[str, Any] = {}
 
     def size(expr: Any) -> Any:

@@ -45,10 +45,10 @@ def lower(program: Program, lanes: int) -> Program:
         mod = remove_noops(pack_dense(block_layout(mod, lanes, name), name), name)
     mod = remove_dead_code(mod, *clones)
     mod = _lift_packing(mod, tuple(clones))
-    mod = rx.transform.LegalizeOps()(mod)
-    if left := unlowered_ops(mod):
+    legalized = rx.transform.LegalizeOps()(mod)
+    if left := unlowered_ops(mod, legalized):
         raise UnloweredOpError(stage="tensorir", ops=left)
-    mod = _mark_primitive(mod)
+    mod = _mark_primitive(legalized)
     entries = [*clones, TRANSFORM]
     before = remove_dead_code(rx.transform.AnnotateTIROpPattern()(mod), *entries)
     fused = rx.transform.FuseOps(2)(before)
@@ -59,16 +59,21 @@ def lower(program: Program, lanes: int) -> Program:
     return replace(program, mod=add_dispatcher(mod, clones), groups=table)
 
 
-def unlowered_ops(mod: Any) -> tuple[str, ...]:
-    """Names of operators that are still Relax calls."""
-    found = {
-        op_name(value)
-        for func in mod.functions.values()
-        if isinstance(func, rx.Function)
-        for _, value in bindings(func)
-        if isinstance(value, rx.Call) and isinstance(value.op, tvm.ir.Op)
-    }
-    return tuple(sorted(found - {"relax.call_tir"}))
+def unlowered_ops(before: Any, after: Any) -> tuple[str, ...]:
+    """Names of operators that LegalizeOps left as they are, or made calls of Python."""
+
+    def calls(mod: Any) -> dict[tuple[str, str], str]:
+        return {
+            (gvar.name_hint, var.name): op_name(value)
+            for gvar, func in mod.functions.items()
+            if isinstance(func, rx.Function)
+            for var, value in bindings(func)
+            if isinstance(value, rx.Call) and isinstance(value.op, tvm.ir.Op)
+        }
+
+    sources = calls(before)
+    left = {where for where, name in calls(after).items() if name != "relax.call_tir"}
+    return tuple(sorted({sources[where] for where in left}))
 
 
 def _calls(func: Any) -> list[str | None]:

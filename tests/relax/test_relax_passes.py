@@ -147,7 +147,8 @@ def one_hot(emit, ids, table):
 def test_one_hot_rows_are_looked_up_and_ids_out_of_range_give_zeros(ids):
     before = graph(one_hot, {"ids": (2, 5)}, {"table": (7, 3)}, dtype="int32")
     mod = remove_dead_code(one_hot_to_take(before.mod))
-    assert "take" in operators(mod) and "matmul" not in operators(mod)
+    assert "take" in operators(mod)
+    assert "matmul" not in operators(mod)
     weights, values = random_weights(before), np.array(ids, "int32").reshape(2, 5)
     inside = ((values >= 0) & (values < 7))[..., None]
     expected = np.where(inside, weights[0][values.clip(0, 6)], 0)
@@ -190,11 +191,8 @@ def test_batch_norm_is_folded_into_the_convolution_and_the_numbers_stay():
         normalised, {"x": (1, 3, 5, 5)}, {"w": (6, 3, 3, 3), "b": (1, 6, 1, 1), **vectors}
     )
     mod = remove_dead_code(fold_batch_norm(before.mod))
-    varying = {"x"} | {
-        var.name for var, value in bindings(mod["main"]) if op_name(value) in ("relax.nn.conv2d",)
-    }
-    assert "nn.batch_norm" not in operators(mod) and operators(mod)[-2:] != ["multiply", "add"]
-    assert len(varying) == 2
+    assert "nn.batch_norm" not in operators(mod)
+    assert operators(mod)[-3:] == ["nn.conv2d", "reshape", "add"]
     weights = random_weights(before)
     weights[-1] = np.abs(weights[-1]) + 0.5
     x = np.random.default_rng(1).standard_normal((1, 3, 5, 5), "float32")
@@ -274,6 +272,7 @@ def test_the_stage_writes_its_program_reports_regions_and_views(tmp_path: Path):
     )
     outputs = RelaxPasses().run(Inputs({"program": source}), context)
     written = load(outputs.artifacts["program"])
-    assert written.io == program.io and operator_counts(written.mod)["relax.matmul"] == 1
+    assert written.io == program.io
+    assert operator_counts(written.mod)["relax.matmul"] == 1
     assert outputs.report.tables[1].rows == (("region_0", "w", "batch × 8", "batch × 6", 5),)
     assert len(list((tmp_path / "views").glob("*.after.py"))) == len(passes())

@@ -1,0 +1,268 @@
+"""Lowering keeps the numbers, names what it covers, and leaves only kernels."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from graphs import V3, assert_golden, graph, lowered_runner, random_weights, run, rx
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tapml.errors import StageError
+from tapml.stage import Context, Inputs
+from tapml_stages.compat import tvm
+from tapml_stages.dataflow import bindings, op_name
+from tapml_stages.program import Program, load
+from tapml_stages.records import load as load_records
+from tapml_stages.relax.passes import passes
+from tapml_stages.tensorir import groups
+from tapml_stages.tensorir.clones import clone_names
+from tapml_stages.tensorir.lower import UnloweredOpError, lower
+from tapml_stages.tensorir.schedule import default_records
+from tapml_stages.tensorir.stage import TensorIR, lanes
+
+op = rx.op
+
+
+def lowered(program: Program) -> Program:
+    mod = program.mod
+    for _, transform in passes():
+        mod = transform(mod)
+    return lower(program.with_mod(mod), 8)
+
+
+def assert_same_numbers(
+    program: Program, *shapes: tuple[int, ...], scheduled: bool = False
+) -> Program:
+    """The lowered program gives what the imported one gives, for an input of each shape."""
+    result = lowered(program)
+    weights = random_weights(program)
+    records = default_records(result.mod, V3) if scheduled else ()
+    after = lowered_runner(result, weights, records)
+    for shape in shapes:
+        x = np.random.default_rng(len(shape)).uniform(-1, 1, shape).astype("float32")
+        expected = run(program.mod, [x], weights)
+        np.testing.assert_allclose(after(x), expected, rtol=1e-4, atol=1e-5)
+    return result
+
+
+def kernels(program: Program, clone: str = "main") -> list[str]:
+    return [row["kernel"] for row in program.groups[clone]]
+
+
+def squeeze_and_excite(emit, x, w1, w2, w3):
+    """Channels that are no multiple of 8, depthwise, global pooling, a scale that is broadcast."""
+    y = emit(op.nn.relu(emit(op.nn.conv2d(x, w1, strides=2, padding=1))))
+    y = emit(op.nn.conv2d(y, w2, padding=1, groups=12))
+    pooled = emit(op.mean(y, [2, 3], keepdims=True))
+    scale = emit(op.sigmoid(emit(op.nn.conv2d(pooled, w3))))
+    return op.multiply(y, scale)
+
+
+SE_WEIGHTS = {"w1": (12, 3, 3, 3), "w2": (12, 1, 3, 3), "w3": (12, 12, 1, 1)}
+
+
+def test_a_small_network_gives_the_same_numbers_in_every_clone():
+    program = graph(
+        squeeze_and_excite, {"x": ("batch", 3, 9, 8)}, SE_WEIGHTS, buckets=[{"batch": 2}]
+    )
+    result = assert_same_numbers(program, (2, 3, 9, 8), (3, 3, 9, 8), scheduled=True)
+    assert set(result.groups) == {"main_b2", "main_dyn", "folded", "transform"}
+
+
+def test_padded_lanes_never_reach_the_result_through_a_division():
+    def divided(emit, x, w1, w2):
+        y = emit(op.nn.conv2d(x, w1))
+        y = emit(op.divide(y, emit(op.add(emit(op.abs(y)), rx.const(0.0)))))
+        return op.nn.conv2d(y, w2)
+
+    weights = {"w1": (6, 3, 1, 1), "w2": (4, 6, 1, 1)}
+    assert_same_numbers(graph(divided, {"x": (1, 3, 5, 5)}, weights), (1, 3, 5, 5))
+
+
+def test_a_transposed_convolution_with_one_output_keeps_pixels_in_lanes():
+    def upscaled(emit, x, w1, w2, b):
+        y = emit(op.nn.conv2d(x, w1, padding=1))
+        y = emit(op.nn.conv2d_transpose(y, w2, strides=2))
+        return op.sigmoid(emit(op.add(y, b)))
+
+    weights = {"w1": (6, 3, 3, 3), "w2": (6, 1, 2, 2), "b": (1,)}
+    result = assert_same_numbers(graph(upscaled, {"x": (1, 3, 4, 5)}, weights), (1, 3, 4, 5))
+    assert len(kernels(result)) == 3
+
+
+def test_a_convolution_over_time_reads_channels_last_without_a_transpose():
+    def over_time(emit, x, w, b):
+        y = emit(op.permute_dims(emit(op.expand_dims(x, [3])), [0, 2, 1, 3]))
+        y = emit(op.squeeze(emit(op.nn.conv2d(y, w)), [3]))
+        return op.negative(emit(op.max(emit(op.tanh(emit(op.add(y, b)))), [2])))
+
+    weights = {"w": (16, 24, 5, 1), "b": (1, 16, 1)}
+    program = graph(over_time, {"x": ("batch", 20, 24)}, weights)
+    result = assert_same_numbers(program, (3, 20, 24))
+    assert len(kernels(result)) == 3
+
+
+def test_a_region_is_one_kernel_with_a_packed_weight_and_its_parameters_in_order():
+    def layer(emit, x, w, b):
+        y = emit(op.add(emit(op.matmul(x, emit(op.permute_dims(w)))), b))
+        return op.max(emit(op.nn.relu(y)), [2])
+
+    program = graph(
+        layer, {"x": ("batch", 5, 8)}, {"w": (21, 8), "b": (21,)}, buckets=[{"batch": 4}]
+    )
+    result = assert_same_numbers(program, (4, 5, 8), (2, 5, 8), scheduled=True)
+    for clone in ("main_b4", "main_dyn"):
+        func = result.mod[f"region_0__{clone}"]
+        assert (func.attrs["tapml.region"], func.attrs["tapml.clone"]) == ("region_0", clone)
+        assert len(kernels(result, clone)) == 2
+        call = next(
+            value for _, value in bindings(result.mod[clone]) if op_name(value) == "relax.call_tir"
+        )
+        assert [arg.ty.ndim for arg in call.args[1].fields] == [2, 3, 1]
+
+
+channels = st.integers(1, 20)
+
+
+@st.composite
+def networks(draw):
+    """Convolutions of all kinds in a row, with pools, joins and elementwise operators between."""
+    steps, width, weights = [], 3, {}
+    for k in range(draw(st.integers(1, 3))):
+        kind = draw(st.sampled_from(["conv", "depthwise", "groups", "pool", "join", "upscale"]))
+        if kind == "conv":
+            size, out = draw(st.sampled_from([1, 3])), draw(channels)
+            weights[f"w{k}"] = (out, width, size, size)
+            steps.append((kind, k, draw(st.integers(1, 2)), size // 2, draw(st.integers(1, 2))))
+            width = out
+        elif kind == "depthwise":
+            weights[f"w{k}"] = (width, 1, 3, 3)
+            steps.append((kind, k, width))
+        elif kind == "groups":
+            weights[f"w{k}"] = (16, width, 1, 1)
+            weights[f"v{k}"] = (32, 8, 1, 1)
+            steps.append((kind, k))
+            width = 32
+        elif kind == "upscale":
+            out = draw(st.integers(1, 10))
+            weights[f"w{k}"] = (width, out, 2, 2)
+            steps.append((kind, k))
+            width = out
+        else:
+            steps.append((kind, draw(st.sampled_from(["max", "avg"]))))
+            width = 2 * width if kind == "join" else width
+
+    def body(emit, x, *values):
+        named, y = dict(zip(weights, values, strict=True)), x
+        for step in steps:
+            match step:
+                case "conv", k, stride, padding, dilation:
+                    y = emit(op.nn.conv2d(y, named[f"w{k}"], stride, padding * dilation, dilation))
+                    y = emit(op.nn.relu(y))
+                case "depthwise", k, groups:
+                    y = emit(op.nn.conv2d(y, named[f"w{k}"], padding=1, groups=groups))
+                    y = emit(op.clip(emit(op.multiply(y, rx.const(2.0))), -1, 1))
+                case "groups", k:
+                    y = emit(op.nn.conv2d(y, named[f"w{k}"]))
+                    y = emit(op.nn.conv2d(y, named[f"v{k}"], groups=2))
+                case "upscale", k:
+                    y = emit(op.tanh(emit(op.nn.conv2d_transpose(y, named[f"w{k}"], strides=2))))
+                case "pool", mode:
+                    pool = op.nn.max_pool2d if mode == "max" else op.nn.avg_pool2d
+                    y = emit(pool(y, (3, 3), (2, 2), (1, 1)))
+                case "join", _:
+                    y = emit(op.concat([y, emit(op.negative(y))], axis=1))
+        return op.add(y, rx.const(1.0))
+
+    return graph(body, {"x": (2, 3, 12, 10)}, weights)
+
+
+@settings(max_examples=2, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(program=networks())
+def test_lowering_keeps_the_numbers_of_a_few_networks(program):
+    assert_same_numbers(program, (2, 3, 12, 10))
+
+
+@pytest.mark.slow
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(program=networks())
+def test_lowering_and_default_schedules_keep_the_numbers_of_any_network(program):
+    assert_same_numbers(program, (2, 3, 12, 10), scheduled=True)
+
+
+def test_operators_without_a_lowering_are_named():
+    program = graph(lambda emit, x: op.nonzero(emit(op.abs(x))), {"x": (3,)})
+    with pytest.raises(UnloweredOpError, match=r"no lowering to TensorIR for: relax\.nonzero$"):
+        lowered(program)
+
+
+def test_every_imported_value_is_covered_in_every_clone():
+    program = graph(
+        squeeze_and_excite, {"x": ("batch", 3, 9, 8)}, SE_WEIGHTS, buckets=[{"batch": 2}]
+    )
+    result = lowered(program)
+    values = {origin.value for origin in program.provenance}
+    for clone in ("main_b2", "main_dyn"):
+        rows = result.groups[clone]
+        assert {value for row in rows for value in row["values"]} == values
+        assert {node for row in rows for node in row["nodes"]} == {f"node/{v}" for v in values}
+        assert [row["call"] for row in rows] == list(range(len(rows)))
+
+
+def test_a_lost_operator_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    traced = groups.fused_values
+
+    def forget_the_first(*args) -> list[list[str]]:
+        return [[], *traced(*args)[1:]]
+
+    monkeypatch.setattr(groups, "fused_values", forget_the_first)
+    program = graph(squeeze_and_excite, {"x": (1, 3, 9, 8)}, SE_WEIGHTS)
+    with pytest.raises(StageError, match="main: no kernel covers lv"):
+        lowered(program)
+
+
+def test_clones_are_named_by_their_sizes():
+    assert clone_names([{"batch": 1}, {"batch": 16}]) == {
+        "main_b1": {"batch": 1},
+        "main_b16": {"batch": 16},
+        "main_dyn": {},
+    }
+    assert clone_names([]) == {"main": {}}
+
+
+@pytest.mark.parametrize(("bits", "expected"), [(128, 4), (256, 8), (512, 8)])
+def test_lanes_follow_the_vector_width_up_to_eight(bits, expected):
+    assert lanes(V3.model_copy(update={"vector_bits": bits})) == expected
+
+
+def test_a_small_network_prints_as_the_golden_file_says():
+    program = graph(squeeze_and_excite, {"x": (1, 3, 9, 8)}, SE_WEIGHTS)
+    mod = lowered(program).mod.with_attr("tapml.imported", "")
+    assert_golden("tensorir", TensorIR.version, "squeeze_and_excite", mod)
+
+
+def test_the_stage_writes_a_record_for_every_kernel_that_runs(tmp_path: Path):
+    program = graph(
+        squeeze_and_excite, {"x": ("batch", 3, 9, 8)}, SE_WEIGHTS, buckets=[{"batch": 2}]
+    )
+    mod = program.mod
+    for _, transform in passes():
+        mod = transform(mod)
+    source = program.with_mod(mod).save(tmp_path / "in")
+    (tmp_path / "out").mkdir()
+    context = Context(tmp_path / "out", logging.getLogger("test"), tmp_path)
+    outputs = TensorIR(target=V3).run(Inputs({"program": source}), context)
+    written = load(outputs.artifacts["program"])
+    records = load_records(outputs.artifacts["records"])
+    running = {row["kernel"] for clone in ("main_b2", "main_dyn") for row in written.groups[clone]}
+    assert sorted(record.kernel for record in records) == sorted(running)
+    transforms = {
+        gvar.name_hint
+        for gvar, func in written.mod.functions.items()
+        if isinstance(func, tvm.tirx.PrimFunc) and "tapml.transform" in func.attrs
+    }
+    assert transforms and not transforms & running
