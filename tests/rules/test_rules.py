@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rules import asm, kernels
 from rules.kernels import BASELINE, assert_close, conv_reference, lower, pack, randoms, run, window
+
 from tapml_stages.compat import tvm
 from tapml_stages.tensorir import te_ops
 from tapml_stages.tensorir.schedule import default_records, flops, schedule

@@ -29,6 +29,7 @@ from .dense import plan
 tirx = tvm.tirx
 
 FEW_ROWS = 8  # up to here, packing costs more than it brings
+SMALL_BYTES = 1 << 17  # up to here, a right matrix is read as it lies: its rows stay in the cache
 
 
 def matmul(func: Any, target: Target) -> Any | None:
@@ -54,7 +55,8 @@ def matmul(func: Any, target: Target) -> Any | None:
     lane_count = min(float_lanes(target), 16)
     rows = [axis for axis in anchor.axes[:-1] if not depends_on(right[0], axis)]
     in_place = _is_row_major(right[0], column) and column.static % lane_count == 0
-    if in_place and rows and (rows[-1].static or FEW_ROWS) <= FEW_ROWS:
+    small = 4 * column.static * depth.static <= SMALL_BYTES
+    if in_place and rows and (small or (rows[-1].static or FEW_ROWS + 1) <= FEW_ROWS):
         kernel, first = in_panels(kernel, anchor, right[0], lane_count, pack=False), ()
     else:
         kernel = in_panels(kernel, anchor, right[0], lane_count, pack=True)

@@ -6,11 +6,26 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
+import tvm_ffi
+
 from tapml.stage import Target
 
 from ...compat import tvm
 from ..intrinsics import vectorizable
-from ..kernel import Axis, Expr, Kernel, Step, Unfit, calls, key, loads, product, read, substitute
+from ..kernel import (
+    Axis,
+    Expr,
+    Kernel,
+    Step,
+    Unfit,
+    calls,
+    is_load,
+    key,
+    loads,
+    product,
+    read,
+    substitute,
+)
 from ..loops import dtype_of, lanes, local, loop, nest, parallel, scheduled, seq, store
 from ..nests import PARALLEL_ELEMENTS, SYMBOLIC, float_lanes, vector
 
@@ -157,7 +172,7 @@ class _Rows:
     ) -> Any:
         def at(position: list[Expr]) -> Any:
             full = {**env, **{key(a.var): p for a, p in zip(inner, position, strict=True)}}
-            value = vectorizable(self.kernel.value(step, full, self.held))
+            value = _by_reciprocal(vectorizable(self.kernel.value(step, full, self.held)))
             indices = [substitute(i, full) for i in step.indices]
             return store(buffer, indices if whole else indices[len(self.row) :], value)
 
@@ -296,9 +311,19 @@ class _Rows:
         raise Unfit(f"{step.name} is no sum, product, maximum or minimum")
 
 
-def _variables(index: Expr) -> list[Any]:
-    import tvm_ffi
+def _by_reciprocal(value: Expr) -> Expr:
+    """Divisions by a number of the row (a load whose indices are constant) as products: one division a row is left."""
 
+    def times(node: Any) -> Expr:
+        by = node.b
+        if str(node.ty.dtype) != "float32" or not is_load(by) or any(map(_variables, by.indices)):
+            return node
+        return node.a * (tirx.const(1.0, "float32") / by)
+
+    return tvm_ffi.structural_map(value, (tirx.Div, times))
+
+
+def _variables(index: Expr) -> list[Any]:
     found: list[Any] = []
     tvm_ffi.structural_walk(index, (tirx.Var, found.append))
     return found
