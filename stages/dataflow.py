@@ -207,6 +207,11 @@ def op_name(expr: Any) -> str:
     return expr.op.name if isinstance(expr.op, tvm.ir.Op) else getattr(expr.op, "name_hint", "")
 
 
+def is_operator_call(expr: Any) -> bool:
+    """Whether this is a call of an operator of Relax, not of a function."""
+    return isinstance(expr, rx.Call) and isinstance(expr.op, tvm.ir.Op)
+
+
 def operands(expr: Any) -> Iterator[Any]:
     """The variables and constants that a value reads, tuples opened, shapes left out."""
     if isinstance(expr, rx.Call):

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from ..dataflow import bindings, op_name, operands, remove_dead_code, rx
+from ..dataflow import bindings, is_operator_call, op_name, operands, remove_dead_code, rx
 from ..noops import remove_noops
 from .arithmetic import canonicalize
 from .batch_norm import fold_batch_norm
@@ -51,7 +51,5 @@ def operator_counts(mod: Any) -> Counter[str]:
     counts: Counter[str] = Counter()
     for func in mod.functions.values():
         if isinstance(func, rx.Function):
-            counts.update(
-                op_name(value) for _, value in bindings(func) if isinstance(value, rx.Call)
-            )
+            counts.update(op_name(call) for _, call in bindings(func) if is_operator_call(call))
     return counts

@@ -10,7 +10,7 @@ import tvm_ffi
 from tapml.errors import StageError
 
 from ..compat import tvm
-from ..dataflow import bindings, op_name, remove_dead_code, rx
+from ..dataflow import bindings, is_operator_call, op_name, remove_dead_code, rx
 from ..noops import remove_noops
 from ..program import Program
 from .clones import add_dispatcher, clone_buckets, clone_names
@@ -68,7 +68,7 @@ def unlowered_ops(before: Any, after: Any) -> tuple[str, ...]:
             for gvar, func in mod.functions.items()
             if isinstance(func, rx.Function)
             for var, value in bindings(func)
-            if isinstance(value, rx.Call) and isinstance(value.op, tvm.ir.Op)
+            if is_operator_call(value)
         }
 
     sources = calls(before)

@@ -192,7 +192,7 @@ def test_batch_norm_is_folded_into_the_convolution_and_the_numbers_stay():
     )
     mod = remove_dead_code(fold_batch_norm(before.mod))
     assert "nn.batch_norm" not in operators(mod)
-    assert operators(mod)[-3:] == ["nn.conv2d", "reshape", "add"]
+    assert operators(mod).count("nn.conv2d") == 1
     weights = random_weights(before)
     weights[-1] = np.abs(weights[-1]) + 0.5
     x = np.random.default_rng(1).standard_normal((1, 3, 5, 5), "float32")
