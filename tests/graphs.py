@@ -89,7 +89,7 @@ def run(mod: Any, inputs: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -
 def lowered_runner(
     program: Program, weights: Sequence[np.ndarray], records: Sequence[Record] = ()
 ) -> Callable[..., np.ndarray]:
-    """The result of a lowered program as a function of its inputs, kernels scheduled by `records`."""
+    """The result of a lowered program as a function of its inputs; `records` schedule kernels."""
     mod = tvm.IRModule(program.mod.functions)
     for record in records:
         mod.update_func(mod.get_global_var(record.kernel), record.module()[record.kernel])
