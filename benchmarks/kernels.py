@@ -1,8 +1,10 @@
-"""Default schedules against onnxruntime and the machine's own limits, kernel by kernel: `benchmarks/kernels.py [NAME...]`.
+"""Default schedules against onnxruntime and the machine's own limits, kernel by kernel:
+`benchmarks/kernels.py [NAME...]`.
 
-Ours and onnxruntime run in processes of their own that take turns, one burst each, so that both meet the same neighbours;
-the shortest burst of each counts. Ours is the default schedule of tapml_stages.tensorir for this host, its weights packed;
-onnxruntime runs a model of that one node, whose input is bound, all optimisations on. Correctness is in tests/rules.
+Ours and onnxruntime run in processes of their own that take turns, one burst each, so that both
+meet the same neighbours; the shortest burst of each counts. Ours is the default schedule of
+tapml_stages.tensorir for this host, its weights packed; onnxruntime runs a model of that one node,
+whose input is bound, all optimisations on. Correctness is in tests/rules.
 """
 
 from __future__ import annotations
@@ -95,9 +97,6 @@ def _out(size: int, taps: int, stride: int, pad: int) -> int:
     return (size + 2 * pad - taps) // stride + 1
 
 
-# -- ours -------------------------------------------------------------------------------------------
-
-
 def ours(case: Case, target: Target) -> tuple[Callable[[], None], str]:
     """A call of our kernel, and the rule that scheduled it."""
     from tapml_stages.compat import tvm
@@ -178,7 +177,9 @@ def _legalized(tvm: Any, shape: Sequence[int], build: Callable[[Any], Any]) -> A
 
 
 def peak(target: Target) -> Callable[[], None]:
-    """A kernel of nothing but independent multiply-adds in registers: `PEAK_FLOPS` operations per core."""
+    """A kernel of nothing but independent multiply-adds in registers: `PEAK_FLOPS` operations per
+    core.
+    """
     from tapml_stages.compat import tvm
     from tapml_stages.tensorir import loops
 
@@ -234,9 +235,6 @@ def read_bandwidth(target: Target) -> Callable[[], None]:
     return _callable(tvm, schedule(func, target)[0], target)
 
 
-# -- onnxruntime --------------------------------------------------------------------------------------
-
-
 def theirs(case: Case, threads: int) -> Callable[[], None]:
     """A call of onnxruntime's kernel."""
     import onnxruntime
@@ -288,9 +286,6 @@ def theirs(case: Case, threads: int) -> Callable[[], None]:
         binding.bind_cpu_input(name, rng.standard_normal(shape).astype("float32"))
     binding.bind_output("y")
     return lambda: session.run_with_iobinding(binding)
-
-
-# -- taking turns ---------------------------------------------------------------------------------------
 
 
 def _serve(
@@ -373,10 +368,12 @@ def main(arguments: Sequence[str]) -> int:
     (read_s,) = shortest([Turn(read_bandwidth, (target,), threads)], options.rounds)
     read_gbs = 4 * 768 * 3072 / read_s / 1e9
     print(
-        f"{target.mcpu}, {threads} thread(s): FMA peak {peak_gflops:.0f} GFLOP/s, reading 9.4 MB {read_gbs:.0f} GB/s"
+        f"{target.mcpu}, {threads} thread(s): FMA peak {peak_gflops:.0f} GFLOP/s, "
+        f"reading 9.4 MB {read_gbs:.0f} GB/s"
     )
     print(
-        f"{'kernel':36}{'rule':12}{'ours ms':>9}{'GFLOP/s':>9}{'limit':>11}{'ort ms':>9}{'ours/ort':>10}"
+        f"{'kernel':36}{'rule':12}{'ours ms':>9}{'GFLOP/s':>9}{'limit':>11}"
+        f"{'ort ms':>9}{'ours/ort':>10}"
     )
     rows = []
     for case in CASES:
@@ -394,8 +391,8 @@ def main(arguments: Sequence[str]) -> int:
         )
         limit = f"{100 * part:.0f}% {'read' if case.bytes else 'FMA'}" if part else ""
         print(
-            f"{case.name:36}{mine.note:12}{seconds * 1e3:9.4f}{gflops:9.1f}{limit:>11}{ort * 1e3:9.4f}"
-            f"{seconds / ort:10.2f}",
+            f"{case.name:36}{mine.note:12}{seconds * 1e3:9.4f}{gflops:9.1f}{limit:>11}"
+            f"{ort * 1e3:9.4f}{seconds / ort:10.2f}",
             flush=True,
         )
         rows.append(

@@ -1,7 +1,8 @@
-"""Float32 functions as arithmetic that vectorises: LLVM calls libm once a lane for `exp`, `tanh` and `erf`.
+"""Float32 functions as arithmetic that vectorises: LLVM calls libm once a lane for `exp`, `tanh`
+and `erf`.
 
-All keep NaN, and differ from float64 by less than 3e-7 (relative for `exp`, absolute for the others).
-Source: Cephes `expf`; the rational forms of Eigen for `tanh` and `erf`.
+All keep NaN, and differ from float64 by less than 3e-7 (relative for `exp`, absolute for the
+others). Source: Cephes `expf`; the rational forms of Eigen for `tanh` and `erf`.
 """
 
 from __future__ import annotations
@@ -25,20 +26,41 @@ _EXP = (
     5.0000001201e-1,
 )
 _TANH = (
-    (-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08)
-    + (1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03),
+    (
+        -2.76076847742355e-16,
+        2.00018790482477e-13,
+        -8.60467152213735e-11,
+        5.12229709037114e-08,
+        1.48572235717979e-05,
+        6.37261928875436e-04,
+        4.89352455891786e-03,
+    ),
     (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03),
 )
 _ERF = (
-    (-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05)
-    + (-7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02),
-    (-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03)
-    + (-1.42647390514189e-02,),
+    (
+        -2.72614225801306e-10,
+        2.77068142495902e-08,
+        -2.10102402082508e-06,
+        -5.69250639462346e-05,
+        -7.34990630326855e-04,
+        -2.95459980854025e-03,
+        -1.60960333262415e-02,
+    ),
+    (
+        -1.45660718464996e-05,
+        -2.13374055278905e-04,
+        -1.68282697438203e-03,
+        -7.37332916720468e-03,
+        -1.42647390514189e-02,
+    ),
 )
 
 
 def vectorizable(value: Expr) -> Expr:
-    """`value` with every call that would run lane by lane replaced. Other dtypes than float32 are left alone."""
+    """`value` with every call that would run lane by lane replaced. Other dtypes than float32 are
+    left alone.
+    """
     return tvm_ffi.structural_map(value, (tvm.ir.Call, _replace))
 
 

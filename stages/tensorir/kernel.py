@@ -1,7 +1,8 @@
 """A PrimFunc read as tensor expressions, so that rules see structure instead of names.
 
-Every block becomes a `Step`: `buffer[indices] = value` over spatial axes, or a reduction with `init` and `combine`.
-Rules ask for a step's value at given indices, with the injective steps before it inlined, and emit loops around it.
+Every block becomes a `Step`: `buffer[indices] = value` over spatial axes, or a reduction. Rules ask
+for a step's value at given indices, with the injective steps before it inlined, and emit loops
+around it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class Axis:
 
 @dataclass(frozen=True)
 class Step:
-    """One block. `value` is what is stored; in a reduction it reads `buffer[indices]` itself, and `init` starts it."""
+    """One block. `value` is what is stored; in a reduction it reads `buffer[indices]` itself, and
+    `init` starts it.
+    """
 
     name: str
     buffer: Buffer
@@ -61,14 +64,12 @@ class Step:
                 return other
         return None
 
-    def combine(self, acc: Expr, value: Expr) -> Expr:
-        """`value` (this step's, at some indices) with the element it accumulates into replaced by `acc`."""
-        return map_loads(value, lambda load: acc if same(load.source, self.buffer) else load)
-
 
 @dataclass(frozen=True)
 class Kernel:
-    """A PrimFunc whose blocks were all understood. `params` are its buffers in order, `steps` in execution order."""
+    """A PrimFunc whose blocks were all understood. `params` are its buffers in order, `steps` in
+    execution order.
+    """
 
     func: Any
     params: tuple[Buffer, ...]
@@ -97,35 +98,24 @@ class Kernel:
             and any(same(load.source, step.buffer) for load in loads(user.value))
         )
 
-    def depends(self, step: Step, on: Step) -> bool:
-        """Whether `step` reads, directly or through other steps, what `on` writes."""
-        seen: set[int] = set()
-        todo = [step]
-        while todo:
-            for load in loads(todo.pop().value):
-                if same(load.source, on.buffer):
-                    return True
-                producer = self.producers.get(key(load.source))
-                if producer is not None and key(producer.buffer) not in seen:
-                    seen.add(key(producer.buffer))
-                    todo.append(producer)
-        return False
-
     def value(
         self, step: Step, at: Mapping[int, Expr], held: Mapping[int, Callable[..., Expr]]
     ) -> Expr:
         """The value that `step` stores at axis values `at`, injective steps before it inlined.
 
-        held: buffers that are in memory or registers: key → function of the indices that gives the element.
+        held: buffers that are in memory or registers: key → function of the indices that gives the
+        element.
         """
         return self.inline(substitute(step.value, at), held, step)
 
     def inline(
         self, value: Expr, held: Mapping[int, Callable[..., Expr]], step: Step | None = None
     ) -> Expr:
-        """`value` with loads of inlinable steps replaced by what they compute, and of `held` ones by their element.
+        """`value` with loads of inlinable steps replaced by what they compute, and of `held` ones
+        by their element.
 
-        A value that is read twice is computed once (a `Let`), unless a guard in `value` might forbid to compute it.
+        A value that is read twice is computed once (a `Let`), unless a guard in `value` might
+        forbid to compute it.
         """
 
         def expand(load: Any) -> Expr:
@@ -168,7 +158,7 @@ class Unfit(Exception):
 
 
 def read(func: Any) -> Kernel | None:
-    """The kernel in an unscheduled PrimFunc, or None when a block is no plain store or reduction."""
+    """The kernel in an unscheduled PrimFunc; None when a block is neither store nor reduction."""
     root = func.body
     if not isinstance(root, tvm.s_tir.SBlockRealize) or root.block.iter_vars:
         return None
@@ -220,7 +210,7 @@ def _step(nest: Any) -> Step | None:
 
 def key(node: Any) -> int:
     """Identity of a TVM node: two Python handles of one node have one key."""
-    return node.__chandle__() if callable(node.__chandle__) else node.__chandle__
+    return int(node.__chandle__())
 
 
 def same(a: Any, b: Any) -> bool:
@@ -273,10 +263,6 @@ def calls(value: Expr) -> list[str]:
     found: list[Any] = []
     tvm_ffi.structural_walk(value, (tvm.ir.Call, found.append))
     return [getattr(call.op, "name", "") for call in found]
-
-
-def zero(axis: Axis) -> Expr:
-    return tirx.const(0, axis.var.ty.dtype)
 
 
 def product(extents: Sequence[Any]) -> Any:

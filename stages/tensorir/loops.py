@@ -62,7 +62,7 @@ def parallel(
 
 
 def seq(statements: Iterable[Any]) -> Any:
-    """Statements in order, nested sequences flattened (an allocation is seen by all that follow)."""
+    """Statements in order, nested sequences flattened: all that follow see an allocation."""
     flat: list[Any] = []
     for statement in statements:
         flat.extend(statement.seq if isinstance(statement, tirx.SeqStmt) else [statement])
@@ -70,7 +70,9 @@ def seq(statements: Iterable[Any]) -> Any:
 
 
 def local(name: str, shape: Sequence[Any], dtype: str) -> Any:
-    """A buffer to be allocated by `tirx.AllocBuffer`: on the stack below 1 KiB (scope `local` never is), else a workspace."""
+    """A buffer to be allocated by `tirx.AllocBuffer`: on the stack below 1 KiB (scope `local` never
+    is), else a workspace.
+    """
     return tirx.decl_buffer(shape, dtype, name)
 
 

@@ -1,4 +1,6 @@
-"""Loops for steps on their own: elementwise outputs as vectors over the last axis, reductions element by element."""
+"""Loops for steps on their own: elementwise outputs as vectors over the last axis, reductions
+element by element.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,7 @@ def elementwise(kernel: Kernel, step: Step, held: Held, target: Target) -> Any:
     ):
         inner += 1
     outer, rest = step.axes[: len(extents) - inner], step.axes[len(extents) - inner : -1]
-    body = parallel(
+    return parallel(
         [axis.extent for axis in outer] or [1],
         lambda first: nest(
             rest,
@@ -80,7 +82,6 @@ def elementwise(kernel: Kernel, step: Step, held: Held, target: Target) -> Any:
         dtype,
         serial=work < PARALLEL_ELEMENTS,
     )
-    return body
 
 
 def vector(axis: Axis, width: int, body: Callable[[Expr], Any], dtype: str) -> Any:
@@ -187,7 +188,9 @@ def in_memory(step: Step) -> Callable[..., Expr]:
 
 
 def _aligned(step: Step, value: Expr) -> bool:
-    """Whether every load reads the element that is written, of a buffer of the same shape, or no axis at all."""
+    """Whether every load reads the element that is written, of a buffer of the same shape, or no
+    axis at all.
+    """
     own = [axis.var for axis in step.axes]
     for load in loads(value):
         if len(load.indices) != len(own) or not all(map(same, load.indices, own)):

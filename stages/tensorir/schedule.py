@@ -1,4 +1,4 @@
-"""Default schedules: every PrimFunc of a program is given to the rules in turn, until one takes it."""
+"""Default schedules: every PrimFunc is given to the rules in turn, until one takes it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ ORDER = ("dense", "conv", "depthwise", "pool", "matmul", "rows", "elementwise", 
 
 @cache
 def rules() -> tuple[tuple[str, Rule], ...]:
-    """Installed rules by name: those of other packages first, then the built-in ones, the one that never declines last."""
+    """Installed rules by name: those of other packages first, then the built-in ones, the one that
+    never declines last.
+    """
 
     def place(name: str) -> int:
         return ORDER.index(name) if name in ORDER else -1
@@ -43,7 +45,9 @@ def schedule(func: Any, target: Target) -> tuple[Any, str]:
 
 
 def default_records(mod: Any, target: Target) -> list[records.Record]:
-    """One record for each PrimFunc of the program but those that only pack weights, in order of their names."""
+    """One record for each PrimFunc of the program but those that only pack weights, in order of
+    their names.
+    """
     result: list[records.Record] = []
     functions = {var.name_hint: func for var, func in mod.functions.items()}
     for name in sorted(functions):
@@ -58,7 +62,9 @@ def default_records(mod: Any, target: Target) -> list[records.Record]:
 
 
 def flops(func: Any) -> float:
-    """Operations of all reductions that multiply and add, symbolic sizes counted as one; 0 when the kernel is opaque."""
+    """Operations of all reductions that multiply and add, symbolic sizes counted as one; 0 when the
+    kernel is opaque.
+    """
     kernel = read(func)
     if kernel is None:
         return 0.0

@@ -1,8 +1,10 @@
-"""Loops for reductions whose last spatial axis is a vector of lanes: dense, convolutions, pools in blocked layout.
+"""Loops for reductions whose last spatial axis is a vector of lanes: dense, convolutions, pools in
+blocked layout.
 
-A tile of `rows` positions times `cols` blocks of lanes stays in registers while the reduction runs; the elementwise
-steps that follow are applied to it before it is stored. Edges get tiles of their own, so nothing is guarded in the
-innermost loop, and symbolic row counts get tiles that overlap (the same values are stored twice).
+A tile of `rows` positions times `cols` blocks of lanes stays in registers while the reduction runs;
+the elementwise steps that follow are applied to it before it is stored. Edges get tiles of their
+own, so nothing is guarded in the innermost loop, and symbolic row counts get tiles that overlap
+(the same values are stored twice).
 """
 
 from __future__ import annotations
@@ -43,8 +45,8 @@ SERIAL_FLOPS = 100_000  # below it a parallel launch costs more than it brings
 
 @dataclass(frozen=True)
 class Problem:
-    """A reduction over lanes. `row` and `col` are tiled axes, `outer` the other spatial ones, `chunk` the outer axis
-    next to `row` that is cut into runs, each with its own staged input."""
+    """A reduction over lanes. `row` and `col` are tiled axes, `outer` the other spatial ones,
+    `chunk` the outer axis next to `row` that is cut into runs, each with its own staged input."""
 
     kernel: Kernel
     anchor: Step
@@ -68,9 +70,11 @@ class Plan:
     """How a problem is cut.
 
     rows, cols     of the register tile
-    chunk          iterations of the chunk axis (of the row axis when there is none) that one task runs
+    chunk          iterations of the chunk axis (of the row axis when there is none) that one task
+                   runs
     cols_parallel  tasks share out the blocks of lanes too
-    partials       accumulators per element, over the last reduction axis (hides latency of few, long sums)
+    partials       accumulators per element, over the last reduction axis (hides latency of few,
+                   long sums)
     unroll         how many of the innermost reduction loops are unrolled
     stage          producers that are copied per task (zero padding); others are inlined
     """
@@ -85,19 +89,19 @@ class Plan:
 
 
 def problem(kernel: Kernel, anchor: Step) -> Problem:
-    """The axes of `anchor` by their part in the tile. Unfit when its last axis is no small static vector."""
+    """The axes of `anchor` by their part in the tile. Unfit when its last axis is no small static
+    vector.
+    """
     if len(anchor.axes) < 2 or not anchor.is_identity:
         raise Unfit("no lane axis")
     *axes, lane = anchor.axes
     if lane.static not in (4, 8, 16, 32, 64):
         raise Unfit("the last axis is no vector")
-    operands = factors(anchor)
     row, col = axes[-1], None
-    if operands is not None:
-        with_lane = [one for one in operands if depends_on(one, lane)]
-        if len(with_lane) == 1:
-            data = operands[0] if with_lane[0] is operands[1] else operands[1]
-            weight = with_lane[0]
+    if (operands := factors(anchor)) is not None:
+        in_lane = [depends_on(one, lane) for one in operands]
+        if sum(in_lane) == 1:
+            data, weight = operands if in_lane[1] else reversed(operands)
             only_weight = [a for a in axes if depends_on(weight, a) and not depends_on(data, a)]
             only_data = [a for a in axes if depends_on(data, a)]
             col = only_weight[0] if only_weight else None
@@ -113,7 +117,9 @@ def problem(kernel: Kernel, anchor: Step) -> Problem:
 def factors(anchor: Step) -> tuple[Expr, Expr] | None:
     """The two operands of a sum of products, else None."""
     element = anchor.element
-    return (element.a, element.b) if isinstance(element, tirx.Mul) else None
+    if not isinstance(element, tirx.Mul):
+        return None
+    return element.a, element.b
 
 
 def flops(problem: Problem) -> float:
@@ -123,7 +129,9 @@ def flops(problem: Problem) -> float:
 
 
 def even_rows(problem: Problem) -> int:
-    """What the tile's rows must be a multiple of: the stride of a transposed convolution, which indexes with row // s."""
+    """What the tile's rows must be a multiple of: the stride of a transposed convolution, which
+    indexes with row // s.
+    """
     found: list[Any] = []
     tvm_ffi.structural_walk(problem.anchor.value, ((tirx.FloorDiv, tirx.FloorMod), found.append))
     row = problem.row
@@ -158,15 +166,13 @@ def balanced(extent: int, most: int, cores: int, *, whole_window: bool) -> int:
     return min(range(1, max(1, min(extent, most)) + 1), key=waste)
 
 
-# -- choice of the tile ---------------------------------------------------------------------------------------------
-
-
 def register_tile(
     rows: int | None, cols: int, lane_count: int, depth: int, target: Target, even: int = 1
 ) -> tuple[int, int]:
     """Rows and columns of the tile that a simple cost model likes best, edges included.
 
-    rows: positions (None: symbolic), cols: blocks, depth: length of the reduction, even: rows come in multiples of it.
+    rows: positions (None: symbolic), cols: blocks, depth: length of the reduction, even: rows come
+    in multiples of it.
     """
     width = max(1, lane_count * 32 // target.vector_bits)  # registers per block of lanes
     best, chosen = float("inf"), (1, 1)
@@ -191,14 +197,12 @@ def register_tile(
     return chosen
 
 
-# -- epilogue -------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Sink:
     """An output of the kernel as a function of one element of the reduction.
 
-    position(anchor indices) → axis values of the output step; `limit`: lanes of the last block that exist, or None.
+    position(anchor indices) → axis values of the output step; `limit`: lanes of the last block that
+    exist, or None.
     """
 
     step: Step
@@ -291,14 +295,12 @@ def _reshape(at: Sequence[Expr], sizes: Sequence[Any], wanted: Sequence[Any]) ->
     return [flat, *reversed(result)]
 
 
-# -- emission -------------------------------------------------------------------------------------------------------
-
-
 def emit(problem: Problem, plan: Plan, target: Target, first: Sequence[Step] = ()) -> Any:
     """The scheduled PrimFunc.
 
     first: producers of the reduction that are computed as a whole before it (a packed matrix).
-    Outputs that do not follow the reduction element by element are computed from it in loops of their own.
+    Outputs that do not follow the reduction element by element are computed from it in loops of
+    their own.
     """
     kernel, anchor = problem.kernel, problem.anchor
     held: dict[int, Callable[..., Expr]] = {}
@@ -397,12 +399,11 @@ class _Emitter:
         width: int,
     ) -> Any:
         """Tiles over all rows of a task."""
-        problem, dtype = self.problem, self.problem.dtype
-        if problem.chunk is not None:
+        row, chunk, dtype = self.problem.row, self.problem.chunk, self.problem.dtype
+        if chunk is not None:
 
             def line(h: Expr) -> Any:
-                here = {**at, key(problem.chunk.var): start + h}  # pyright: ignore[reportOptionalMemberAccess]
-                row = problem.row
+                here = {**at, key(chunk.var): start + h}
                 return self._rows(here, tirx.const(0, dtype), row.extent if row else 1, col, width)
 
             return loop("line", count, line, dtype=dtype)
@@ -505,7 +506,9 @@ class _Emitter:
         )
 
     def _combined(self, value: Expr, old: Expr) -> Expr:
-        """One step of the accumulation: producers inlined, the accumulated element replaced by the register."""
+        """One step of the accumulation: producers inlined, the accumulated element replaced by the
+        register.
+        """
         anchor = self.problem.anchor
         held = {**self.held, key(anchor.buffer): lambda *_: old}
         return vectorizable(self.problem.kernel.inline(value, held))
@@ -565,9 +568,9 @@ class _Emitter:
                 sink.step.buffer, at, vectorizable(problem.kernel.value(sink.step, env, held))
             )
 
-        if sink.limit is None:
+        if sink.limit is None or problem.col is None:
             return self._lanes(one)
-        last = problem.col.extent - 1  # pyright: ignore[reportOptionalMemberAccess]  # a limit comes with blocks
+        last = problem.col.extent - 1
         tail = loop("lane", sink.limit, one, dtype=problem.dtype)
         if isinstance(known := as_int(self.analyzer.simplify(col)), int):
             return tail if known == last else self._lanes(one)
@@ -577,7 +580,9 @@ class _Emitter:
         return lanes(self.problem.lane_count, body, self.problem.dtype)
 
     def _stage(self, at: Mapping[int, Expr], run: Axis | None, start: Expr) -> list[Any]:
-        """Copies of what producers of the reduction compute for this task (zero padding); they are then `held`."""
+        """Copies of what producers of the reduction compute for this task (zero padding); they are
+        then `held`.
+        """
         problem, kernel = self.problem, self.problem.kernel
         if not self.plan.stage:
             return []

@@ -1,4 +1,6 @@
-"""What the machine code of a scheduled kernel looks like: shared by the rules' tests and the recipes' end-to-end test."""
+"""What the machine code of a scheduled kernel looks like: shared by the rules' tests and the
+recipes' end-to-end test.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ _FMA = re.compile(r"\bvfn?m(?:add|sub)\w*ps\b[^#]*%ymm")
 
 @dataclass(frozen=True)
 class Facts:
-    """innermost_fma: most FMA instructions on ymm registers in one innermost loop · parallel: it launches tasks ·
-    allocations: workspace allocations inside loops of a parallel body."""
+    """innermost_fma: most FMA instructions on ymm registers in one innermost loop · parallel: it
+    launches tasks · allocations: workspace allocations inside loops of a parallel body."""
 
     innermost_fma: int
     parallel: bool
@@ -92,4 +94,4 @@ def _lowered(func: Any, target: Target) -> Any:
     host = tvm_target(target)
     mod = tvm.tirx.transform.BindTarget(host.with_host(host))(mod)
     passes, finalize_host, _ = default_s_tir_pipeline()
-    return finalize_host()(passes(mod))
+    return tvm.ir.transform.Sequential([passes, finalize_host()])(mod)

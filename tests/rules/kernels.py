@@ -1,4 +1,6 @@
-"""Kernels for the rules' tests: PrimFuncs as the pipeline makes them, built and run on outputs full of NaN."""
+"""Kernels for the rules' tests: PrimFuncs as the pipeline makes them, built and run on outputs full
+of NaN.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def lower(build: Callable[..., Any], *shapes: Sequence[Any]) -> Any:
 
 
 def anchored(builder: Any, function: Callable[..., Any], *args: Any) -> Any:
-    """A call of a tensor expression that FuseOps may fuse an epilogue into, as the layout pass emits it."""
+    """A call of a tensor expression that FuseOps may fuse an epilogue into, as the layout pass
+    emits it.
+    """
     return builder.emit_te(function, *args, primfunc_attrs={"op_pattern": 4})
 
 

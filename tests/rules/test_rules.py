@@ -1,4 +1,6 @@
-"""Every rule against float64: edges, primes, symbolic sizes, epilogues, on one and two threads, outputs poisoned."""
+"""Every rule against float64: edges, primes, symbolic sizes, epilogues, on one and two threads,
+outputs poisoned.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +35,6 @@ def scheduled(func: Any, rule: str) -> Any:
 
 def gelu(x: np.ndarray) -> np.ndarray:
     return 0.5 * x * (1 + erf(x / np.sqrt(2)))
-
-
-# -- dense ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("m", "k", "n"), [(1, 33, 48), (37, 50, 20), (13, 17, 7)])
@@ -74,9 +73,6 @@ def test_dense_with_a_reshaped_output_stays_one_kernel() -> None:
     kernel = scheduled(func, "dense")
     assert len(kernel.body.block.alloc_buffers) == 0
     assert_close(run(kernel, [data, pack(weight)], expected.shape), expected)
-
-
-# -- convolutions ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -195,9 +191,6 @@ def test_any_small_convolution_is_right(
     data, weight = randoms((1, 1, height, width, 8), (blocks, 1, taps, taps, 8, 8))
     expected = conv_reference(data, weight, stride, pad)
     assert_close(run(schedule(func, BASELINE)[0], [data, weight], expected.shape), expected)
-
-
-# -- pools, rows, elementwise -----------------------------------------------------------------------------------------
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -333,9 +326,6 @@ def test_blocked_pooling_with_padding_is_right(pooling: str) -> None:
     expected = np.max(taps, 0) if pooling == "max" else np.sum(taps, 0)
     func = te.create_prim_func([x, y])
     assert_close(run(scheduled(func, "pool"), [data], expected.shape), expected)
-
-
-# -- not a number, machine code, records ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("function", ["exp", "tanh", "sigmoid", "erf", "softmax", "gelu"])

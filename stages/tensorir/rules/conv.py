@@ -22,7 +22,9 @@ from ..tiling import (
 
 
 def conv(func: Any, target: Target) -> Any | None:
-    """A sum of products where only the weight has the lane axis, with its epilogue; the batch may be symbolic."""
+    """A sum of products where only the weight has the lane axis, with its epilogue; the batch may
+    be symbolic.
+    """
     kernel = read(func)
     if kernel is None or len(kernel.reductions) != 1:
         return None

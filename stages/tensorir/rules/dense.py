@@ -13,7 +13,9 @@ MAX_ROWS = 112  # of a task: its rows of X stay in the second-level cache
 
 
 def dense(func: Any, target: Target) -> Any | None:
-    """X [M, K] times W [N/P, K, P] with its epilogue; M may be symbolic. Declines anything with a window."""
+    """X [M, K] times W [N/P, K, P] with its epilogue; M may be symbolic. Declines anything with a
+    window.
+    """
     kernel = read(func)
     if kernel is None or len(kernel.reductions) != 1:
         return None

@@ -12,7 +12,9 @@ from ..nests import elementwise, in_memory, reduction
 
 
 def fallback(func: Any, target: Target) -> Any:
-    """Parallel and, where elementwise, vectorised loops, step by step; `func` itself when its blocks are opaque."""
+    """Parallel and, where elementwise, vectorised loops, step by step; `func` itself when its
+    blocks are opaque.
+    """
     kernel = read(func)
     if kernel is None:
         return func
@@ -23,7 +25,9 @@ def fallback(func: Any, target: Target) -> Any:
 
 
 def step_by_step(kernel: Kernel, target: Target) -> Any:
-    """Reductions, steps that are no function of their position, and outputs go to memory; the others are inlined."""
+    """Reductions, steps that are no function of their position, and outputs go to memory; the
+    others are inlined.
+    """
     held: dict[int, Any] = {}
     outputs = {key(step.buffer) for step in kernel.outputs}
     body, buffers = [], []

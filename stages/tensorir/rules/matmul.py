@@ -1,4 +1,6 @@
-"""Products of plain matrices, batched or not: the right one is read as it lies, or packed into panels first."""
+"""Products of plain matrices, batched or not: the right one is read as it lies, or packed into
+panels first.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ SMALL_BYTES = 1 << 17  # up to here, a right matrix is read as it lies: its rows
 
 
 def matmul(func: Any, target: Target) -> Any | None:
-    """A [..., M, K] times B, whose columns are the last axis of the result; M and leading axes may be symbolic."""
+    """A [..., M, K] times B, whose columns are the last axis of the result; M and leading axes may
+    be symbolic.
+    """
     kernel = read(func)
     if kernel is None or len(kernel.reductions) != 1:
         return None
@@ -74,9 +78,11 @@ def _is_row_major(load: Any, column: Axis) -> bool:
 
 
 def in_panels(kernel: Kernel, anchor: Step, right: Any, lane_count: int, *, pack: bool) -> Kernel:
-    """The kernel with its product over columns (panel, lane), followed by a step that puts them side by side again.
+    """The kernel with its product over columns (panel, lane), followed by a step that puts them
+    side by side again.
 
-    With `pack`, the first step copies the right matrix into panels [..., panels, K, lanes], zero beyond its columns.
+    With `pack`, the first step copies the right matrix into panels [..., panels, K, lanes], zero
+    beyond its columns.
     """
     *outer, column = anchor.axes
     depth = anchor.reduce[0]

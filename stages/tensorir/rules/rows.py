@@ -1,4 +1,4 @@
-"""Reductions along the contiguous last axis, row by row: sums, means, maxima, softmax, layer norms."""
+"""Reductions along the last axis, row by row: sums, means, maxima, softmax, layer norms."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ ROW_BYTES = 1 << 20  # largest row that is kept
 
 
 def rows(func: Any, target: Target) -> Any | None:
-    """All steps of one row after each other; what several of them need is kept in a buffer of the row."""
+    """All steps of one row after each other; what several of them need is kept in a buffer of the
+    row.
+    """
     kernel = read(func)
     if kernel is None or not kernel.reductions:
         return None
@@ -63,7 +65,9 @@ class _Rows:
         self.analyzer = tvm.sym.Analyzer()
 
     def _is_contiguous(self, step: Step) -> bool:
-        """Whether the last reduction axis runs over neighbours in everything the step reads that has it."""
+        """Whether the last reduction axis runs over neighbours in everything the step reads that
+        has it.
+        """
         last = step.reduce[-1].var
         if step.reduce[-1].static is None or not step.is_identity:
             return False
@@ -157,7 +161,9 @@ class _Rows:
     def _checked(
         self, step: Step, position: list[Expr], buffer: Any, skip: int, local_row: bool
     ) -> Callable[..., Expr]:
-        """Elements of `buffer`, which holds this row of `step` only: Unfit when another row is asked for."""
+        """Elements of `buffer`, which holds this row of `step` only: Unfit when another row is
+        asked for.
+        """
 
         def element(*indices: Expr) -> Expr:
             for index, at in zip(indices[:skip], position, strict=True):
@@ -312,7 +318,9 @@ class _Rows:
 
 
 def _by_reciprocal(value: Expr) -> Expr:
-    """Divisions by a number of the row (a load whose indices are constant) as products: one division a row is left."""
+    """Divisions by a number of the row (a load whose indices are constant) as products: one
+    division a row is left.
+    """
 
     def times(node: Any) -> Expr:
         by = node.b
