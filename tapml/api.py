@@ -19,7 +19,20 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from . import bundle as bundles
-from . import events, executor, facts, gates, host, plan, recipe, report, runs, shipped, workflow
+from . import (
+    disk,
+    events,
+    executor,
+    facts,
+    gates,
+    host,
+    plan,
+    recipe,
+    report,
+    runs,
+    shipped,
+    workflow,
+)
 from .errors import EnvironmentalError, RecipeError, TrackingError
 from .plan import Graph, Plan
 from .recipe import Recipe
@@ -114,12 +127,12 @@ def run(
 
     options = executor.Options(jobs=jobs, threads=threads, fail_fast=fail_fast, views=dump_ir)
     done = executor.run(prepared.plan, prepared.recipe, prepared.store, options, tell)
-    result = _conclude(prepared, done, reasons)
-    if result.bundle and out is not None and result.exit_code == 0:
-        result = replace(result, bundle=export(result, Path(out)))
-    if track != "off":
-        result = _track(result, prepared.store, required=track == "required")
-    runs.save(result)
+    with disk.guarded(done.folder):
+        result = _conclude(prepared, done, reasons)
+        if result.bundle and out is not None and result.exit_code == 0:
+            export(result, Path(out))
+        if track != "off":
+            result = _track(result, prepared.store, required=track == "required")
     if check:
         result.raise_for_failure()
     return result
@@ -227,7 +240,6 @@ def _conclude(prepared: Prepared, done: executor.Result, reasons: Mapping[str, s
     if found := _output(prepared.plan, done, "bundle"):
         bundle = store.materialise(found[1], folder / runs.BUNDLE)
     failed_gate = gates.error(verdicts)
-    (folder / runs.RECIPE).write_text(loaded.resolved_yaml(), encoding="utf-8")
     result = RunResult(
         run_id=done.run_id,
         recipe=loaded.name,
@@ -277,9 +289,9 @@ def _track(result: RunResult, store: Store, *, required: bool) -> RunResult:
     try:
         tracking.sync(store.root, [result.folder])
     except TrackingError as error:
-        return replace(
-            result, untracked=error.message, exit_code=result.exit_code or error.exit_code
-        )
+        code = result.exit_code or error.exit_code
+        result = replace(result, untracked=error.message, exit_code=code)
+        runs.save(result)
     return result
 
 

@@ -174,9 +174,9 @@ def run(
         "store": store,
         "workflows": workflows,
     }
-    names: list[str] = []
-    for path in paths:  # every mistake in any of them, before the first one runs
-        names.append(api.prepare(path, **which).recipe.name)
+    names = [""]
+    if len(paths) > 1:  # every mistake in any of them, before the first one runs
+        names = [api.prepare(path, **which).recipe.name for path in paths]
     if out is not None and len(set(names)) < len(names):
         raise RecipeError(message="--out: two recipes have one name", hint="run them one by one")
     click.echo(f"store {api.store_root(store, paths[0], workflows)}", err=True)
@@ -190,7 +190,7 @@ def run(
                 threads=threads,
                 fail_fast=fail_fast,
                 dump_ir=dump_ir,
-                out=out / name if out and len(paths) > 1 else out,
+                out=out / name if out else None,
                 track=track,
                 check=False,
                 watch=watch,
@@ -199,6 +199,8 @@ def run(
         _tell(result)
         if not as_json:
             click.echo(summary.of_run(result))
+            if out is not None and result.exit_code == 0:
+                click.echo(f"copied   {out / name}")
         if result.exit_code >= _INTERRUPTED:
             break
     code = next((result.exit_code for result in done if result.exit_code), 0)
@@ -432,6 +434,8 @@ def runs(limit: int, store: Path | None, as_json: bool) -> None:
     if as_json:
         _document({"runs": [summary.to_data(one) for one in found]})
         return
+    if dead := folders.unfinished(root)[:limit]:
+        click.echo(f"running, or killed: {', '.join(dead)}", err=True)
     if not found:
         click.echo(f"no runs in {folders.folder_of(root)}", err=True)
         return

@@ -1,7 +1,7 @@
 """Run folders: everything that one `tapml run` left behind, written once and read back by every
 later command.
 
-runs/<id>/  run.json  facts.json  resolved.yaml  bundle/  report.html  and what the journal keeps
+runs/<id>/  run.json  facts.json  bundle/  report.html  and what the executor and the journal keep
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any, cast
 
 from . import events, facts, gates
 from .errors import RecipeError, StageError, TapmlError, TrackingError, from_data, nearest, to_data
-from .executor import StepResult
 from .facts import Facts
 from .gates import Verdict
+from .results import StepResult
 
 RECORD, FACTS, REPORT, BUNDLE = "run.json", "facts.json", "report.html", "bundle"
-RECIPE = "resolved.yaml"  # the recipe with every default and the full target
+RECIPE = "recipe.yaml"  # resolved: every default and the full target
 Scalar = str | int | float | bool | None
 
 
@@ -166,6 +166,12 @@ def ids(store: Path) -> list[str]:
         return []
     found = [path for path in folder.iterdir() if (path / RECORD).is_file()]
     return [path.name for path in sorted(found, key=_started, reverse=True)]
+
+
+def unfinished(store: Path) -> list[str]:
+    """Ids of the runs that go on, or were killed, newest first."""
+    found = folder_of(store).glob("*/events.jsonl")
+    return sorted((p.parent.name for p in found if not (p.parent / RECORD).is_file()), reverse=True)
 
 
 def folder_of(store: Path) -> Path:

@@ -80,17 +80,18 @@ def database(store: Path) -> Path:
 
 
 def start(folder: Path, store: Path) -> None:
-    """Leaves a process behind that replays the run in `folder`; returns at once."""
-    with (folder / _LOG).open("ab") as log:
-        subprocess.Popen(
-            _command(store, [folder], DEADLINE_S),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=environment(),
-            cwd=folder,
-            start_new_session=True,
-        )
+    """Leaves a process behind that replays the run in `folder`; returns at once.
+
+    A shell starts it and ends, so that it is nobody's child: it outlives us, and leaves no zombie.
+    """
+    subprocess.run(
+        ["sh", "-c", '"$@" >>"$0" 2>&1 &', _LOG, *_command(store, [folder], DEADLINE_S)],
+        stdin=subprocess.DEVNULL,
+        env=environment(),
+        cwd=folder,
+        start_new_session=True,
+        check=False,
+    )
 
 
 def sync(store: Path, folders: Sequence[Path]) -> None:
@@ -374,7 +375,7 @@ def _log(client: Any, run_id: str, run: RunResult, points: list[Point]) -> None:
 
 
 def _log_artifacts(client: Any, run_id: str, run: RunResult) -> None:
-    for name in (runs.REPORT, runs.RECIPE, "recipe.yaml", "plan.json", runs.FACTS):
+    for name in (runs.REPORT, runs.RECIPE, "plan.json", runs.FACTS):
         if (run.folder / name).is_file():
             client.log_artifact(run_id, str(run.folder / name))
     for name in ("logs", "views"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,14 @@ def test_the_store_is_beside_the_workflows(
 def test_the_environment_names_the_store(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAPML_STORE", "elsewhere")
     assert api.store_root(None, Path("little.yaml")) == project / "elsewhere"
+
+
+def test_a_disk_that_is_full_at_the_end_is_said_to_be_full(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(result: tapml.RunResult) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device", str(result.report))
+
+    monkeypatch.setattr("tapml.report.write", full)
+    with pytest.raises(EnvironmentalError, match=r"cannot write .*report\.html"):
+        run()

@@ -215,3 +215,11 @@ def test_new_copies_a_recipe_with_what_it_needs(cli: Cli, project: Path) -> None
 
 def test_new_knows_the_shipped_recipes(cli: Cli) -> None:
     assert "did you mean 'magika'" in cli("new", "--from", "magikka").err
+
+
+def test_runs_names_those_that_did_not_end(cli: Cli, project: Path) -> None:
+    cli("run", "little.yaml")
+    (record,) = (project / "artifacts/runs").glob("*/run.json")
+    record.unlink()
+    done = cli("runs")
+    assert f"running, or killed: {record.parent.name}" in done.err

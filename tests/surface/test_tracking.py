@@ -125,7 +125,7 @@ def test_replaying_twice_leaves_one_run_with_the_same_points(
     assert database(store, "pragma journal_mode") == [("wal",)]
     assert tracking.pending(store) == []
     files = {path.name for path in (store / "mlflow/artifacts").rglob("*") if path.is_file()}
-    assert {"report.html", "resolved.yaml", "manifest.json", "stages.json"} <= files
+    assert {"report.html", "recipe.yaml", "manifest.json", "stages.json"} <= files
 
 
 @pytest.mark.slow
