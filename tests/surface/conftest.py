@@ -34,6 +34,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(SITE))
     monkeypatch.setenv("PYTHONPATH", str(SITE))
+    monkeypatch.setenv("TAPML_LOCKS", str(tmp_path))
     for name in ("TAPML_STORE", "TAPML_TRACKING_URI", "MLFLOW_TRACKING_URI", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     _forget()
