@@ -271,3 +271,15 @@ def product(extents: Sequence[Any]) -> Any:
     for extent in extents:
         result = result * extent
     return as_int(result)
+
+
+def bounded(axes: Sequence[Axis]) -> Any:
+    """An analyzer that knows the range of every axis."""
+    analyzer = tvm.sym.Analyzer()
+    for axis in axes:
+        analyzer.bind(axis.var, tvm.ir.Range(0, axis.extent))
+    return analyzer
+
+
+def element_dtype(buffer: Buffer) -> str:
+    return str(buffer.ty.dtype)

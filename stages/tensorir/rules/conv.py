@@ -6,13 +6,13 @@ from typing import Any
 
 from tapml.stage import Target
 
+from ..emitter import emit
 from ..kernel import Unfit, read
 from ..tiling import (
     CHUNK_BYTES,
     Plan,
     Problem,
     balanced,
-    emit,
     even_rows,
     factors,
     problem,

@@ -6,8 +6,9 @@ from typing import Any
 
 from tapml.stage import Target
 
+from ..emitter import emit
 from ..kernel import Unfit, depends_on, read
-from ..tiling import Plan, Problem, emit, factors, flops, problem, register_tile
+from ..tiling import Plan, Problem, factors, flops, problem, register_tile
 
 MAX_ROWS = 112  # of a task: its rows of X stay in the second-level cache
 

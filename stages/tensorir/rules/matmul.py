@@ -10,6 +10,7 @@ from typing import Any
 from tapml.stage import Target
 
 from ...compat import tvm
+from ..emitter import emit
 from ..kernel import (
     Axis,
     Expr,
@@ -25,7 +26,7 @@ from ..kernel import (
 )
 from ..loops import dtype_of
 from ..nests import float_lanes
-from ..tiling import emit, factors, problem
+from ..tiling import factors, problem
 from .dense import plan
 
 tirx = tvm.tirx

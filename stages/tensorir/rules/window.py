@@ -7,8 +7,9 @@ from typing import Any
 
 from tapml.stage import Target
 
+from ..emitter import emit
 from ..kernel import depends_on, read
-from ..tiling import Plan, Problem, balanced, emit, factors, problem, reads_staged
+from ..tiling import Plan, Problem, balanced, factors, problem, reads_staged
 
 MAX_UNROLLED = 9  # taps
 MIN_SUM = 16  # taps from which several accumulators pay

@@ -1,0 +1,415 @@
+"""Loops of a tiled reduction: tasks, their staged inputs, register tiles, and what is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from typing import Any
+
+import tvm_ffi
+
+from tapml.stage import Target
+
+from ..compat import tvm
+from .epilogue import Larger, Sink, sinks
+from .intrinsics import vectorizable
+from .kernel import (
+    Axis,
+    Expr,
+    Step,
+    Unfit,
+    as_int,
+    bounded,
+    depends_on,
+    element_dtype,
+    key,
+    loads,
+    same,
+    substitute,
+)
+from .loops import dtype_of, lanes, local, loop, nest, parallel, scheduled, seq, store
+from .nests import elementwise, in_memory
+from .tiling import SERIAL_FLOPS, Plan, Problem, flops, static_size
+
+tirx = tvm.tirx
+
+
+def emit(problem: Problem, plan: Plan, target: Target, first: Sequence[Step] = ()) -> Any:
+    """The scheduled PrimFunc.
+
+    first: producers of the reduction that are computed as a whole before it (a packed matrix).
+    Outputs that do not follow the reduction element by element are computed from it in loops of
+    their own.
+    """
+    kernel, anchor = problem.kernel, problem.anchor
+    held: dict[int, Callable[..., Expr]] = {}
+    body, buffers = [], []
+    for step in first:
+        body.append(elementwise(kernel, step, held, target))
+        held[key(step.buffer)] = in_memory(step)
+        buffers.append(step.buffer)
+    try:
+        body.append(_Emitter(problem, plan, sinks(problem), held).body())
+    except Larger:
+        body.append(_Emitter(problem, plan, (Sink(anchor, list),), held).body())
+        held[key(anchor.buffer)] = in_memory(anchor)
+        buffers.append(anchor.buffer)
+        body += [elementwise(kernel, step, held, target) for step in kernel.outputs]
+    return scheduled(kernel.func, seq(body), buffers)
+
+
+class _Emitter:
+    def __init__(
+        self,
+        problem: Problem,
+        plan: Plan,
+        sinks: Sequence[Sink],
+        held: Mapping[int, Callable[..., Expr]],
+    ) -> None:
+        self.problem, self.plan, self.sinks = problem, plan, sinks
+        self.analyzer = bounded(())
+        self.held = dict(held)
+        others = [axis for axis in problem.outer if axis is not problem.chunk]
+        self.others = others
+        self.serial = flops(problem) < SERIAL_FLOPS
+
+    def body(self) -> Any:
+        problem, plan = self.problem, self.plan
+        run = problem.chunk or problem.row
+        runs = 1 if run is None or self._whole(run) else _ceil(run.extent, plan.chunk)
+        cols = problem.col.static if problem.col is not None else 1
+        if cols is None:
+            raise Unfit("symbolic number of blocks")
+        col_tasks = -(-cols // plan.cols) if plan.cols_parallel else 1
+
+        def task(indices: list[Expr]) -> Any:
+            *other, index, col_task = indices
+            at = {key(axis.var): value for axis, value in zip(self.others, other, strict=True)}
+            start, count = self._run(run, index)
+            prepare = self._stage(at, run, start)
+            tiles = self._columns(
+                cols,
+                col_task,
+                lambda col, width: self._positions(at, run, start, count, col, width),
+            )
+            return seq([*prepare, *tiles])
+
+        return parallel(
+            [*(axis.extent for axis in self.others), runs, col_tasks],
+            task,
+            problem.dtype,
+            self.serial,
+        )
+
+    def _whole(self, run: Axis) -> bool:
+        return run.static is not None and run.static <= self.plan.chunk
+
+    def _run(self, run: Axis | None, index: Expr) -> tuple[Expr, Any]:
+        """First iteration and number of iterations of a task along the chunk axis."""
+        if run is None:
+            return index, 1
+        if self._whole(run):
+            return tirx.const(0, self.problem.dtype), run.extent
+        start = index * self.plan.chunk
+        if run.static is not None and run.static % self.plan.chunk == 0:
+            return start, self.plan.chunk
+        return start, tirx.min(tirx.const(self.plan.chunk, self.problem.dtype), run.extent - start)
+
+    def _columns(self, cols: int, task: Expr, body: Callable[[Expr, int], Any]) -> list[Any]:
+        width = self.plan.cols
+        full, tail = divmod(cols, width)
+        dtype = self.problem.dtype
+        if self.plan.cols_parallel:
+            first = body(task * width, width) if full else None
+            if not tail:
+                return [first]
+            last = body(tirx.const(full * width, dtype), tail)
+            return [last if first is None else tirx.IfThenElse(task < full, first, last)]
+        result = [loop("col", full, lambda c: body(c * width, width), dtype=dtype)] if full else []
+        return [*result, body(tirx.const(full * width, dtype), tail)] if tail else result
+
+    def _positions(
+        self,
+        at: Mapping[int, Expr],
+        run: Axis | None,
+        start: Expr,
+        count: Any,
+        col: Expr,
+        width: int,
+    ) -> Any:
+        """Tiles over all rows of a task."""
+        row, chunk, dtype = self.problem.row, self.problem.chunk, self.problem.dtype
+        if chunk is not None:
+
+            def line(h: Expr) -> Any:
+                here = {**at, key(chunk.var): start + h}
+                return self._rows(here, tirx.const(0, dtype), row.extent if row else 1, col, width)
+
+            return loop("line", count, line, dtype=dtype)
+        return self._rows(at, start, count, col, width)
+
+    def _rows(self, at: Mapping[int, Expr], start: Expr, count: Any, col: Expr, width: int) -> Any:
+        rows, dtype = self.plan.rows, self.problem.dtype
+        if isinstance(count, int):
+            full, tail = divmod(count, rows)
+            result = []
+            if full:
+                result.append(
+                    loop(
+                        "tile",
+                        full,
+                        lambda t: self._tile(at, start + t * rows, rows, col, width),
+                        dtype=dtype,
+                    )
+                )
+            if tail:
+                result.append(self._tile(at, start + full * rows, tail, col, width))
+            return seq(result)
+
+        def overlapped(t: Expr) -> Any:
+            first = tirx.min(t * rows, count - rows)
+            return self._tile(at, start + first, rows, col, width)
+
+        short: list[Any] = []
+        for size in _halves(rows):
+            first = start + count // (2 * size) * (2 * size)
+            some = self._tile(at, first, size, col, width)
+            short.append(tirx.IfThenElse((count // size) % 2 > 0, some, None))
+        if not short:
+            return loop(
+                "tile", count, lambda t: self._tile(at, start + t, 1, col, width), dtype=dtype
+            )
+        long = loop("tile", (count + rows - 1) // rows, overlapped, dtype=dtype)
+        return tirx.IfThenElse(count >= rows, long, seq(short))
+
+    def _tile(self, at: Mapping[int, Expr], row: Expr, rows: int, col: Expr, cols: int) -> Any:
+        """A register tile: accumulate, then store every output."""
+        problem, anchor = self.problem, self.problem.anchor
+        accs = [
+            [
+                local("acc", (rows, problem.lane_count), element_dtype(anchor.buffer))
+                for _ in range(self.plan.partials)
+            ]
+            for _ in range(cols)
+        ]
+        cells = [(r, c) for r in range(rows) for c in range(cols)]
+
+        def where(r: int, c: int, lane: Expr) -> dict[int, Expr]:
+            found = {**at, key(problem.lane.var): lane}
+            if problem.row is not None:
+                found[key(problem.row.var)] = row + r
+            if problem.col is not None:
+                found[key(problem.col.var)] = col + c
+            return found
+
+        def start(r: int, c: int, part: int) -> Any:
+            init = vectorizable(anchor.init)
+            return self._lanes(lambda lane: store(accs[c][part], [_int(r, lane), lane], init))
+
+        def update(taps: Mapping[int, Expr], part: int) -> Any:
+            def cell(r: int, c: int) -> Any:
+                def one(lane: Expr) -> Any:
+                    old = tirx.BufferLoad(accs[c][part], [_int(r, lane), lane])
+                    value = substitute(anchor.value, {**where(r, c, lane), **taps})
+                    value = self._combined(value, old)
+                    return store(accs[c][part], [_int(r, lane), lane], value)
+
+                return self._lanes(one)
+
+            return seq(cell(r, c) for r, c in cells)
+
+        def join(r: int, c: int) -> list[Any]:
+            return [
+                self._lanes(
+                    lambda lane, part=part: store(
+                        accs[c][0],
+                        [_int(r, lane), lane],
+                        tirx.BufferLoad(accs[c][0], [_int(r, lane), lane])
+                        + tirx.BufferLoad(accs[c][part], [_int(r, lane), lane]),
+                    )
+                )
+                for part in range(1, self.plan.partials)
+            ]
+
+        def finish(r: int, c: int) -> list[Any]:
+            return [self._output(sink, accs[c][0], r, where, c, col + c) for sink in self.sinks]
+
+        return seq(
+            [
+                *(tirx.AllocBuffer(acc) for parts in accs for acc in parts),
+                *(start(r, c, part) for r, c in cells for part in range(self.plan.partials)),
+                *self._reduce(update),
+                *(statement for r, c in cells for statement in join(r, c)),
+                *(statement for r, c in cells for statement in finish(r, c)),
+            ]
+        )
+
+    def _combined(self, value: Expr, old: Expr) -> Expr:
+        """One step of the accumulation: producers inlined, the accumulated element replaced by the
+        register.
+        """
+        anchor = self.problem.anchor
+        held = {**self.held, key(anchor.buffer): lambda *_: old}
+        return vectorizable(self.problem.kernel.inline(value, held))
+
+    def _reduce(self, update: Callable[[Mapping[int, Expr], int], Any]) -> list[Any]:
+        """The reduction loops around `update`."""
+        axes = self.problem.anchor.reduce
+        kept = len(axes) - self.plan.unroll
+        first, rest = axes[:kept], axes[kept:]
+        parts = self.plan.partials
+        if parts > 1:
+            *before, last = first
+            extent = static_size(last)
+
+            def split(done: list[Expr]) -> Any:
+                taps = dict(zip((key(a.var) for a in before), done, strict=True))
+                full = loop(
+                    last.var.name,
+                    extent // parts,
+                    lambda k: seq(
+                        update({**taps, key(last.var): k * parts + p}, p) for p in range(parts)
+                    ),
+                    dtype=self.problem.dtype,
+                )
+                tail = [
+                    update({**taps, key(last.var): tirx.const(k, self.problem.dtype)}, 0)
+                    for k in range(extent // parts * parts, extent)
+                ]
+                return seq([full, *tail] if extent >= parts else tail)
+
+            return [nest(before, split)]
+
+        def unrolled(done: list[Expr]) -> Any:
+            taps = dict(zip((key(a.var) for a in first), done, strict=True))
+            return seq(
+                update({**taps, **dict(zip((key(a.var) for a in rest), point, strict=True))}, 0)
+                for point in _points(rest)
+            )
+
+        return [nest(first, unrolled)]
+
+    def _output(
+        self, sink: Sink, acc: Any, r: int, where: Callable[..., dict[int, Expr]], c: int, col: Expr
+    ) -> Any:
+        problem, anchor = self.problem, self.problem.anchor
+
+        def one(lane: Expr) -> Any:
+            mine = where(r, c, lane)
+            position = [mine[key(axis.var)] for axis in anchor.axes]
+            at = sink.position(position)
+            element = tirx.BufferLoad(acc, [_int(r, lane), lane])
+            if sink.step is anchor:
+                return store(anchor.buffer, position, element)
+            held = {key(anchor.buffer): lambda *_: element}
+            env = dict(zip((key(axis.var) for axis in sink.step.axes), at, strict=True))
+            return store(
+                sink.step.buffer, at, vectorizable(problem.kernel.value(sink.step, env, held))
+            )
+
+        if sink.limit is None or problem.col is None:
+            return self._lanes(one)
+        last = problem.col.extent - 1
+        tail = loop("lane", sink.limit, one, dtype=problem.dtype)
+        if isinstance(known := as_int(self.analyzer.simplify(col)), int):
+            return tail if known == last else self._lanes(one)
+        return tirx.IfThenElse(col < last, self._lanes(one), tail)
+
+    def _lanes(self, body: Callable[[Expr], Any]) -> Any:
+        return lanes(self.problem.lane_count, body, self.problem.dtype)
+
+    def _stage(self, at: Mapping[int, Expr], run: Axis | None, start: Expr) -> list[Any]:
+        """Copies of what producers of the reduction compute for this task (zero padding); they are
+        then `held`.
+        """
+        problem, kernel = self.problem, self.problem.kernel
+        if not self.plan.stage:
+            return []
+        result: list[Any] = []
+        for load in _distinct(loads(problem.anchor.value)):
+            producer = kernel.producers.get(key(load.source))
+            if producer is None or producer is problem.anchor or key(load.source) in self.held:
+                continue
+            if producer.reduce or not producer.is_identity:
+                raise Unfit("a producer of the reduction can not be copied")
+            result += self._copy(producer, load, at, run, start)
+        return result
+
+    def _copy(
+        self, producer: Step, load: Any, at: Mapping[int, Expr], run: Axis | None, start: Expr
+    ) -> list[Any]:
+        """One staged producer: the part of it that the task reads, in a buffer of its own."""
+        problem, dtype = self.problem, self.problem.dtype
+        free = [a for a in (*problem.anchor.axes, *problem.anchor.reduce) if key(a.var) not in at]
+        zeros = {key(a.var): tirx.const(0, dtype) for a in free}
+        analyzer = bounded(())
+        for axis in free:
+            count = min(self.plan.chunk, static_size(axis)) if axis is run else static_size(axis)
+            analyzer.bind(axis.var, tvm.ir.Range(0, count))
+        origin, sizes, counts = [], [], []
+        for index, own in zip(load.indices, producer.axes, strict=True):
+            base = substitute(index, zeros)
+            size = int(analyzer.const_int_bound(analyzer.simplify(index - base)).max_value) + 1
+            begin = substitute(index, {**zeros, **at, **({key(run.var): start} if run else {})})
+            begin = self.analyzer.simplify(begin)
+            inside = run is not None and depends_on(index, run) and not self._whole(run)
+            origin.append(begin)
+            sizes.append(size)
+            counts.append(tirx.min(tirx.const(size, dtype), own.extent - begin) if inside else size)
+        if prod(sizes) > 1 << 24:
+            raise Unfit("a staged input is too large")
+        copy = local("staged", sizes, element_dtype(producer.buffer))
+        wide = isinstance(counts[-1], int) and counts[-1] in (4, 8, 16, 32, 64)
+
+        def fill(position: list[Expr]) -> Any:
+            where = {
+                key(axis.var): first + offset
+                for axis, first, offset in zip(producer.axes, origin, position, strict=True)
+            }
+            return store(copy, position, self.problem.kernel.value(producer, where, {}))
+
+        outer = [Axis(axis.var, count) for axis, count in zip(producer.axes, counts, strict=True)]
+        if wide:
+            body = nest(
+                outer[:-1], lambda p: lanes(counts[-1], lambda lane: fill([*p, lane]), dtype)
+            )
+        else:
+            body = nest(outer, fill)
+        self.held[key(producer.buffer)] = lambda *indices: tirx.BufferLoad(
+            copy, [i - first for i, first in zip(indices, origin, strict=True)]
+        )
+        return [tirx.AllocBuffer(copy), body]
+
+
+def _distinct(found: Sequence[Any]) -> list[Any]:
+    """One load per buffer. Unfit when a buffer is read at two places."""
+    result: list[Any] = []
+    for load in found:
+        twin = next((one for one in result if same(one.source, load.source)), None)
+        if twin is None:
+            result.append(load)
+        elif not tvm_ffi.structural_equal(twin, load):
+            raise Unfit("a staged input is read at two places")
+    return result
+
+
+def _points(axes: Sequence[Axis]) -> list[tuple[Expr, ...]]:
+    """All constant points of static axes, in order."""
+    points: list[tuple[Expr, ...]] = [()]
+    for axis in axes:
+        values = [tirx.const(value, dtype_of(axis)) for value in range(static_size(axis))]
+        points = [(*point, value) for point in points for value in values]
+    return points
+
+
+def _halves(rows: int) -> list[int]:
+    """Powers of two below `rows`, largest first: tile sizes that make up any shorter run."""
+    return [1 << bit for bit in reversed(range((rows - 1).bit_length()))]
+
+
+def _ceil(value: Any, by: int) -> Any:
+    return -(-value // by) if isinstance(value, int) else (value + by - 1) // by
+
+
+def _int(value: int, like: Expr) -> Expr:
+    return tirx.const(value, like.ty.dtype)
