@@ -60,30 +60,26 @@ def _count_fma(body: list[str]) -> int:
 
 
 def allocations_in_loops(func: Any, target: Target) -> int:
-    """Workspace allocations that a serial loop within a parallel one repeats."""
-    lowered = _lowered(func, target)
-    found = 0
+    """Workspace allocations that a serial loop within a parallel one repeats, as LLVM gets them."""
+    return sum(repeated_allocations(one.body) for one in _lowered(func, target).functions.values())
 
-    def visit(node: Any, parallel: bool, repeated: bool) -> None:
-        nonlocal found
-        if isinstance(node, tvm.tirx.For):
-            is_parallel = int(node.kind) == int(tvm.tirx.ForKind.PARALLEL)
-            visit(node.body, parallel or is_parallel, repeated or (parallel and not is_parallel))
-        elif isinstance(node, tvm.tirx.SeqStmt):
-            for one in node.seq:
-                visit(one, parallel, repeated)
-        elif isinstance(node, tvm.tirx.IfThenElse):
-            visit(node.then_case, parallel, repeated)
-            if node.else_case is not None:
-                visit(node.else_case, parallel, repeated)
-        elif isinstance(node, tvm.tirx.AttrStmt):
-            visit(node.body, parallel, repeated)
-        elif isinstance(node, tvm.tirx.DeclBuffer) and repeated:
-            found += "TVMBackendAllocWorkspace" in str(node.data)
 
-    for lowered_func in lowered.functions.values():
-        visit(lowered_func.body, False, False)
-    return found
+def repeated_allocations(node: Any, parallel: bool = False, repeated: bool = False) -> int:
+    """The same, in a lowered statement."""
+    inside = (parallel, repeated)
+    if isinstance(node, tvm.tirx.For):
+        is_parallel = int(node.kind) == int(tvm.tirx.ForKind.PARALLEL)
+        inside = (parallel or is_parallel, repeated or (parallel and not is_parallel))
+    if isinstance(node, (tvm.tirx.For, tvm.tirx.AttrStmt)):
+        return repeated_allocations(node.body, *inside)
+    if isinstance(node, tvm.tirx.SeqStmt):
+        return sum(repeated_allocations(one, *inside) for one in node.seq)
+    if isinstance(node, tvm.tirx.IfThenElse):
+        branches = [node.then_case, *([node.else_case] if node.else_case is not None else [])]
+        return sum(repeated_allocations(one, *inside) for one in branches)
+    if isinstance(node, tvm.tirx.DeclBuffer):
+        return int(repeated and "TVMBackendAllocWorkspace" in str(node.data))
+    return 0
 
 
 def _lowered(func: Any, target: Target) -> Any:
