@@ -56,13 +56,15 @@ class Figure:
 @dataclass
 class Generated:
     """What the room gives: index rows and kernels by id, structure arrays, and what has no kernel,
-    each with its reason."""
+    each with its reason. `errors` depend on the weights' values, so they stay out of the artifacts:
+    new values in an old mask re-tune nothing."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     kernels: dict[str, Kernel] = field(default_factory=dict)
     structure: dict[str, np.ndarray] = field(default_factory=dict)
     declined: list[dict[str, str]] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
+    errors: dict[str, float | None] = field(default_factory=dict)
 
     def decline(self, region: str, form: str, reason: str) -> None:
         self.declined.append({"region": region, "format": form, "reason": reason})
@@ -206,9 +208,9 @@ class _Maker:
                 "nnz": structure.nnz,
                 "stored": structure.stored,
                 "density": structure.density,
-                "error": self.error(identifier, kernel, arrays, spec, case),
             }
         )
+        self.out.errors[identifier] = self.error(identifier, kernel, arrays, spec, case)
 
     def error(
         self,

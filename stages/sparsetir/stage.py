@@ -146,7 +146,11 @@ def _report(made) -> Report:
         "left out",
     )
     others = [(one["region"], one["reason"]) for one in made.declined if one["format"] == "*"]
-    tables = [Table("Formats by region", columns, tuple(rows))]
+    kernels = tuple((row["id"], made.errors[row["id"]]) for row in made.rows)
+    tables = [
+        Table("Formats by region", columns, tuple(rows)),
+        Table("Sparse kernels", ("kernel", "error relative to float64"), kernels),
+    ]
     if others:
         tables.append(Table("Regions without sparse kernels", ("region", "reason"), tuple(others)))
     regions = {row["region"] for row in made.rows}
