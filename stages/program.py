@@ -80,6 +80,11 @@ class Program:
     def with_mod(self, mod: Any) -> Program:
         return replace(self, mod=mod)
 
+    def call_sites(self) -> dict[str, list[dict[str, Any]]]:
+        """Rows of `groups` by clone of main, in the order of the calls; the symbolic clone last."""
+        clones = {k: v for k, v in (self.groups or {}).items() if k not in ("folded", "transform")}
+        return dict(sorted(clones.items(), key=lambda item: item[0] == "main_dyn"))
+
     def save(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         codec.save_module(folder / "mod.json", self.mod)

@@ -11,7 +11,7 @@ from tapml.errors import StageError
 from tapml.stage import Context, Frozen, Inputs, Outputs, Recipe, Report, Stage, Table, Target
 
 if TYPE_CHECKING:
-    pass
+    from .generate import Generated
 
 
 class Csr(Frozen):
@@ -120,7 +120,7 @@ class SparseTIR(Stage):
         return Outputs({"alternatives": folder, "structure": structure}, _report(made))
 
 
-def _report(made) -> Report:
+def _report(made: Generated) -> Report:
     """Formats by region with what they store, and why others were left out."""
     rows = []
     for figure in made.figures:

@@ -199,10 +199,9 @@ def _outputs_by_kernel(mod: Any) -> dict[str, int]:
 def _nodes_by_kernel(program: Program) -> dict[str, list[Sequence[str]]]:
     """Source nodes of each kernel's call sites, in order."""
     found: dict[str, list[Sequence[str]]] = {}
-    for calls in (program.groups or {}).values():
-        for site in calls:
-            if isinstance(site, dict) and "kernel" in site:
-                found.setdefault(site["kernel"], []).append(site.get("nodes", ()))
+    for sites in program.call_sites().values():
+        for site in sites:
+            found.setdefault(site["kernel"], []).append(site["nodes"])
     return found
 
 

@@ -5,6 +5,7 @@ facts.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -277,12 +278,8 @@ def _kernels(inputs: Inputs, source: program.Program) -> list[dict[str, Any]]:
     choices = records.load_choices(inputs["choices"])
     chosen = {choice.kernel: choice for choice in choices.kernels}
     regions = {region.kernel: region for region in choices.regions}
-    groups = source.groups or {}
-    clone = next((name for name in groups if isinstance(groups[name], list) and groups[name]), "")
-    calls: dict[str, int] = {}
-    for site in groups.get(clone, []):
-        if isinstance(site, dict):
-            calls[site["kernel"]] = calls.get(site["kernel"], 0) + 1
+    sites = next(iter(source.call_sites().values()), [])
+    calls = Counter(site["kernel"] for site in sites)
     rows = []
     for kernel, count in calls.items():
         if kernel not in chosen:
