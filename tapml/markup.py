@@ -4,6 +4,7 @@ markup.
 
 from __future__ import annotations
 
+import re
 from html import escape
 
 _VOID = frozenset({"br", "hr", "meta", "line", "rect", "circle", "polyline", "path"})
@@ -36,6 +37,15 @@ def join(*children: Child) -> Safe:
     """The children beside each other, each escaped unless it is markup."""
     return Safe(
         "".join(c if isinstance(c, Safe) else escape(str(c)) for c in children if c is not None)
+    )
+
+
+def breakable(text: str) -> Safe:
+    """Text whose long words, such as names of kernels, may be broken after `_` and `/`."""
+    return Safe(
+        re.sub(r"(?<=\w)([_/]+)(?=\w)", r"\1<wbr>", escape(text))
+        if len(text) > 24
+        else escape(text)
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from . import charts, runs
 from .facts import Facts, Kernel, Latency
-from .markup import Child, Safe, element, join, number
+from .markup import Child, Safe, breakable, element, join, number
 from .progress import duration
 from .runs import RunResult
 from .stage import Report, Table
@@ -118,7 +118,7 @@ def _cards(run: RunResult) -> Safe | None:
     cards: list[Safe] = []
     if facts is not None:
         for row in facts.latency[:2]:
-            figure = number(row.ours.p50, "ms")
+            figure = f"{row.ours.p50:.3g} ms"
             cards.append(
                 _card(
                     f"latency, {row.label}",
@@ -138,7 +138,7 @@ def _cards(run: RunResult) -> Safe | None:
             cards.append(_card("relative error", number(facts.error.relative), under, tone))
         if facts.bundle_mib is not None:
             cards.append(
-                _card("bundle", number(facts.bundle_mib, "MiB"), "library and weights", "dim")
+                _card("bundle", f"{facts.bundle_mib:.3g} MiB", "library and weights", "dim")
             )
     cached = len(run.cached)
     under = f"{cached} cached" if cached else "none cached"
@@ -415,7 +415,7 @@ def _table(table: Table) -> Safe:
     return element("div", element("table", head, *rows), rest, class_="long")
 
 
-def _cell(value: str | int | float | bool | None) -> str:
+def _cell(value: str | int | float | bool | None) -> Child:
     match value:
         case None:
             return "–"
@@ -424,7 +424,7 @@ def _cell(value: str | int | float | bool | None) -> str:
         case int() | float():
             return number(value)
         case str():
-            return value
+            return breakable(value)
 
 
 def _head(*names: str) -> Safe:

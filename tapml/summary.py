@@ -16,7 +16,7 @@ from .progress import duration
 from .report import by_share, failed_count, share_by_rule
 from .runs import RunResult, local, when
 
-_KERNELS = 5
+_KERNELS, _NAME = 5, 48
 _STATES = {"hit": ("cached", "cyan"), "run": ("run", "yellow"), "pending": ("pending", "yellow")}
 
 
@@ -168,14 +168,20 @@ def _kernels(facts: Facts) -> str:
     )
     lines = [f"kernels  {len(facts.kernels)}; time by rule: {rules}"]
     top = by_share(facts)[:_KERNELS]
-    width = max(len(kernel.kernel) for kernel in top)
-    for kernel in top:
+    names = [_shortened(kernel.kernel) for kernel in top]
+    width = max(map(len, names))
+    for kernel, name in zip(top, names, strict=True):
         share = f"{kernel.share:>4.0%}" if kernel.share is not None else "   –"
         lines.append(
-            f"         {share}  {kernel.kernel:<{width}}  {number(kernel.ms):>7} ms"
+            f"         {share}  {name:<{width}}  {number(kernel.ms):>7} ms"
             f"  {kernel.kind} {kernel.rule}"
         )
     return "\n".join(lines)
+
+
+def _shortened(name: str) -> str:
+    """The name of a kernel, its middle left out when it is long."""
+    return name if len(name) <= _NAME else f"{name[: _NAME // 2]}…{name[-_NAME // 2 + 1 :]}"
 
 
 def of_row(run: RunResult) -> tuple[str, ...]:

@@ -8,10 +8,10 @@ import pytest
 
 import tapml
 from tapml import charts, report
-from tapml.markup import Safe, element, join
+from tapml.markup import Safe, breakable, element, join
 from tapml.stage import Curve
 
-VOID = {"meta", "br", "hr"}
+VOID = {"meta", "br", "hr", "wbr"}
 
 
 class Checker(HTMLParser):
@@ -107,3 +107,10 @@ def test_any_points_can_be_drawn(points: tuple[tuple[float, float], ...]) -> Non
 def test_shares_that_are_many_are_summed_up() -> None:
     drawn = Checker(charts.shares({f"rule {i}": 1.0 for i in range(10)}))
     assert "6 others 60%" in drawn.text
+
+
+def test_long_names_can_be_broken_and_are_still_escaped() -> None:
+    name = "fused_conv_add_multiply_<b>_tanh"
+    drawn = breakable(name)
+    assert "fused_<wbr>conv_" in drawn
+    assert Checker(drawn).text == name
