@@ -25,8 +25,24 @@ class Answer:
     stderr: str
 
     @property
+    def run(self) -> dict[str, Any]:
+        return self.data["runs"][0]
+
+    @property
     def states(self) -> dict[str, str]:
-        return {step["name"]: step["state"] for step in self.data["steps"]}
+        """State by stage, of a run or of a plan."""
+        if "plans" in self.data:
+            return {stage["name"]: stage["state"] for stage in self.data["plans"][0]["stages"]}
+        return {name: stage["state"] for name, stage in self.run["stages"].items()}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What validation measured."""
+        return json.loads((Path(self.run["folder"]) / "facts.json").read_text())
+
+    @property
+    def bundle(self) -> Path:
+        return Path(self.run["bundle"])
 
 
 @pytest.fixture(scope="session")

@@ -55,15 +55,15 @@ def tapml(outside: Path, *arguments: str) -> dict:
 
 
 def test_the_stages_of_the_guide_run_from_an_outside_package_and_are_cached(outside: Path) -> None:
-    first = tapml(outside, "run", "recipe.yaml")
-    states = {step["name"]: step["state"] for step in first["steps"]}
-    assert states["count_operators"] == "ran"
-    assert states["common_subexpressions"] == "ran"
-    second = tapml(outside, "run", "recipe.yaml")
-    assert {step["state"] for step in second["steps"]} == {"hit"}
+    first = tapml(outside, "run", "recipe.yaml")["runs"][0]["stages"]
+    assert first["count_operators"]["state"] == "ran"
+    assert first["common_subexpressions"]["state"] == "ran"
+    second = tapml(outside, "run", "recipe.yaml")["runs"][0]["stages"]
+    assert {stage["state"] for stage in second.values()} == {"hit"}
 
     module = outside / "site" / "count_operators.py"
     module.write_text(module.read_text() + "\n# changed\n")
-    plan = {step["name"]: step["state"] for step in tapml(outside, "plan", "recipe.yaml")["steps"]}
-    assert plan["count_operators"] == "run"
-    assert plan["import"] == "hit"
+    planned = tapml(outside, "plan", "recipe.yaml")["plans"][0]["stages"]
+    states = {stage["name"]: stage["state"] for stage in planned}
+    assert states["count_operators"] == "run"
+    assert states["import"] == "hit"

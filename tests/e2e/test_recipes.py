@@ -19,16 +19,16 @@ MAGIKA = Path("recipes/magika.yaml")
 def test_a_shipped_recipe_passes_its_gates_untuned(tapml: Callable, recipe: str) -> None:
     answer = tapml("run", f"recipes/{recipe}.yaml", "--set", "tuning.trials=0")
     assert answer.code == 0, answer.stderr
-    assert answer.data["facts"]["error"]["passed"]
-    assert answer.data["facts"]["carve"]["failed"] == []
-    assert Path(answer.data["bundle"]).is_dir()
+    assert answer.facts["error"]["passed"]
+    assert answer.facts["carve"]["failed"] == []
+    assert answer.bundle.is_dir()
 
 
 def test_magika_is_tuned_and_the_second_run_runs_nothing(tapml: Callable) -> None:
     first = tapml("run", MAGIKA)
     assert first.code == 0, first.stderr
     assert set(first.states.values()) == {"ran"}
-    assert first.data["facts"]["metric"]["same_label"] >= 0.995
+    assert first.facts["metric"]["same_label"] >= 0.995
     second = tapml("run", MAGIKA)
     assert second.code == 0
     assert set(second.states.values()) == {"hit"}
@@ -69,7 +69,7 @@ def test_too_much_pruning_fails_the_quality_gate(tapml: Callable) -> None:
 
 def test_the_sparse_operator_is_chosen_over_its_dense_form(tapml: Callable, store: Path) -> None:
     answer = tapml("run", "recipes/operator_sparse.yaml", "--set", "tuning.trials=0")
-    manifest = codec.read_json(Path(answer.data["bundle"]) / "manifest.json")
+    manifest = codec.read_json(answer.bundle / "manifest.json")
     buckets = [row for row in manifest["regions"] if row["clone"] != "main_dyn"]
     assert len(buckets) == 2
     assert all(row["chosen"] != "dense" for row in buckets)
@@ -90,10 +90,10 @@ def test_forced_choices_go_through_codegen_and_validation(
     recipe = write_mlp(tmp_path, RECIPE + section)
     answer = tapml("run", recipe, cwd=tmp_path)
     assert answer.code == 0, answer.stderr
-    manifest = codec.read_json(Path(answer.data["bundle"]) / "manifest.json")
+    manifest = codec.read_json(answer.bundle / "manifest.json")
     chosen = {row["region"] for row in manifest["regions"] if row["chosen"] != "dense"}
     assert len(chosen) == sparse
-    assert answer.data["facts"]["carve"]["failed"] == []
+    assert answer.facts["carve"]["failed"] == []
 
 
 def test_a_changed_gate_or_comment_re_runs_nothing(tapml: Callable, tmp_path: Path) -> None:
