@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .errors import RecipeError, StageError
+from .errors import EnvironmentalError, RecipeError, StageError
 
 Kind = str  # names what flows on an edge: "program", "weights", "records", "bundle", "facts", …
 SectionT = TypeVar("SectionT", bound="Frozen")
@@ -80,12 +81,32 @@ class PythonFunction(Frozen):
         try:
             spec.loader.exec_module(module)
         except Exception as error:  # the user's code: anything may come out of it
-            raise StageError(message=f"{self.path}: {type(error).__name__}: {error}") from error
+            raise self.told(error, self.path) from error
         if not callable(found := getattr(module, self.function, None)):
             raise RecipeError(
                 field=field_name, message=f"{self.path} has no function {self.function!r}"
             )
         return found
+
+    def told(self, error: Exception, origin: str = "") -> StageError | EnvironmentalError:
+        """What to tell of an error that came out of it: the last line of its own that was run.
+
+        A package that it lacks is the environment's fault, named with the command that installs it.
+        """
+        origin = origin or f"{self.path}: {self.function}()"
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            package = error.name.partition(".")[0]
+            return EnvironmentalError(
+                message=f"{origin} needs the package {package!r}, which is not installed",
+                hint=f"pip install {package}",
+            )
+        own = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename.startswith(os.path.dirname(self.path))
+        ]
+        place = f"at {own[-1].filename}:{own[-1].lineno} in {own[-1].name}" if own else ""
+        return StageError(message=f"{origin} raised {type(error).__name__}: {error}", hint=place)
 
 
 class Device(Frozen):

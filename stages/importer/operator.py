@@ -102,9 +102,7 @@ def load(function: PythonFunction) -> Operator:
     try:
         operator = made()
     except Exception as error:  # the user's code: anything may come out of it
-        raise StageError(
-            message=f"{function.path}: {function.function}() raised {type(error).__name__}: {error}"
-        ) from error
+        raise function.told(error) from error
     if not isinstance(operator, Operator):
         raise StageError(
             message=f"{function.path}: {function.function}() returned a {type(operator).__name__}",

@@ -57,14 +57,17 @@ def real_inputs(function: PythonFunction | None, file: File | None) -> Real | No
     try:
         value = call()
     except Exception as error:  # the user's code: anything may come out of it
-        raise StageError(message=f"{origin} raised {type(error).__name__}: {error}") from error
+        raise function.told(error) from error
     match value:
         case dict() if all(isinstance(one, np.ndarray) for one in value.values()):
             return Real(origin, None, value)
         case [*batches] if batches and all(isinstance(one, dict) for one in batches):
             return Real(origin, batches, None)
+    has = f"a {type(value).__name__}"
+    if isinstance(value, dict):
+        has = f"{{{', '.join(f'{name!r}: {type(one).__name__}' for name, one in value.items())}}}"
     raise StageError(
-        message=f"{origin} returned a {type(value).__name__}",
+        message=f"{origin} returned {has}",
         hint="return {input: NumPy array}, or a list of such dicts",
     )
 
@@ -131,10 +134,10 @@ def _range(arrays: Sequence[np.ndarray]) -> tuple[Any, Any]:
     return min(one.min() for one in arrays), max(one.max() for one in arrays)
 
 
-def demand_finite(what: str, value: np.ndarray) -> None:
+def demand_finite(what: str, value: np.ndarray, hint: str = "") -> None:
     if value.dtype.kind == "f" and not np.isfinite(value).all():
         bad = int((~np.isfinite(value)).sum())
-        raise StageError(message=f"{what} holds {bad} NaN or infinite values")
+        raise StageError(message=f"{what} holds {bad} NaN or infinite values", hint=hint)
 
 
 def save(folder: Path, cases: Sequence[Case]) -> None:
@@ -208,6 +211,8 @@ def _split(io: Io, origin: str, samples: Arrays) -> Iterator[Arrays]:
     if more or not isinstance(dim, str):
         yield samples
         return
+    if counts == {0}:
+        raise StageError(message=f"{origin} gave no samples: {dim} is 0")
     if len(counts) != 1 or not (count := counts.pop()):
         shapes = {name: list(array.shape) for name, array in samples.items()}
         raise StageError(message=f"{origin} gave arrays without a shared leading dim: {shapes}")

@@ -35,6 +35,12 @@ class ReferenceInputs(Frozen):
     )
 
 
+_UNDEFINED = (
+    "the model itself gives them: look at its weights, or give `validation.inputs` "
+    "or `validation.random` ranges where it is defined"
+)
+
+
 class Reference(Stage):
     """Inputs, and what the source framework makes of them with the original and the pruned weights.
 
@@ -106,7 +112,8 @@ class Reference(Stage):
                 ctx.progress(done, total, f"{name} weights, {case.id}")
                 outputs = run(case.inputs) if optimize else cases.one_by_one(run, case, facts["io"])
                 for output, value in outputs.items():
-                    cases.demand_finite(f"{name} weights, {case.id}: output {output!r}", value)
+                    what = f"{runner.meta['peer'] or 'NumPy'}, {case.id}: output {output!r}"
+                    cases.demand_finite(what, value, _UNDEFINED)
                     answers[name][f"{case.id}/{output}"] = value
                 done += 1
         answers.setdefault("original", answers["pruned"])

@@ -25,11 +25,11 @@ def evaluate(
     Raises: StageError when the function raises, or gives anything but finite numbers.
     """
     fn = metric.load("validation.metric")
-    where = f"{metric.function} in {metric.path}"
+    where = f"{metric.path}: {metric.function}()"
     try:
         value: Any = fn(_joined(outputs), _joined(reference), _joined(inputs))
     except Exception as error:  # the user's code: anything may come out of it
-        raise StageError(message=f"{where} raised {type(error).__name__}: {error}") from error
+        raise metric.told(error) from error
     named = dict(value) if isinstance(value, Mapping) else {metric.function: value}
     for name, number in named.items():
         if not isinstance(number, int | float | np.number) or not math.isfinite(float(number)):

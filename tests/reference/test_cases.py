@@ -83,7 +83,7 @@ def test_a_list_of_dicts_is_taken_call_by_call(tmp_path: Path) -> None:
         ("return {'x': np.ones((2, 4), np.float32)}", r"is float32\[1, 4\], the model takes"),
         ("return {'x': np.full((2, 3), np.nan, np.float32)}", "holds 3 NaN or infinite values"),
         ("return [{'x': np.ones((65, 3), np.float32)}]", r"batch is 65, outside 1\.\.64"),
-        ("return {'x': np.ones((0, 3), np.float32)}", "without a shared leading dim"),
+        ("return {'x': np.ones((0, 3), np.float32)}", "gave no samples"),
     ],
 )
 def test_inputs_that_do_not_fit_are_named_with_their_function(
