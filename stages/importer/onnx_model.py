@@ -46,7 +46,7 @@ def check(model: ModelProto, path: str) -> None:
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(str(error).partition("==> Context")[0].split())
         raise StageError(message=f"{path} is no valid ONNX model: {reason}") from error
 
 
