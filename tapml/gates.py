@@ -88,7 +88,7 @@ def error(verdicts: Sequence[Verdict]) -> GateError | None:
     if not failed:
         return None
     lines = "\n".join(f"  gate failed: {verdict}" for verdict in failed)
-    noun = "gate" if len(failed) == 1 else "gates"
+    noun = "gate" if len(verdicts) == 1 else "gates"
     return GateError(message=f"{len(failed)} of {len(verdicts)} {noun} failed\n{lines}")
 
 
