@@ -211,7 +211,11 @@ class _Run:
                     self._hit(step)
                 else:
                     ready.append(step)
-        return sorted(ready, key=lambda step: -self._priority[step.name])
+        # what runs alone comes last, so that the others' errors do not wait for it
+        return sorted(
+            ready,
+            key=lambda step: (step.stage.resources.exclusive, -self._priority[step.name]),
+        )
 
     def _launch(self, ready: list[Step]) -> None:
         if any(active.step.stage.resources.exclusive for active in self._active.values()):
