@@ -19,10 +19,12 @@ _FMA = re.compile(r"\bvfn?m(?:add|sub)\w*ps\b[^#]*%ymm")
 
 @dataclass(frozen=True)
 class Facts:
-    """innermost_fma: most FMA instructions on ymm registers in one innermost loop · parallel: it
-    launches tasks · allocations: workspace allocations inside loops of a parallel body."""
+    """innermost_fma: most FMA instructions on ymm registers in one innermost loop · fma: all of them
+    · parallel: it launches tasks · allocations: workspace allocations inside loops of a parallel
+    body."""
 
     innermost_fma: int
+    fma: int
     parallel: bool
     allocations: int
 
@@ -33,6 +35,7 @@ def facts(func: Any, target: Target) -> Facts:
     text = tvm.compile(mod, tvm_target(target)).mod.inspect_source("asm")
     return Facts(
         innermost_fma=max((_count_fma(body) for body in innermost_loops(text)), default=0),
+        fma=_count_fma(text.splitlines()),
         parallel="TVMBackendParallelLaunch@" in text,
         allocations=allocations_in_loops(func, target),
     )
