@@ -42,14 +42,14 @@ class Bundle:
         if verify:
             check_files(self.folder, self.manifest)
         check_cpu(self.manifest)
-        import tvm_ffi
+        self.threads = threads or self.manifest["threads"]
+        # read when the first parallel kernel of this process makes the pool; setting it by
+        # runtime.config_threadpool costs each parallel launch some microseconds more
+        os.environ["TVM_NUM_THREADS"] = str(self.threads)
         from tvm import runtime
         from tvm.runtime.vm import VirtualMachine
 
         self._tensor = runtime.tensor
-        self.threads = threads or self.manifest["threads"]
-        # 1: the fastest cores; the pool of this process then has this many threads
-        tvm_ffi.get_global_func("runtime.config_threadpool")(1, self.threads)
         library = runtime.load_module(str(self.folder / self.manifest["library"]))
         self._machine = VirtualMachine(library, runtime.cpu())  # pyright: ignore[reportArgumentType]  # FFI types
         with np.load(self.folder / self.manifest["params"]["file"], allow_pickle=False) as params:
