@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
+from .errors import from_data
 from .events import Event, RunFinished, RunStarted, StageFinished, StageProgress, StageStarted
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ def line_of(event: StageFinished) -> str:
             parts[0] += f", {event.rss_mib:.0f} MiB"
     if event.state == "cancelled" and event.error:
         parts[0] += f", because of {event.error.get('facts', {}).get('because', 'another stage')}"
+    if event.state == "failed" and event.error:
+        parts.append(str(from_data(event.error)).partition("\n")[0])
     if event.report.summary:
         parts.append(event.report.summary)
     return "  ".join(parts)
