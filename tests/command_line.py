@@ -27,7 +27,6 @@ class Ended:
     out: str
     err: str
     seconds: float
-    ended: float
     events: tuple[dict[str, Any], ...]
 
     @property
@@ -39,14 +38,13 @@ class Ended:
     def notes(self) -> str:
         return "\n".join(note for one in self.events for note in one.get("notes", ()))
 
-    def seconds_since(self, stage: str) -> float:
-        """From the (last) start of a stage to the prompt."""
-        started = [
-            one["time"]
-            for one in self.events
-            if one["event"] == "StageStarted" and one["stage"] == stage
-        ]
-        return self.ended - started[-1]
+    def seconds_until_told(self, stage: str) -> float:
+        """From the first start of a stage to the line that says how it ended."""
+        times = {
+            kind: [one["time"] for one in self.events if (one["event"], one.get("stage")) == kind]
+            for kind in (("StageStarted", stage), ("StageFinished", stage))
+        }
+        return times["StageFinished", stage][-1] - times["StageStarted", stage][0]
 
 
 def tapml(
@@ -63,10 +61,10 @@ def tapml(
         text=True,
         check=False,
     )
-    ended = time.time()
+    seconds = time.time() - started
     (own,) = set(_runs(store)) - before or {None}
     events = journal(own) if own else ()
-    return Ended(done.returncode, done.stdout, done.stderr, ended - started, ended, events)
+    return Ended(done.returncode, done.stdout, done.stderr, seconds, events)
 
 
 def environment(store: Path) -> dict[str, str]:

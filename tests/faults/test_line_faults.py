@@ -1,0 +1,264 @@
+"""Kills, full disks and flipped bits under the whole line, through the command."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_line import (
+    LIMIT_S,
+    Ended,
+    environment,
+    finished,
+    journal,
+    nothing_is_lost,
+    tapml,
+)
+from small_models import RECIPE, write_mlp
+
+from tapml.store import Store
+
+pytestmark = pytest.mark.faults
+
+# Python runs this at the start of every process of the command, workers too
+FULL_DISK = """\
+import errno, os
+whole, store = os.write, os.environ["TAPML_STORE"]
+def write(descriptor, data):
+    path = os.readlink(f"/proc/self/fd/{descriptor}")
+    if path.startswith(store) and os.path.exists(f"{store}/{os.environ['FULL_ONCE']}"):
+        raise OSError(int(os.environ["NUMBER"]), os.strerror(int(os.environ["NUMBER"])))
+    return whole(descriptor, data)
+os.write = write
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
+    return finished(tmp_path_factory.mktemp("good"))
+
+
+@pytest.fixture
+def good(made: tuple[Path, Ended], tmp_path: Path) -> tuple[Path, Ended]:
+    """A copy of a store with a good run, seals kept, and that run; its recipe is in `tmp_path`."""
+    write_mlp(tmp_path)
+    return shutil.copytree(made[0], tmp_path / "store", copy_function=shutil.copy2), made[1]
+
+
+def failed(done: Ended, code: int, *parts: str) -> None:
+    assert done.code == code, done.err
+    assert "Traceback" not in done.out + done.err
+    assert done.err.count("error: ") == 1
+    for part in parts:
+        assert part in done.err
+
+
+# --- disks
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Callable[[str, int], dict[str, str]]:
+    """Environment in which writes to the store fail once it has a file of the given name."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(FULL_DISK)
+    path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+
+    def environment(once: str, number: int) -> dict[str, str]:
+        return {"PYTHONPATH": path, "FULL_ONCE": once, "NUMBER": str(number)}
+
+    return environment
+
+
+@pytest.mark.parametrize(("number", "advice"), [(28, "free some space"), (30, "writable")])
+def test_a_disk_that_fills_up_is_3_and_keeps_what_was_done(
+    tmp_path: Path, disk: Callable, number: int, advice: str
+) -> None:
+    write_mlp(tmp_path)
+    store = tmp_path / "store"
+    done = tapml(tmp_path, "run", "recipe.yaml", store=store, env=disk("ac/import", number))
+    print(f"{done.seconds:.1f} s in all")
+    failed(done, 3, str(store), os.strerror(number), advice, "--store")
+    assert list(store.glob("ac/import/*/0"))
+    assert not Store(store).verify()
+    again = tapml(tmp_path, "run", "recipe.yaml", "--to", "relax", store=store)
+    assert again.code == 0, again.err
+    assert again.states == {"import": "hit", "relax": "ran"}
+
+
+def test_a_full_disk_at_the_start_is_3_before_any_stage_runs(
+    good: tuple[Path, Ended], tmp_path: Path, disk: Callable
+) -> None:
+    store, before = good
+    env = disk("ac", 28)
+    done = tapml(tmp_path, "run", "recipe.yaml", "--force", "import", store=store, env=env)
+    failed(done, 3, str(store), "No space left", "--store")
+    assert done.seconds < LIMIT_S
+    assert "ran" not in done.states.values()
+    assert nothing_is_lost(store, before)
+
+
+@pytest.mark.parametrize("root", ["mlp.onnx/store", "/proc/store", "/sys/store"])
+def test_a_store_that_cannot_be_made_is_3_before_any_stage_runs(tmp_path: Path, root: str) -> None:
+    write_mlp(tmp_path)
+    done = tapml(tmp_path, "run", "recipe.yaml", "--store", root, store=tmp_path / "unused")
+    failed(done, 3, "store", "--store DIR")
+    assert done.seconds < LIMIT_S
+
+
+# --- flipped bits
+
+
+def flip(path: Path, *, seen: bool) -> None:
+    """Changes one bit; unless `seen`, the file keeps its time, as when a disk rots."""
+    facts = path.stat()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    if not seen:
+        os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+def blob(store: Path, run: Ended, stage: str, output: str, file: str = "") -> Path:
+    (digest,) = (
+        one["outputs"][output]
+        for one in run.events
+        if one["event"] == "StageFinished" and one["stage"] == stage
+    )
+    kept = Store(store)
+    return kept.blob((kept.tree(digest) or {})[file] if file else digest)
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["written to", "rotted"])
+@pytest.mark.parametrize(
+    ("stage", "output", "file"),
+    [
+        ("import", "program", "mod.json"),
+        ("codegen", "bundle", "lib.so"),
+        ("validation", "facts", ""),
+    ],
+)
+def test_a_flipped_bit_in_the_store_is_made_good_with_a_note(
+    good: tuple[Path, Ended], tmp_path: Path, stage: str, output: str, file: str, seen: bool
+) -> None:
+    store, before = good
+    flip(blob(store, before, stage, output, file), seen=seen)
+    # what import gave is read, not only looked up, when relax runs
+    changed = ("--set", "relax.reciprocal=false") if stage == "import" else ()
+    done = tapml(tmp_path, "run", "recipe.yaml", *changed, store=store)
+    assert done.code == 0, done.err
+    assert "damaged" in done.err
+    assert "made again" in done.err
+    assert done.states[stage] == "ran"
+    assert not Store(store).verify()
+    again = tapml(tmp_path, "run", "recipe.yaml", *changed, store=store)
+    assert set(again.states.values()) == {"hit"}
+
+
+# --- kills
+
+KILLED = """\
+import os
+import numpy as np
+def inputs():
+    with open({counter!r}, "a+") as counter:
+        counter.write("x")
+        counter.seek(0)
+        if len(counter.read()) <= {times}:
+            os.kill(os.getpid(), 9)
+    return {{"x": np.ones((4, 16), "float32")}}
+"""
+
+
+@pytest.mark.parametrize("times", [1, 9])
+def test_a_killed_worker_is_tried_again_once(
+    good: tuple[Path, Ended], tmp_path: Path, times: int
+) -> None:
+    store, before = good
+    counter = tmp_path / "counter"
+    recipe = RECIPE.replace("repeats", "inputs: {python: 'own.py:inputs'}, repeats")
+    write_mlp(tmp_path, recipe)
+    (tmp_path / "own.py").write_text(KILLED.format(counter=str(counter), times=times))
+    done = tapml(tmp_path, "run", "recipe.yaml", store=store)
+    assert counter.read_text() == "xx"
+    assert "killed by SIGKILL" in done.err
+    if times == 1:
+        assert done.code == 0, done.err
+        assert "run again" in done.err
+    else:
+        failed(done, 1, "error: reference: ", "probably out of memory", "2 times", "peak")
+        print(f"{done.seconds_until_told('reference'):.1f} s from the start of reference")
+        assert done.seconds_until_told("reference") < LIMIT_S
+    assert nothing_is_lost(store, before)
+
+
+def alive(mark: str) -> list[str]:
+    """Processes, zombies left out, that have the text in their environment."""
+    found: list[str] = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_text())
+        except OSError:
+            continue
+    return found
+
+
+def test_ctrl_c_leaves_no_process_and_going_on_repeats_nothing(tmp_path: Path) -> None:
+    write_mlp(tmp_path)
+    store = tmp_path / "store"
+    command = [sys.executable, "-m", "tapml", "run", "recipe.yaml", "--set", "tuning.trials=64"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environment(store),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+
+    def is_tuning() -> bool:
+        return any(
+            one["event"] == "StageProgress" and one["stage"] == "metaschedule" and one["done"] > 0
+            for folder in (store / "runs").glob("*")
+            for one in journal(folder)
+        )
+
+    deadline = time.monotonic() + 120
+    while not is_tuning():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert len(alive(str(store))) > 3
+    pressed = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of the foreground
+    out, err = process.communicate(timeout=30)
+    print(f"{time.monotonic() - pressed:.1f} s to the prompt")
+    assert process.returncode == 130
+    assert time.monotonic() - pressed < LIMIT_S
+    assert "Traceback" not in out + err
+    while alive(str(store)):
+        assert time.monotonic() - pressed < LIMIT_S, alive(str(store))
+        time.sleep(0.05)
+    assert not Store(store).verify()
+
+    (folder,) = (store / "runs").glob("*")
+    ended = [one for one in journal(folder) if one["event"] == "StageFinished"]
+    states = {one["stage"]: one["state"] for one in ended}
+    assert states["metaschedule"] == "interrupted"
+    done = {stage for stage, state in states.items() if state == "ran"}
+    assert {"import", "relax", "tensorir"} <= done
+    again = tapml(tmp_path, "run", "recipe.yaml", "--to", "metaschedule", store=store)
+    assert again.code == 0, again.err
+    assert {stage for stage, state in again.states.items() if state == "hit"} == done & set(
+        again.states
+    )
