@@ -93,7 +93,7 @@ def line_of(event: StageFinished) -> str:
     if event.state == "cancelled" and event.error:
         parts[0] += f", because of {event.error.get('facts', {}).get('because', 'another stage')}"
     if event.state == "failed" and event.error:
-        parts.append(str(from_data(event.error)).partition("\n")[0])
+        parts.append(str(from_data(dict(event.error))).partition("\n")[0])
     if event.report.summary:
         parts.append(event.report.summary)
     return "  ".join(parts)
