@@ -113,9 +113,15 @@ def run(
             StageError, or GateError. With `check=False` the result is returned whatever happened:
             look at `exit_code`, or call `raise_for_failure()`.
     """
-    prepared = prepare(
-        path, set=set, to=to, force=force, from_=from_, store=store, workflows=workflows
-    )
+
+    def decide() -> Prepared:
+        return prepare(
+            path, set=set, to=to, force=force, from_=from_, store=store, workflows=workflows
+        )
+
+    prepared = decide()
+    if _rotted(prepared):
+        prepared = decide()  # what was damaged is set aside, so that its stage runs again
     if out is not None:
         _check_destination(Path(out))
     reasons: dict[str, str] = {}
@@ -262,6 +268,17 @@ def _conclude(prepared: Prepared, done: executor.Result, reasons: Mapping[str, s
     report.write(result)
     runs.save(result)
     return result
+
+
+def _rotted(prepared: Prepared) -> bool:
+    """Whether anything cached that the end of a run reads is damaged, as no stage would notice."""
+    read = [
+        digest
+        for step in prepared.plan
+        for name, digest in (step.outputs or {}).items()
+        if step.state == "hit" and step.stage.outputs[name] in ("bundle", "facts")
+    ]
+    return bool([digest for digest in read if not prepared.store.reads_whole(digest)])
 
 
 def _output(plan: Plan, done: executor.Result, kind: str) -> tuple[str, str] | None:

@@ -13,21 +13,24 @@ from .errors import EnvironmentalError
 
 
 @contextmanager
-def guarded(path: Path) -> Generator[None]:
-    """Turns the disk's errors into EnvironmentalError; `path` is for those that name none."""
+def guarded(path: Path, *also: int) -> Generator[None]:
+    """Turns the disk's errors into EnvironmentalError; `path` is for those that name none.
+
+    In: `also`: further error numbers that can be nothing else here.
+    """
     try:
         yield
     except OSError as error:
-        if (told := disk_error(error, path)) is None:
+        if (told := disk_error(error, path, *also)) is None:
             raise
         raise told from error
 
 
-def disk_error(error: OSError, path: Path) -> EnvironmentalError | None:
+def disk_error(error: OSError, path: Path, *also: int) -> EnvironmentalError | None:
     """What to tell of an error that is the disk's fault; None for any other."""
     full = (errno.ENOSPC, errno.EDQUOT)
     closed = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO)
-    if error.errno not in (*full, *closed):
+    if error.errno not in (*full, *closed, *also):
         return None
     advice = "free some space there" if error.errno in full else "make it writable"
     return EnvironmentalError(

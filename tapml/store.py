@@ -13,6 +13,7 @@ reads one checks its digest. What is damaged is set aside and is a miss.
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -93,7 +94,7 @@ class Store:
 
     def prepare(self) -> None:
         """Makes the folders, removes temporary files that nobody owns any more."""
-        with disk.guarded(self.root):
+        with disk.guarded(self.root, errno.ENOENT):  # from file systems such as /proc
             for name in ("cas", "ac", "locks", "tmp", "tuning", "runs"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
             oldest = time.time() - _STALE_S
@@ -331,6 +332,17 @@ class Store:
         except (FileNotFoundError, DamagedError):
             return False
         return files is None or all(map(self.intact, files.values()))
+
+    def reads_whole(self, digest: str) -> bool:
+        """Whether a blob, and each file of a folder, reads as it was stored; slower than `intact`,
+        and what does not is set aside.
+        """
+        try:
+            self._verify(digest)
+            files = self.tree(digest)
+        except DamagedError:
+            return False
+        return not [one for one in (files or {}).values() if not self.reads_whole(one)]
 
     def verify(self) -> list[str]:
         """Reads everything; sets aside what is damaged, one line for each."""
