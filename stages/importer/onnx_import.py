@@ -167,7 +167,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         node = attrs["tvm_custom"]["name"]
         own = _OWN.get(op_name)
         try:
-            value = own(self.bb, inputs) if own else None
+            value = own(self.bb, inputs, attrs) if own else None
             if value is None:
                 value = super()._convert_operator(op_name, inputs, attrs, opset)
             value = self._bound(value)
@@ -186,23 +186,31 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         return value
 
 
-def _clip(bb: Any, inputs: Any) -> Any:
-    """Clip with constant bounds as `relax.clip`; TVM emits isnan, where and opaque TE calls."""
+def _clip(bb: Any, inputs: Any, attrs: Mapping[str, Any]) -> Any:
+    """Clip with constant bounds as `relax.clip`; TVM emits isnan, where and opaque TE calls.
+
+    Before opset 11 the bounds are attributes; one that is missing bounds nothing.
+    """
     bounds = [inputs[1], inputs[2]]
     if any(not isinstance(b, tvm.ir.GenericConst) for b in bounds if b is not None):
         return None
-    dtype = str(inputs[0].ty.dtype)
-    info = np.finfo(dtype) if "float" in dtype else np.iinfo(dtype)
     low, high = (
-        limit if bound is None else bound.value.numpy().item()
-        for bound, limit in zip(bounds, (info.min, info.max), strict=True)
+        attrs.get(name) if bound is None else bound.value.numpy().item()
+        for name, bound in zip(("min", "max"), bounds, strict=True)
     )
-    return rx.op.clip(inputs[0], low, high)
+    x = inputs[0]
+    if low is not None and high is not None:
+        return rx.op.clip(x, low, high)
+    if low is not None:
+        return rx.op.maximum(x, rx.const(low, x.ty.dtype))
+    return x if high is None else rx.op.minimum(x, rx.const(high, x.ty.dtype))
 
 
 def _pairwise(op: Any) -> Any:
     """Variadic Max and Min as a chain of binary ops; TVM broadcasts, stacks and reduces."""
-    return lambda bb, inputs: functools.reduce(lambda left, right: bb.emit(op(left, right)), inputs)
+    return lambda bb, inputs, _attrs: functools.reduce(
+        lambda left, right: bb.emit(op(left, right)), inputs
+    )
 
 
 _OWN: dict[str, Any] = {

@@ -205,6 +205,8 @@ class _Round:
 
     def _slice(self, node: NodeProto) -> list[NodeProto]:
         """A Slice loses the axes that it takes whole; without any left it becomes an Identity."""
+        if len(node.input) == 1:
+            return self._slice_by_inputs(node)
         operands = [self.values[name] for name in node.input[1:] if name in self.values]
         shape = self.shapes.get(node.input[0])
         if shape is None or len(operands) != len([name for name in node.input[1:] if name]):
@@ -230,6 +232,18 @@ class _Round:
             *fixed,
             helper.make_node("Slice", [node.input[0], *names], list(node.output), name=node.name),
         ]
+
+    def _slice_by_inputs(self, node: NodeProto) -> list[NodeProto]:
+        """A Slice of before opset 10, whose bounds are attributes, as later ones are written."""
+        bounds = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        bounds.setdefault("axes", list(range(len(bounds["starts"]))))
+        names = [f"{node.name}/{part}" for part in ("starts", "ends", "axes")]
+        columns = [np.array(bounds[name.rpartition("/")[2]], np.int64) for name in names]
+        fixed = [onnx_model.constant(*pair) for pair in zip(names, columns, strict=True)]
+        sliced = helper.make_node(
+            "Slice", [node.input[0], *names], list(node.output), name=node.name
+        )
+        return [*fixed, sliced]
 
     def _takes_all(self, start: Any, end: Any, step: Any, dim: Size | int | None) -> bool:
         if start != 0 or step != 1 or dim is None:
@@ -287,7 +301,10 @@ def _vector(sizes: Sequence[Size | int]) -> np.ndarray:
     return vector
 
 
-def _slice_values(inputs: list[np.ndarray], _: dict[str, Any]) -> np.ndarray:
+def _slice_values(inputs: list[np.ndarray], attributes: dict[str, Any]) -> np.ndarray:
+    if len(inputs) == 1:  # before opset 10
+        given = [attributes.get(name) for name in ("starts", "ends", "axes")]
+        inputs = [*inputs, *(np.array(one, object) for one in given if one is not None)]
     data, starts, ends, *rest = inputs
     axes = rest[0] if rest else range(len(starts))
     steps = rest[1] if len(rest) > 1 else [1] * len(starts)

@@ -16,6 +16,8 @@ from tapml_stages.program import Bounds, Program, concrete_shape
 
 ImportModel = Callable[..., Outputs]
 BATCH = {"x": (("batch", 8), "float32")}
+MakeModel = Callable[..., ModelProto]
+BATCH_OF_4 = {"x": [4, 8]}
 
 
 def evaluate(imported: Program, weights: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
@@ -156,3 +158,51 @@ def test_an_equal_model_gives_equal_bytes(
         first[folder].rename(first[folder].with_name(f"{folder}_before"))
     again = import_model(mlp, BATCH, batch=(1, 64)).artifacts
     assert {path.name: path.read_bytes() for path in again["program"].iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("opset", "bounds"),
+    [
+        (9, {"min": 0.0, "max": 6.0}),
+        (9, {"max": 0.5}),
+        (17, {"min": 0.5}),
+        (17, {"max": 0.5}),
+        (17, {}),
+    ],
+)
+def test_a_clip_bounds_what_it_says_on_one_side_or_both(
+    import_model: ImportModel, make_model: MakeModel, opset: int, bounds: dict[str, float]
+) -> None:
+    scalars = {name: np.array(value, np.float32) for name, value in bounds.items()}
+    given = ["x", *(name if name in bounds else "" for name in ("min", "max"))]
+    new, old = (
+        helper.make_node("Clip", given, ["y"]),
+        helper.make_node("Clip", ["x"], ["y"], **bounds),
+    )
+    model = make_model([new], BATCH_OF_4, scalars) if opset > 10 else make_model([old], BATCH_OF_4)
+    model.opset_import[0].version = opset
+    model.graph.node.add(op_type="Neg", input=["y"], output=["z"])
+    model.graph.output[0].name = "z"
+    paths = import_model(model, {"x": ((4, 8), "float32")}).artifacts
+    x = 9 * np.random.default_rng(1).standard_normal((4, 8), dtype=np.float32)
+    ours = evaluate(program.load(paths["program"]), codec.read_weights(paths["weights"]), x)
+    expected = -np.clip(x, bounds.get("min", -np.inf), bounds.get("max", np.inf))
+    np.testing.assert_array_equal(ours, expected.astype(np.float32))
+
+
+def test_slices_of_before_opset_ten_are_read_from_attributes(
+    import_model: ImportModel, make_model: MakeModel
+) -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Slice", ["s"], ["rows"], starts=[0], ends=[1]),
+        helper.make_node("Concat", ["rows", "two"], ["shape"], axis=0),
+        helper.make_node("Reshape", ["x", "shape"], ["pairs"]),
+        helper.make_node("Slice", ["pairs"], ["y"], axes=[1], starts=[1], ends=[3]),
+    ]
+    model = make_model(nodes, {"x": ["N", 8]}, {"two": np.array([4, 2])})
+    model.opset_import[0].version = 9
+    paths = import_model(model, BATCH, batch=(1, 64)).artifacts
+    x = np.random.default_rng(1).standard_normal((5, 8), dtype=np.float32)
+    ours = evaluate(program.load(paths["program"]), {}, x)
+    np.testing.assert_array_equal(ours, x.reshape(5, 4, 2)[:, 1:3])
