@@ -14,23 +14,23 @@ demo: $(VENV)/.demo ## set up, then build, tune, validate and measure recipes/ma
 
 test: $(VENV)/.dev ## set up, then unit, golden and property tests and the shipped recipes
 	$(BIN)/pytest
-	$(BIN)/pytest -m e2e
+	$(BIN)/pytest -n 0 -m e2e
 
 test-install: $(VENV)/.dev ## wheel, editable install and bundle in fresh environments
-	$(BIN)/pytest -m install
+	$(BIN)/pytest -n 0 -m install
 
 test-faults: $(VENV)/.dev ## kills, full disks, flipped bits
-	$(BIN)/pytest -m faults
+	$(BIN)/pytest -n 0 -m faults
 
 test-all: $(VENV)/.dev ## everything that this machine can run
-	$(BIN)/pytest -m "not gpu"
+	$(BIN)/pytest -n 0 -m "not gpu"
 
 bench: $(VENV)/.dev ## tables of benchmarks/, JSON into benchmarks/results/
 	$(BIN)/python benchmarks/models.py
 	$(BIN)/python benchmarks/kernels.py
 
 golden: $(VENV)/.dev ## rewrite the golden files; review the diff
-	TAPML_UPDATE_GOLDEN=1 $(BIN)/pytest -k golden
+	TAPML_UPDATE_GOLDEN=1 $(BIN)/pytest -n 0 -k golden
 
 fmt: $(VENV)/.dev ## format
 	$(BIN)/ruff check --fix .
