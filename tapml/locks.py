@@ -11,11 +11,11 @@ from pathlib import Path
 
 
 class FileLock:
-    """A lock on a file that stays. Its text says who holds it."""
+    """A lock on a file that stays. Its text says who holds it: process id, then words."""
 
     def __init__(self, path: Path, owner: str) -> None:
         self._path = path
-        self._owner = owner
+        self._text = f"{os.getpid()} {owner}\n".encode()
         self._descriptor: int | None = None
 
     def acquire(self, *, shared: bool = False) -> bool:
@@ -26,21 +26,34 @@ class FileLock:
         except BlockingIOError:
             os.close(descriptor)
             return False
-        if not shared and os.access(self._path, os.W_OK):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, self._owner.encode(), 0)
+        self._write(descriptor, self._text)
         self._descriptor = descriptor
         return True
 
     def holder(self) -> str:
-        """Who took it last, in words."""
-        return self._path.read_text(encoding="utf-8", errors="replace") or "another run"
+        """Who holds it, in words: of those who share it, the last to come while it is there.
+
+        A text that a killed run left behind is not believed.
+        """
+        line = self._path.read_bytes().partition(b"\n")[0]
+        pid, _, owner = line.decode(errors="replace").partition(" ")
+        if line + b"\n" == self._text:
+            return "another stage of this run"
+        return owner if pid.isdecimal() and _is_alive(int(pid)) else "another run"
 
     def release(self) -> None:
         """Lets go, if it is held."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        if self._descriptor is None:
+            return
+        if os.pread(self._descriptor, 4096, 0) == self._text:
+            self._write(self._descriptor, b"")
+        os.close(self._descriptor)
+        self._descriptor = None
+
+    def _write(self, descriptor: int, text: bytes) -> None:
+        if os.access(self._path, os.W_OK):  # else it is another user's
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, text, 0)
 
 
 class MachineLock:
@@ -52,6 +65,7 @@ class MachineLock:
     def __init__(self, folder: Path, owner: str) -> None:
         self._turnstile = FileLock(folder / "tapml-turnstile.lock", owner)
         self._machine = FileLock(folder / "tapml-machine.lock", owner)
+        self._obstacle = self._machine
         self._waiting = False
         self._held: str = ""
 
@@ -61,10 +75,12 @@ class MachineLock:
             return True
         if self._held:
             return False
+        self._obstacle = self._turnstile
         if not self._waiting:
             if not self._turnstile.acquire(shared=not alone):
                 return False
             self._waiting = alone
+        self._obstacle = self._machine
         if self._machine.acquire(shared=not alone):
             self._held = "alone" if alone else "shared"
         if self._held or not alone:
@@ -73,8 +89,8 @@ class MachineLock:
         return bool(self._held)
 
     def holder(self) -> str:
-        """Who has it or waits to have it alone, in words."""
-        return self._machine.holder()
+        """Who stood in the way of the last `acquire`, in words: has it, or waits to have it."""
+        return self._obstacle.holder()
 
     def release(self) -> None:
         self._machine.release()
@@ -85,6 +101,16 @@ class MachineLock:
 def machine_folder() -> Path:
     """Where the runs of a machine meet, whatever their store: `/tmp`, or TAPML_LOCKS."""
     return Path(os.environ.get("TAPML_LOCKS") or "/tmp")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def _open(path: Path) -> int:
