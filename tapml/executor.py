@@ -166,6 +166,7 @@ class _Run:
         self._remakes: dict[str, int] = {}
         self._notes: dict[str, list[str]] = {}
         self._waits: dict[str, str] = {}
+        self._litter: list[Path] = []  # workdirs, removed while workers are busy
         self._priority = _critical_paths(plan)
         self._pool: Pool | None = None
 
@@ -186,6 +187,7 @@ class _Run:
             if self._pool is not None:
                 self._pool.close()
             self._machine.release()
+            self._tidy()
             if any(one.state == "ran" for one in self.results.values()):
                 self._store.flush()
 
@@ -241,6 +243,7 @@ class _Run:
                 return
 
     def _wait(self) -> None:
+        self._tidy()
         if self._pool is None or not self._active:
             time.sleep(_TICK_S / 2)  # for another run
             return
@@ -339,7 +342,7 @@ class _Run:
         else:
             self._pool.release(future)
         active.lock.release()
-        disk.remove(active.job.workdir)
+        self._litter.append(active.job.workdir)
 
     def _crashed(self, active: _Active, error: BrokenProcessPool) -> None:
         step, name = active.step, active.step.name
@@ -506,6 +509,10 @@ class _Run:
         if self._waits.get(step.name) != note:
             self._waits[step.name] = note
             self._tell(StageProgress(time.time(), step.name, 0, 0, note))
+
+    def _tidy(self) -> None:
+        while self._litter:
+            disk.remove(self._litter.pop())
 
     def _first_failed(self) -> str:
         return next((name for name, one in self.results.items() if one.state == "failed"), "")

@@ -30,16 +30,11 @@ class Journal:
         )
 
     def write(self, event: Event) -> None:
-        """Appends one line; it is on the disk at the end of a stage that ran, and of the run."""
+        """Appends one line, which outlives this process; at the run's end all are on the disk."""
         line = json.dumps(events.to_data(event), ensure_ascii=False, allow_nan=False, default=str)
         disk.write_all(self._descriptor, line.encode() + b"\n")
-        match event:
-            case StageFinished(state="hit"):
-                pass
-            case StageFinished() | RunFinished():
-                os.fsync(self._descriptor)
-            case _:
-                pass
+        if isinstance(event, RunFinished):
+            os.fsync(self._descriptor)
 
     def __enter__(self) -> Self:
         return self
