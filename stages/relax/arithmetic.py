@@ -40,7 +40,7 @@ def canonicalize(mod: Any, *, reciprocal: bool = True) -> Any:
 
 def _fold_constant(value: Any) -> Any:
     first = scalar_value(value.args[0])
-    if first is None:
+    if first is None or value.args[0].ty.ndim:
         return None
     if op_name(value) == "relax.isnan":
         return rx.const(math.isnan(first), "bool")

@@ -13,7 +13,7 @@ def one_hot_to_take(mod: Any) -> Any:
     """`mod` with `matmul(astype(equal(ids, [0..n)), float), W)` as a `take` of W's rows.
 
     An id outside [0, n) is a row of zeros in both: W gets a zero row at each end, ids are clipped
-    to [-1, n] and moved up.
+    to [-1, n] and moved up. Ids of other dtypes than int32 and int64 may not hold these, and stay.
     """
 
     def visit(writer: Writer, _var: Any, value: Any) -> Any:
@@ -32,6 +32,7 @@ def one_hot_to_take(mod: Any) -> Any:
                 _counts_up(classes)
                 and shape_of(ids)[-1] == 1
                 and ids.ty.ndim == value.args[0].ty.ndim
+                and str(ids.ty.dtype) in ("int32", "int64")
             ):
                 return _take_rows(writer, value.args[1], ids)
         return None

@@ -155,6 +155,11 @@ def test_one_hot_rows_are_looked_up_and_ids_out_of_range_give_zeros(ids):
     np.testing.assert_array_equal(run(mod, [values], weights), expected)
 
 
+def test_ids_of_a_narrow_type_stay_one_hot_rows():
+    before = graph(one_hot, {"ids": (2, 5)}, {"table": (7, 3)}, dtype="uint8")
+    assert "take" not in operators(one_hot_to_take(before.mod))
+
+
 def test_what_follows_a_lookup_row_by_row_is_computed_on_the_table():
     def before(emit, ids, table, bias):
         return op.tanh(emit(op.add(emit(op.take(table, ids, axis=0)), bias)))
