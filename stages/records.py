@@ -30,8 +30,8 @@ class Record:
     func:      TVM JSON of an IRModule {kernel: scheduled PrimFunc}
     trace:     JSON of the trace, for tuned records
     ms:        median time when it was measured, else None
-    flops:     multiply-adds times two at the upper bound or static size, when the rule knows them,
-    else 0
+    flops:     operations of its reductions, a multiply-add being two and a symbolic size one; 0
+               when the kernel is opaque
     """
 
     id: str
