@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from multiprocessing.connection import Connection
@@ -141,6 +141,9 @@ def _warmed_up(
             say(result=asdict(Timing(job.id, error=_one_line("does not run", error))))
             continue
         outputs[job.id] = [_array(tensor) for tensor in args[len(args) - job.outputs :]]
+        if not _is_finite(outputs[job.id]) and not _writes_all(job, built[job.id], outputs[job.id]):
+            say(result=asdict(Timing(job.id, error="does not write all of its output")))
+            continue
         error, deviation = _check(job, outputs)
         if error:
             say(result=asdict(Timing(job.id, error=error, deviation=deviation)))
@@ -155,13 +158,27 @@ def _warmed_up(
         yield candidate
 
 
-def _tensor(job: Job, position: int) -> Any:
+def _is_finite(arrays: Sequence[np.ndarray]) -> bool:
+    return all(np.isfinite(array).all() for array in arrays)
+
+
+def _writes_all(job: Job, module: Any, outputs: Sequence[np.ndarray]) -> bool:
+    """Whether a kernel whose outputs hold NaN computes it (a logarithm of random values may), and
+    does not just leave the poison there: another poison gives the same outputs.
+    """
+    args = [_tensor(job, position, poison=1.0) for position in range(len(job.args))]
+    module[job.kernel](*args)
+    again = [_array(tensor) for tensor in args[len(args) - job.outputs :]]
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(outputs, again, strict=True))
+
+
+def _tensor(job: Job, position: int, poison: float = np.nan) -> Any:
     """The argument at a position: a scalar, a poisoned output, a stored array or random values."""
     match job.args[position]:
         case int(size):
             return size
         case Arg() as arg if position >= len(job.args) - job.outputs:
-            values = np.full(arg.shape, np.nan if _is_float(arg.dtype) else 0).astype(
+            values = np.full(arg.shape, poison if _is_float(arg.dtype) else 0).astype(
                 _numpy_dtype(arg.dtype)
             )
         case Arg(file="") as arg:
@@ -202,8 +219,6 @@ def _smallest_extent(job: Job) -> int:
 def _check(job: Job, outputs: dict[str, list[np.ndarray]]) -> tuple[str, float | None]:
     """What is wrong with the outputs ("": nothing), and how far off they are, where known."""
     got = outputs[job.id]
-    if not all(np.isfinite(array).all() for array in got):
-        return "gives NaN or infinite values", None
     expected = [
         _stored(arg.file)[arg.key]
         for arg in job.args[len(job.args) - job.outputs :]
@@ -212,17 +227,28 @@ def _check(job: Job, outputs: dict[str, list[np.ndarray]]) -> tuple[str, float |
     expected = expected or outputs.get(job.like, [])
     if not expected:
         return "", None
-    deviation = max(
-        float(np.max(np.abs(a - b.astype(a.dtype)), initial=0.0))
-        / max(float(np.max(np.abs(b), initial=0.0)), 1e-30)
-        for a, b in zip(got, expected, strict=True)
-    )
+    if not all(map(_agree_where_not_finite, got, expected)):
+        return "gives NaN or infinite values where others do not", None
+    deviation = max(map(_deviation, got, expected))
     wrong = (
         f"is wrong: off by {deviation:.1e} of the largest value"
         if deviation > job.tolerance
         else ""
     )
     return wrong, deviation
+
+
+def _agree_where_not_finite(a: np.ndarray, b: np.ndarray) -> bool:
+    return np.array_equal(*(np.where(np.isfinite(one), 0, one) for one in (a, b)), equal_nan=True)
+
+
+def _deviation(got: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference of the finite values, relative to their largest magnitude."""
+    finite = np.isfinite(expected)
+    a, b = got[finite], expected[finite].astype(got.dtype)
+    return float(np.max(np.abs(a - b), initial=0.0)) / max(
+        float(np.max(np.abs(b), initial=0.0)), 1e-30
+    )
 
 
 def _array(tensor: Any) -> np.ndarray:

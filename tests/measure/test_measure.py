@@ -114,7 +114,25 @@ def test_outputs_that_are_not_written_are_found_by_their_poison(bench: Bench) ->
         return [a, out]
 
     [timing] = times(bench, job("a", module(build)))
-    assert timing.error == "gives NaN or infinite values"
+    assert timing.error == "does not write all of its output"
+
+
+def test_a_kernel_may_compute_nan_where_its_like_does(bench: Bench) -> None:
+    def logarithm(factor: float) -> str:
+        def build() -> list[Any]:
+            a = tvm.te.placeholder((64,), name="a")
+            return [a, tvm.te.compute((64,), lambda i: tvm.te.log(a[i] - factor))]
+
+        return module(build)
+
+    jobs = [
+        job("base", logarithm(0.5), group="g"),
+        job("same", logarithm(0.5), group="g", like="base"),
+        job("more", logarithm(0.6), group="g", like="base"),
+    ]
+    base, same, more = times(bench, *jobs)
+    assert (base.error, same.error, same.deviation) == ("", "", 0.0)
+    assert more.error == "gives NaN or infinite values where others do not"
 
 
 def test_a_candidate_that_differs_from_its_like_is_wrong(bench: Bench) -> None:
