@@ -85,10 +85,12 @@ def report(program: Program, records: Sequence[Record]) -> Report:
         for rule in rules
     ]
     by_rule.sort(key=lambda row: -row[2])
+    unfit = [record.kernel for record in records if record.rule == "fallback"]
     calls = tuple((name, len(rows)) for name, rows in clones.items())
     return Report(
         summary=f"{len(records)} kernels, {len(rules)} schedule rules, {len(clones)} programs",
         metrics={"tensorir/kernels": float(len(records))},
+        notes=(f"no rule but `fallback` fits {', '.join(unfit)}",) if unfit else (),
         tables=(
             Table("Kernels by rule", ("rule", "kernels", "share of multiply-adds"), tuple(by_rule)),
             Table("Kernel calls", ("program", "calls"), calls),

@@ -15,14 +15,15 @@ from tapml.errors import StageError
 from tapml.stage import Context, Inputs
 from tapml_stages.compat import tvm
 from tapml_stages.dataflow import bindings, op_name
-from tapml_stages.program import Program, load
+from tapml_stages.program import Io, Program, load
+from tapml_stages.records import Record
 from tapml_stages.records import load as load_records
 from tapml_stages.relax.passes import passes
 from tapml_stages.tensorir import groups
 from tapml_stages.tensorir.clones import clone_names
 from tapml_stages.tensorir.lower import UnloweredOpError, lower
 from tapml_stages.tensorir.schedule import default_records
-from tapml_stages.tensorir.stage import TensorIR, lanes
+from tapml_stages.tensorir.stage import TensorIR, lanes, report
 
 op = rx.op
 
@@ -243,6 +244,15 @@ def test_a_small_network_prints_as_the_golden_file_says():
     program = graph(squeeze_and_excite, {"x": (1, 3, 9, 8)}, SE_WEIGHTS)
     mod = lowered(program).mod.with_attr("tapml.imported", "")
     assert_golden("tensorir", TensorIR.version, "squeeze_and_excite", mod)
+
+
+def test_kernels_that_no_rule_but_the_last_takes_are_named():
+    records = [
+        Record(id=name, kernel=name, workload="", kind="default", rule=rule, func="")
+        for name, rule in (("odd", "fallback"), ("even", "rows"))
+    ]
+    notes = report(Program(None, Io((), (), ())), records).notes
+    assert notes == ("no rule but `fallback` fits odd",)
 
 
 def test_the_stage_writes_a_record_for_every_kernel_that_runs(tmp_path: Path):
