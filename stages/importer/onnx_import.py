@@ -23,6 +23,7 @@ from tapml.stage import Context
 from ..compat import tvm
 from ..program import Bounds, Program
 from . import onnx_model, symbolic
+from .onnx_model import Shape
 from .relaxed import Source, finish
 from .stage import Import
 
@@ -33,20 +34,18 @@ _MARK = "tapml_end_of_node"
 
 
 def import_onnx(
-    stage: Import, ctx: Context
+    stage: Import, model: ModelProto, signature: Mapping[str, tuple[Shape, str]], ctx: Context
 ) -> tuple[Program, dict[str, np.ndarray], dict[str, str]]:
     """Program, weights and facts of the source; writes the `source` folder.
 
-    Raises: StageError when the file is broken, holds unsupported operators or values of unknown
-            shape; RecipeError when the recipe's inputs do not fit.
+    In:     the model of the file, and its inputs as the recipe wants them
+    Raises: StageError when the model is not valid, holds unsupported operators or values of unknown
+            shape.
     """
     assert stage.file is not None
     path = stage.file.path
-    model = onnx_model.read(path)
     preflight(model, path)
     onnx_model.check(model, path)
-    wanted = {name: (spec.shape, spec.dtype) for name, spec in stage.signature.items()}
-    signature = onnx_model.match_inputs(model, wanted, stage.dims)
     dims = {name: Bounds(bounds.min, bounds.max) for name, bounds in stage.dims.items()}
     source = onnx_model.canonical(model, signature)
     program, weights = convert(source, dims, stage.buckets)

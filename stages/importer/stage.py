@@ -132,9 +132,17 @@ class Import(Stage):
         from .. import codec
 
         if self.source == "onnx":
+            from . import onnx_model
+
+            # what is wrong with the file or the recipe is told before TVM takes its seconds to load
+            assert self.file is not None
+            model = onnx_model.read(self.file.path)
+            wanted = {name: (spec.shape, spec.dtype) for name, spec in self.signature.items()}
+            signature = onnx_model.match_inputs(model, wanted, self.dims)
+
             from .onnx_import import import_onnx
 
-            imported = import_onnx(self, ctx)
+            imported = import_onnx(self, model, signature, ctx)
         else:
             from .operator import import_operator
 
