@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 import click
 
 from .errors import EnvironmentalError, RecipeError, TapmlError
+from .terminal import printable
 
 if TYPE_CHECKING:
     from .runs import RunResult
@@ -56,7 +57,8 @@ def main() -> NoReturn:
 
 
 def _fail(message: str, code: int, *, as_json: bool) -> NoReturn:
-    click.echo(click.style("error: ", fg="red", bold=True) + message, err=True)
+    head = click.style("error: ", fg="red", bold=True)
+    click.echo(head + printable(message, keep="\n"), err=True)
     if as_json:
         _document({"error": message, "exit_code": code})
     sys.exit(code)
@@ -211,14 +213,17 @@ def run(
 
 def _tell(result: RunResult) -> None:
     """The errors of a run, on stderr."""
+
+    def tell(text: str) -> None:
+        head = click.style("error: ", fg="red", bold=True)
+        click.echo(head + printable(text, keep="\n"), err=True)
+
     failed = [step for step in result.steps if step.state == "failed" and step.error]
     for step in failed:
         log = f"\n  log: {step.log}" if step.log else ""
-        click.echo(
-            f"{click.style('error: ', fg='red', bold=True)}{step.name}: {step.error}{log}", err=True
-        )
+        tell(f"{step.name}: {step.error}{log}")
     if not failed and result.error is not None:
-        click.echo(f"{click.style('error: ', fg='red', bold=True)}{result.error}", err=True)
+        tell(str(result.error))
 
 
 @app.command()

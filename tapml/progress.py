@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from .errors import from_data
 from .events import Event, RunFinished, RunStarted, StageFinished, StageProgress, StageStarted
+from .terminal import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -139,18 +140,18 @@ class Lines:
                 pass
 
     def _print(self, text: str) -> None:
-        print(text, file=self.out, flush=True)
+        print(printable(text), file=self.out, flush=True)
 
 
 @contextmanager
 def _bars(out: TextIO) -> Generator[Progress]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[count]:>7}"),
         TimeElapsedColumn(),
         TextColumn("[dim]{task.fields[note]}", markup=True),
         console=Console(file=out),
@@ -168,6 +169,8 @@ class _Bars:
 
     progress: Progress
     width: int = 12
+    total: int = 0
+    ended: int = 0
     pipeline: TaskID | None = None
     tasks: dict[str, TaskID] = field(default_factory=dict[str, "TaskID"])
     paces: dict[str, Pace] = field(default_factory=dict[str, Pace])
@@ -177,14 +180,16 @@ class _Bars:
             case RunStarted():
                 self.width = max(map(len, (event.recipe, *event.stages)))
                 name = f"[bold]{_plain(event.recipe):<{self.width}}"
+                self.total = len(event.stages)
                 self.pipeline = self.progress.add_task(
-                    name, total=len(event.stages), note=event.run_id
+                    name, total=self.total, note=event.run_id, count=f"0/{self.total}"
                 )
             case StageStarted():
-                self.tasks[event.stage] = self.progress.add_task(
-                    f"{event.stage:<{self.width}}", total=None, note=_plain(event.reason)
-                )
-            case StageProgress() if event.stage in self.tasks:
+                self._end(event.stage)  # it may have waited, or crashed
+                self._begin(event.stage, event.reason)
+            case StageProgress():
+                if event.stage not in self.tasks:  # it waits for another run
+                    self._begin(event.stage, "")
                 pace = self.paces.setdefault(event.stage, Pace())
                 pace.update(event)
                 note = "  ".join(part for part in (event.note, str(pace)) if part)
@@ -193,15 +198,28 @@ class _Bars:
                     completed=event.done,
                     total=event.total or None,
                     note=_plain(note),
+                    count=f"{event.done}/{event.total}" if event.total else "",
                 )
             case StageFinished():
-                if (task := self.tasks.pop(event.stage, None)) is not None:
-                    self.progress.remove_task(task)
-                if self.pipeline is not None:
-                    self.progress.advance(self.pipeline)
+                self._end(event.stage)
+                self._count()
                 self._say(event)
             case _:
                 pass
+
+    def _begin(self, stage: str, note: str) -> None:
+        self.tasks[stage] = self.progress.add_task(
+            f"{stage:<{self.width}}", total=None, note=_plain(note), count=""
+        )
+
+    def _end(self, stage: str) -> None:
+        if (task := self.tasks.pop(stage, None)) is not None:
+            self.progress.remove_task(task)
+
+    def _count(self) -> None:
+        if self.pipeline is not None:
+            self.ended += 1
+            self.progress.update(self.pipeline, advance=1, count=f"{self.ended}/{self.total}")
 
     def _say(self, event: StageFinished) -> None:
         colour = {"hit": "cyan", "ran": "green", "cancelled": "dim"}.get(event.state, "red")
@@ -214,7 +232,7 @@ class _Bars:
 
 
 def _plain(text: str) -> str:
-    """The text with nothing that rich reads as markup."""
+    """The text with nothing that rich reads as markup, or a terminal as a command."""
     from rich.markup import escape
 
-    return escape(text)
+    return escape(printable(text))

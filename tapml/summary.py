@@ -15,6 +15,7 @@ from .plan import Plan
 from .progress import duration
 from .report import by_share, failed_count, share_by_rule
 from .runs import RunResult, local, when
+from .terminal import printable
 
 _KERNELS, _NAME = 5, 48
 _STATES = {"hit": ("cached", "cyan"), "run": ("run", "yellow"), "pending": ("pending", "yellow")}
@@ -143,7 +144,7 @@ def _measured(run: RunResult, facts: Facts) -> str:
         state = "" if facts.error.passed else click.style("  OUTSIDE", fg="red")
         limit = f"tolerance {number(facts.error.tolerance)}"
         lines.append(f"error    {number(facts.error.relative)} relative, {limit}{state}")
-    lines += [f"metric   {name} {value:.6g}" for name, value in facts.metric.items()]
+    lines += [f"metric   {printable(name)} {value:.6g}" for name, value in facts.metric.items()]
     if count := failed_count(facts):
         lines.append(
             click.style(f"carved   {count} kernels differ from their unscheduled form", fg="red")

@@ -15,6 +15,7 @@ from typing import cast
 import yaml
 
 from ..errors import RecipeError, RecipeErrors
+from ..terminal import printable
 from .positions import (
     Entry,
     Node,
@@ -24,7 +25,6 @@ from .positions import (
     Source,
     dotted,
     path_of,
-    printable,
     shorten,
 )
 

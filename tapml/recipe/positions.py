@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from ..terminal import columns, printable
 
 Scalar = str | int | float | bool | None
 Path = tuple[str | int, ...]
@@ -146,27 +147,10 @@ def dotted(path: Sequence[str | int]) -> str:
     return printable(".".join(str(part) for part in path))
 
 
-def printable(text: str) -> str:
-    """`text` with control and direction characters escaped, so that no terminal obeys them."""
-    return "".join(c if c.isprintable() else " " if c == "\t" else _escape(c) for c in text)
-
-
-def columns(text: str) -> int:
-    """Columns that `text` takes in a terminal."""
-    return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-        for c in text
-    )
-
-
 def shorten(value: object, limit: int = 60) -> str:
     """A value for a message: its literal form, cut."""
     text = printable(repr(value))
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _escape(c: str) -> str:
-    return c.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
 def _fit(text: str, room: int) -> str:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from ..errors import EnvironmentalError, RecipeError, nearest
 from ..stage import File, PythonFunction, PythonRef
-from .positions import printable, shorten
+from ..terminal import printable
+from .positions import shorten
 
 REFERENCE = re.compile(r"\$\{([^}]*)\}")
 MAX_PYTHON_BYTES = 4 << 20

@@ -9,8 +9,9 @@ from typing import Any, cast
 import yaml
 
 from ..errors import RecipeError
+from ..terminal import printable
 from . import loader
-from .positions import Source, printable
+from .positions import Source
 
 
 def read(path: FilePath) -> loader.Document:

@@ -14,8 +14,9 @@ from pydantic_core import ErrorDetails
 
 from ..errors import RecipeError, nearest
 from ..stage import Frozen
+from ..terminal import printable
 from .loader import error_at
-from .positions import Node, Path, locate, printable, shorten
+from .positions import Node, Path, locate, shorten
 
 ModelT = TypeVar("ModelT", bound=Frozen)
 JsonSchema = Mapping[str, Any]

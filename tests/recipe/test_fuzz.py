@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from tapml import recipe as recipes
 from tapml.errors import TapmlError
 from tapml.recipe import loader, text
-from tapml.recipe.positions import Source, columns
+from tapml.recipe.positions import Source
 from tapml.registry import Registry
+from tapml.terminal import columns
 
 quick = settings(
     max_examples=60,

@@ -7,7 +7,8 @@ import pytest
 
 from tapml.errors import RecipeError
 from tapml.recipe import Recipe, loader
-from tapml.recipe.positions import Source, columns
+from tapml.recipe.positions import Source
+from tapml.terminal import columns
 
 HEAD = "version: 1\nname: tiny\n"
 ErrorsOf = Callable[..., list[RecipeError]]

@@ -95,3 +95,18 @@ def test_a_terminal_gets_bars_with_the_stage_and_its_note() -> None:
 def test_markup_in_a_note_is_shown_and_not_obeyed() -> None:
     odd = StageFinished(0.1, "odd", "ran", report=Report("[bold]literally[/]"))
     assert "[bold]literally[/]" in on_a_terminal([odd])
+
+
+def test_a_terminal_shows_for_whom_a_stage_waits_before_it_starts() -> None:
+    waits = StageProgress(0.1, "tune", 0, 0, "waits for run other, which is making it")
+    assert "waits for run other" in on_a_terminal([STORY[0], waits, STORY[1]])
+
+
+def test_control_characters_of_a_stage_reach_no_terminal() -> None:
+    odd = StageFinished(0.1, "odd", "ran", report=Report("a\x1b]0;title\x07b"))
+    out = io.StringIO()
+    with progress.watching(out) as watch:
+        watch(odd)
+    for seen in (out.getvalue(), on_a_terminal([odd])):
+        assert "a\\x1b]0;title\\x07b" in seen
+        assert "\x07" not in seen
