@@ -19,7 +19,8 @@ _FMA = re.compile(r"\bvfn?m(?:add|sub)\w*ps\b[^#]*%ymm")
 
 @dataclass(frozen=True)
 class Facts:
-    """innermost_fma: most FMA instructions on ymm registers in one innermost loop · fma: all of them
+    """innermost_fma: most FMA instructions on ymm registers in one innermost loop · fma: all of
+    them
     · parallel: it launches tasks · allocations: workspace allocations inside loops of a parallel
     body."""
 
