@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 
 from .compat import tvm
-from .program import Program
-
-TRANSFORM = "main_transform_params"
+from .program import TRANSFORM, Program
 
 
 def pack(program: Program, weights: Mapping[str, np.ndarray], target: Any) -> list[np.ndarray]:

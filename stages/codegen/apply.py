@@ -11,7 +11,7 @@ from typing import Any
 from tapml.errors import StageError
 
 from ..compat import tvm
-from ..params import TRANSFORM
+from ..program import TRANSFORM
 from ..records import Choices, Record
 
 relax = tvm.relax

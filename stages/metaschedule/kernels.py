@@ -11,12 +11,11 @@ from tapml.errors import StageError
 
 from ..compat import tvm
 from ..measure import Arg
-from ..program import Program
+from ..program import REGION, TRANSFORM, Program
 from ..records import Record
 
 relax = tvm.relax
 CALL_TIR = tvm.ir.Op.get("relax.call_tir")
-TRANSFORM = "main_transform_params"
 Args = tuple[Arg | int, ...]
 
 
@@ -70,7 +69,7 @@ def find_kernels(program: Program, defaults: Sequence[Record]) -> tuple[Kernel, 
                 func=func,
                 default=by_kernel[name],
                 sites=tuple(sites),
-                region=str(func.attrs.get("tapml.region", "")),
+                region=str(func.attrs.get(REGION, "")),
                 symbolic=_is_symbolic(func),
             )
         )

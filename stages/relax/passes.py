@@ -9,6 +9,7 @@ from typing import Any
 
 from ..dataflow import bindings, is_operator_call, op_name, operands, remove_dead_code, rx
 from ..noops import remove_noops
+from ..program import IMPORTED
 from .arithmetic import canonicalize
 from .batch_norm import fold_batch_norm
 from .gather import elementwise_before_take, one_hot_to_take
@@ -16,7 +17,6 @@ from .regions import mark_regions
 from .shapes import fold_shapes
 
 Pass = Callable[[Any], Any]
-IMPORTED = "tapml.imported"
 
 
 def passes(*, reciprocal: bool = True) -> list[tuple[str, Pass]]:

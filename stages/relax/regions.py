@@ -24,8 +24,8 @@ from ..dataflow import (
     same_shape,
     shape_of,
 )
+from ..program import REGION
 
-COMPOSITE = "tapml.region"
 RESHAPING = ("relax.reshape", "relax.permute_dims", "relax.expand_dims", "relax.squeeze")
 
 
@@ -53,7 +53,7 @@ def mark_regions(mod: Any) -> Any:
         if var.name not in regions:
             return None
         outlined, inputs = _outline(writer, values, regions[var.name])
-        gvar = writer.add_function(outlined.with_attr(COMPOSITE, names[var.name]), names[var.name])
+        gvar = writer.add_function(outlined.with_attr(REGION, names[var.name]), names[var.name])
         return rx.Call(gvar, [writer.substitute(one) for one in inputs])
 
     return remove_dead_code(rewrite(mod, visit))
@@ -135,7 +135,7 @@ def _outline(outer: Writer, values: dict[Any, Any], region: Region) -> tuple[Any
     for var in members:
         writer.bind(var, values[var], result=var is members[-1])
     func = writer.function(params, writer.substitute(members[-1]))
-    func = func.with_attr("Composite", COMPOSITE).with_attr("tapml.weight", region.weight)
+    func = func.with_attr("Composite", REGION).with_attr("tapml.weight", region.weight)
     return rx.utils.copy_with_new_vars(func), inputs
 
 

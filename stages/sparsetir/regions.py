@@ -15,9 +15,9 @@ from typing import Any
 import tvm_ffi
 
 from ..compat import tvm
+from ..program import REGION
 
 rx, tirx = tvm.relax, tvm.tirx
-COMPOSITE = "tapml.region"
 # an epilogue beyond this would be computed over and over: values used twice are inlined twice
 EXPRESSION_NODES = 2000
 
@@ -67,7 +67,7 @@ def region_calls(mod: Any, params: Mapping[str, str]) -> Iterator[tuple[Any, Any
             if not isinstance(call, rx.Call) or not isinstance(call.op, tvm.ir.GlobalVar):
                 continue
             func = mod[call.op]
-            if isinstance(func, rx.Function) and (func.attrs or {}).get("Composite") == COMPOSITE:
+            if isinstance(func, rx.Function) and (func.attrs or {}).get("Composite") == REGION:
                 named = enumerate(call.args)
                 weights = {
                     i: params[arg.name] for i, arg in named if getattr(arg, "name", "") in params

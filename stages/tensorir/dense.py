@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..dataflow import Writer, bindings, op_name, parameters, rewrite, rx, shape_of
+from ..program import CLONE, REGION
 from .te_ops import OUT_EWISE_FUSABLE, PANEL, ceil_div, dense
-
-REGION, CLONE = "tapml.region", "tapml.clone"
 
 
 def pack_dense(mod: Any, name: str = "main") -> Any:

@@ -15,9 +15,7 @@ from typing import Any
 from tapml.errors import StageError
 
 from ..dataflow import bindings, num_input, op_name, operands, rx
-from ..program import Origin
-
-IMPORTED = "tapml.imported"
+from ..program import IMPORTED, REGION, Origin
 
 
 def fused_values(before: Any, after: Any, name: str) -> list[list[str]]:
@@ -59,7 +57,7 @@ def fused_values(before: Any, after: Any, name: str) -> list[list[str]]:
 
 def _is_group(func: Any) -> bool:
     """Whether FuseOps made this function; a region was one before."""
-    return isinstance(func, rx.Function) and "tapml.region" not in func.attrs
+    return isinstance(func, rx.Function) and REGION not in func.attrs
 
 
 def _callee(mod: Any, call: Any) -> Any:

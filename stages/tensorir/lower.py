@@ -12,13 +12,12 @@ from tapml.errors import StageError
 from ..compat import tvm
 from ..dataflow import bindings, is_operator_call, op_name, remove_dead_code, rx
 from ..noops import remove_noops
-from ..program import Program
+from ..program import CLONE, REGION, TRANSFORM, Program
 from .clones import add_dispatcher, clone_buckets, clone_names
-from .dense import CLONE, REGION, pack_dense
+from .dense import pack_dense
 from .groups import Imported, groups
 from .layout import block_layout
 
-TRANSFORM = "main_transform_params"
 TRANSFORM_ONLY = "tapml.transform"
 
 
