@@ -118,12 +118,16 @@ def _metric(
     else:  # one limit holds for every value of the metric
         named = {f"metric.{name}": (limits, value) for name, value in metric.items()}
         named = named or {"metric": (limits, None)}
+    absent = "it needs `validation.metric` and real `validation.inputs`"
+    if metric:
+        absent = f"the metric gave {', '.join(metric)}"
     for name, (limit, figure) in named.items():
         if limit.min is not None:
             passed = figure is not None and figure >= limit.min
-            yield Verdict(name, figure, "≥", limit.min, passed, _missing(figure))
+            yield Verdict(name, figure, "≥", limit.min, passed, absent if figure is None else "")
         if limit.max is not None:
-            yield _at_most(name, figure, limit.max)
+            passed = figure is not None and figure <= limit.max
+            yield Verdict(name, figure, "≤", limit.max, passed, absent if figure is None else "")
 
 
 def _latency(gates: Gates, facts: Facts, *, foreign: bool) -> Iterator[Verdict]:

@@ -84,7 +84,8 @@ def validate(stage: Validation, inputs: Inputs, ctx: Context) -> Outputs:
     codec.write_json(ctx.workdir / "facts.json", facts)
     ctx.progress(4, 4)
     artifacts = {"facts": ctx.workdir / "facts.json", "carved": ctx.workdir / "carved"}
-    return Outputs(artifacts, _report(facts))
+    judged = bool(metric) or stage.metric is None
+    return Outputs(artifacts, _report(facts, judged=judged))
 
 
 def load_cases(folder: Path) -> list[Case]:
@@ -301,7 +302,7 @@ def _kernels(inputs: Inputs, source: program.Program) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -(row["ms"] or 0.0))
 
 
-def _report(facts: Mapping[str, Any]) -> Report:
+def _report(facts: Mapping[str, Any], *, judged: bool) -> Report:
     error, carved = facts["error"], facts["carve"]
     metrics = {"error/relative": error["relative"], "error/max_abs": error["max_abs"]}
     metrics |= {f"metric/{name}": value for name, value in facts["metric"].items()}
@@ -310,9 +311,10 @@ def _report(facts: Mapping[str, Any]) -> Report:
         for row in carved["worst"]
     )
     failed = len(carved["failed"])
+    unjudged = "" if judged else "; metric not judged: it needs real `validation.inputs`"
     return Report(
         summary=f"error {error['relative']:.1e} (allowed {error['tolerance']:.1e}), "
-        f"{carved['checked']} carved tests, {failed} failed",
+        f"{carved['checked']} carved tests, {failed} failed{unjudged}",
         metrics=metrics,
         notes=tuple(
             f"kernel {row['kernel']} differs from its unscheduled form"
