@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -176,6 +177,32 @@ def test_python_that_is_not_there_is_told_before_any_stage_runs(
 def test_a_package_that_is_not_installed_is_told_with_the_command_that_mends_it(run: Ran) -> None:
     recipe = changed("path: mlp.onnx", "path: ${package:no_such_package}/model.onnx")
     refused(run(recipe), 3, "recipe.yaml:6:9", "not installed", "pip install 'no_such_package'")
+
+
+HIDDEN = """\
+import importlib.metadata, importlib.util
+version, find_spec = importlib.metadata.version, importlib.util.find_spec
+def no_version(name):
+    if name == "onnxruntime":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return version(name)
+importlib.metadata.version = no_version
+importlib.util.find_spec = lambda name, *rest: None if name == "onnxruntime" else find_spec(name)
+"""
+
+
+def test_a_package_that_a_stage_needs_is_told_before_any_stage_runs(
+    run: Ran, tmp_path: Path
+) -> None:
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    done = run(RECIPE, {"sitecustomize.py": HIDDEN}, env={"PYTHONPATH": path})
+    refused(done, 3, "'onnxruntime' is not installed", "pip install onnxruntime")
+
+
+def test_a_gate_without_its_metric_says_what_it_needs(run: Ran) -> None:
+    done = run(changed("repeats", "gates: {metric: {min: 0.9}}, repeats"))
+    assert done.code == 4
+    assert "metric no figure, limit ≥ 0.9; it needs `validation.metric`" in done.err
 
 
 def test_a_missing_compiler_is_told_before_any_stage_runs(run: Ran, tmp_path: Path) -> None:
