@@ -162,7 +162,7 @@ class Import(Stage):
         operators = Counter(op for _, op in nodes).most_common()
         report = Report(
             summary=f"{len(nodes)} nodes, {len(weights)} weights, {mib:.1f} MiB",
-            metrics={"import/nodes": len(nodes), "import/weights_mib": mib},
+            metrics={"program/nodes": len(nodes), "size/weights_mib": mib},
             tables=(Table("Imported operators", ("operator", "nodes"), tuple(operators)),),
         )
         return Outputs({**folders, "weights": ctx.workdir / "weights.safetensors"}, report)

@@ -89,7 +89,7 @@ def _report(before: Mapping[str, int], after: Mapping[str, int], mod: Any) -> Re
     total_before, total_after = sum(before.values()), sum(after.values())
     return Report(
         summary=f"{total_before} operators → {total_after}, {len(regions)} regions",
-        metrics={"relax/operators": float(total_after), "relax/regions": float(len(regions))},
+        metrics={"program/operators": float(total_after), "program/regions": float(len(regions))},
         tables=(
             Table("Operators", ("operator", "imported", "after relax"), counts),
             Table("Regions", ("region", "weight", "activation", "result", "operators"), rows),

@@ -157,6 +157,6 @@ def _report(made: Generated) -> Report:
     summary = f"{len(made.rows)} sparse kernels for {len(regions)} regions"
     return Report(
         summary if made.rows else "no region has a sparse kernel: dense is kept",
-        {"sparse/alternatives": float(len(made.rows)), "sparse/regions": float(len(regions))},
+        {"sparsity/kernels": float(len(made.rows)), "sparsity/regions": float(len(regions))},
         tables=tuple(tables),
     )

@@ -89,7 +89,7 @@ def report(program: Program, records: Sequence[Record]) -> Report:
     calls = tuple((name, len(rows)) for name, rows in clones.items())
     return Report(
         summary=f"{len(records)} kernels, {len(rules)} schedule rules, {len(clones)} programs",
-        metrics={"tensorir/kernels": float(len(records))},
+        metrics={"program/kernels": float(len(records))},
         notes=(f"no rule but `fallback` fits {', '.join(unfit)}",) if unfit else (),
         tables=(
             Table("Kernels by rule", ("rule", "kernels", "share of multiply-adds"), tuple(by_rule)),
