@@ -135,7 +135,7 @@ def _recipe_path(text: str) -> Path:
     "--threads", type=click.IntRange(1), help="Threads of a stage's own numerical libraries."
 )
 @click.option("--fail-fast", is_flag=True, help="Start nothing more after a failure.")
-@click.option("--dump-ir", is_flag=True, help="Keep readable IR of before and after each pass.")
+@click.option("--dump-ir", is_flag=True, help="Keep readable IR of before and after passes.")
 @click.option(
     "--out", type=_FILE, metavar="DIR", help="Copy the bundle there (DIR/NAME for several recipes)."
 )
@@ -201,6 +201,8 @@ def run(
         _tell(result)
         if not as_json:
             click.echo(summary.of_run(result))
+            if dump_ir and (views := summary.of_views(result)):
+                click.echo(views)
             if out is not None and result.exit_code == 0:
                 click.echo(f"copied   {out / name}")
         if result.exit_code >= _INTERRUPTED:

@@ -410,10 +410,13 @@ class _Run:
     def _hit(self, step: Step) -> None:
         record = step.record
         assert record is not None
-        log = self._folder / "logs" / f"{step.name}.log"
-        with suppress(stores.DamagedError, FileExistsError):  # a side output: it may be lost
-            if record.log:
-                self._store.materialise(record.log, log)
+        sides = [(record.log, self._folder / "logs" / f"{step.name}.log")]
+        if self._options.views:
+            sides.append((record.views, self._folder / "views" / step.name))
+        for digest, path in sides:
+            with suppress(stores.DamagedError, FileExistsError):  # a side output: it may be lost
+                if digest:
+                    self._store.materialise(digest, path)
         self._finish(step, "hit", record.seconds, record.rss_mib)
 
     def _cancel(self, step: Step, because: str) -> None:

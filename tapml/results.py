@@ -21,7 +21,8 @@ class Options:
     threads:   threads of a stage's numerical libraries; None: its share of the cores
     fail_fast: start nothing more after a failure
     timeout_s: longest a stage may run, where the stage itself sets none
-    views:     stages write readable views (IR around passes) to `<run folder>/views/<stage>`
+    views:     stages write readable views (IR around passes) to `<run folder>/views/<stage>`;
+               of a hit they are there when it was made with them
     """
 
     jobs: int | None = None

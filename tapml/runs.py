@@ -21,6 +21,7 @@ from .gates import Verdict
 from .results import StepResult
 
 RECORD, FACTS, REPORT, BUNDLE = "run.json", "facts.json", "report.html", "bundle"
+VIEWS = "views"  # readable IR, of `--dump-ir`
 RECIPE = "recipe.yaml"  # resolved: every default and the full target
 Scalar = str | int | float | bool | None
 

@@ -48,7 +48,7 @@ class DamagedError(EnvironmentalError):
 
 @dataclass(frozen=True)
 class Record:
-    """What one action gave: `outputs` and `log` are digests of blobs.
+    """What one action gave: `outputs`, `log` and `views` are digests of blobs.
 
     preimage: what the key is the digest of
     report:   data of a `tapml.stage.Report`
@@ -65,6 +65,7 @@ class Record:
     made_at: str = ""
     made_on: dict[str, Any] = field(default_factory=dict[str, Any])
     log: str = ""
+    views: str = ""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from .markup import number
 from .plan import Plan
 from .progress import duration
 from .report import by_share, failed_count, share_by_rule
-from .runs import RunResult, local, when
+from .runs import VIEWS, RunResult, local, when
 from .terminal import printable
 
 _KERNELS, _NAME = 5, 48
@@ -33,6 +33,19 @@ def of_run(run: RunResult) -> str:
         links.insert(0, ("bundle", str(run.bundle)))
     parts.append("\n".join(f"{name:<8} {text}" for name, text in links))
     return "\n".join(part for part in parts if part)
+
+
+def of_views(run: RunResult) -> str:
+    """Where `--dump-ir` left IR, and which cached stages left none."""
+    root = run.folder / VIEWS
+    there = [step.name for step in run.steps if any((root / step.name).glob("*"))]
+    lines = [f"IR       {root}: {', '.join(there)}"] if there else []
+    if silent := [step.name for step in run.cached if not (root / step.name).is_dir()]:
+        lines.append(
+            f"no IR    of what was cached without it: {', '.join(silent)}"
+            f"; `--dump-ir --from {silent[0]}` runs it again"
+        )
+    return "\n".join(lines)
 
 
 def of_plan(plan: Plan) -> str:

@@ -143,6 +143,7 @@ def _run(job: Job, kept: Store, started: float) -> Record:
         made_at=store.now(),
         made_on={**host.fingerprint(), "machine": host.machine()},
         log=kept.put(job.log) if job.log.exists() else "",
+        views=kept.put(job.views) if job.views is not None else "",
     )
     return kept.publish(record, force=job.replace)
 

@@ -223,3 +223,22 @@ def test_runs_names_those_that_did_not_end(cli: Cli, project: Path) -> None:
     record.unlink()
     done = cli("runs")
     assert f"running, or killed: {record.parent.name}" in done.err
+
+
+def test_ir_is_kept_with_the_result_it_shows(cli: Cli, project: Path) -> None:
+    first = cli("run", "little.yaml", "--dump-ir")
+    second = cli("run", "little.yaml", "--dump-ir")
+    views = [path.read_text() for path in (project / "artifacts/runs").glob("*/views/*/scaled.py")]
+    assert views == ["x * 3.0\n"] * 2
+    assert first.out.count("views: scale") == second.out.count("views: scale") == 1
+    assert "cached without it" not in second.out
+
+
+def test_what_is_cached_without_its_ir_is_named_with_the_way_to_get_it(
+    cli: Cli, project: Path
+) -> None:
+    cli("run", "little.yaml")
+    out = cli("run", "little.yaml", "--dump-ir").out
+    assert "cached without it: scale, pack, judge; `--dump-ir --from scale` runs it again" in out
+    assert "views: scale" in cli("run", "little.yaml", "--dump-ir", "--from", "scale").out
+    assert "views" not in cli("run", "little.yaml").out

@@ -55,6 +55,8 @@ class Scale(Stage):
             ctx.progress(done, 3, f"best {10 / done:.1f} ms")
         path = ctx.workdir / "weights.json"
         path.write_text(json.dumps({"factor": self.factor}))
+        if ctx.views is not None:
+            (ctx.views / "scaled.py").write_text(f"x * {self.factor}\n")
         curve = Curve("search", "trial", "ms", {"best_ms": ((1, 10.0), (2, 5.0), (3, 10 / 3))})
         table = Table("a <b> table", ("name", "value"), (("<script>alert(1)</script>", 1.5),))
         report = Report(
