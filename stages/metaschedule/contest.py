@@ -14,7 +14,7 @@ from ..alternatives import Alternative
 from ..compat import tvm
 from ..measure import Arg, Bench, Job, Timing
 from ..records import Candidate, Record
-from .kernels import Args, Kernel, Site
+from .kernels import Args, Kernel, Site, is_symbolic
 
 BASELINE_S = 0.08  # of running, for each default schedule
 CONTEST_S = 0.4  # of running, for each candidate where there is something to decide
@@ -50,13 +50,15 @@ class Rivals:
     structure: Path = Path()
 
     def sparse(self, kernel: Kernel, site: Site) -> Iterator[Job]:
-        """The alternatives that implement a region at these sizes."""
+        """The alternatives that implement a region at these sizes, and at all others that it takes:
+        a site of a symbolic kernel stands for every size.
+        """
         for found in self.alternatives.values():
-            row = found.row
-            clones = row.get("clones") or ([row["clone"]] if row.get("clone") else [site.clone])
-            if found.region != kernel.region or site.clone not in clones:
+            if found.region != kernel.region:
                 continue
             module = found.module()
+            if kernel.symbolic and not is_symbolic(module[found.kernel]):
+                continue
             if (args := self._args(found, module[found.kernel], site)) is not None:
                 text = tvm.ir.save_json(module)
                 yield Job(found.id, text, found.kernel, args, site.outputs)

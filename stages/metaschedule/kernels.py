@@ -70,7 +70,7 @@ def find_kernels(program: Program, defaults: Sequence[Record]) -> tuple[Kernel, 
                 default=by_kernel[name],
                 sites=tuple(sites),
                 region=str(func.attrs.get(REGION, "")),
-                symbolic=_is_symbolic(func),
+                symbolic=is_symbolic(func),
             )
         )
     return tuple(kernels)
@@ -124,6 +124,7 @@ def _tensor(ty: Any) -> Arg:
     return Arg(tuple(int(dim) for dim in ty.shape), str(ty.dtype))
 
 
-def _is_symbolic(func: Any) -> bool:
+def is_symbolic(func: Any) -> bool:
+    """Whether a PrimFunc takes sizes that are known at run time only."""
     shapes = (param.ty.shape for param in func.params if hasattr(param.ty, "shape"))
     return any(not isinstance(dim, tvm.tirx.IntImm) for shape in shapes for dim in shape)

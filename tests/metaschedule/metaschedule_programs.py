@@ -84,9 +84,7 @@ def gathered(m: int, k: int, n: int, kept: int, *, work: int = 1) -> Any:
     return tvm.te.create_prim_func([x, indices, values, c])
 
 
-def save_alternatives(
-    folder: Path, funcs: dict[str, Any], kept: dict[str, int], clone: str
-) -> dict[str, Path]:
+def save_alternatives(folder: Path, funcs: dict[str, Any], kept: dict[str, int]) -> dict[str, Path]:
     """The artifacts of sparsetir, with the given kernels as alternatives of region_0."""
     (folder / "alternatives").mkdir(parents=True)
     (folder / "structure").mkdir()
@@ -96,7 +94,7 @@ def save_alternatives(
         arrays[f"{key}/indices"] = np.arange(kept[name], dtype=np.int32)
         args = [{"input": 0}, {"structure": f"{key}/indices"}, {"values": "w", "packer": "rows"}]
         row = {"id": key, "region": "region_0", "kind": "sparse", "kernel": name, "args": args}
-        rows.append({**row, "clone": clone})
+        rows.append(row)
         mod = tvm.IRModule({name: func.with_attr("global_symbol", name)})
         codec.save_module(folder / "alternatives" / f"{key}.json", mod)
     index = {"alternatives": rows, "declined": []}

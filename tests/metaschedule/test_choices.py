@@ -86,17 +86,20 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, target: Target) -> Run:
-    """A run on a region with a fast, a slow and an ill-fitting alternative."""
+    """A run on a region with a fast and a slow alternative, one for another size, and one for the
+    size at which the symbolic clone is timed.
+    """
     folder = tmp_path_factory.mktemp("choices")
     program = two_clones()
-    kept = {"fast": 4, "slow": 64, "other_size": 4}
+    kept = {"fast": 4, "slow": 64, "other_size": 4, "middle": 4}
     funcs = {
         "fast": gathered(32, 64, 64, 4),
         "slow": gathered(32, 64, 64, 64, work=4),
         "other_size": gathered(16, 64, 64, 4),
+        "middle": gathered(8, 64, 64, 4),
     }
     inputs = save(folder, program, unscheduled(program))
-    inputs |= save_alternatives(folder, funcs, kept, "main_b32")
+    inputs |= save_alternatives(folder, funcs, kept)
     (folder / "work").mkdir()
     log = folder / "progress.jsonl"
     ctx = Context(folder / "work", logging.getLogger("t"), folder / "db", progress_file=log)
