@@ -161,6 +161,8 @@ def check_inputs(manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) 
     sizes: dict[str, int] = {}
     for name, spec in specs.items():
         array, shape = arrays[name], spec["shape"]
+        if not isinstance(array, np.ndarray):
+            raise BundleError(f"{name}: takes a NumPy array, got a {type(array).__name__}")
         if str(array.dtype) != spec["dtype"]:
             raise BundleError(f"{name}: dtype is {spec['dtype']}, got {array.dtype}")
         if array.ndim != len(shape):

@@ -54,11 +54,12 @@ def test_a_bundle_computes_what_numpy_computes_at_buckets_and_elsewhere(
     [
         (np.zeros((9, 6), "float32"), "batch is 1..8, got 9"),
         (np.zeros((2, 6), "float64"), "dtype is float32, got float64"),
+        ([[0.0] * 6], "x: takes a NumPy array, got a list"),
         (np.zeros((2, 7), "float32"), r"shape is \['batch', 6\], got \[2, 7\]"),
     ],
 )
 def test_a_bundle_refuses_in_words_what_it_was_not_built_for(
-    bundle_folder: Path, array: np.ndarray, message: str
+    bundle_folder: Path, array: object, message: str
 ) -> None:
     run = bundle_module(bundle_folder)
     with pytest.raises(run.BundleError, match=message):
