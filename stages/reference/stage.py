@@ -47,8 +47,8 @@ class Reference(Stage):
     In:     source (with its signature), both weights in source names
     Out:    inputs.npz and cases.json: real inputs in chunks, random ones at every bucket and two
             other sizes; outputs_original.npz, outputs_pruned.npz (the numeric reference),
-            outputs_unoptimized.npz (the same computed another way, for one case of each kind and
-            size: how far rounding goes); source_pruned/ to be timed; meta.json
+            outputs_unoptimized.npz (the same computed another way: how far rounding goes);
+            source_pruned/ to be timed; meta.json
     Raises: StageError when the input function raises or its arrays do not fit the signature
     """
 

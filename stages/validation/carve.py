@@ -214,5 +214,5 @@ def write_index(folder: Path, found: Sequence[Carved]) -> None:
 
 
 def worst(found: Sequence[Carved], count: int) -> list[Carved]:
-    """The carved tests with the largest errors, one per kernel first come."""
+    """The `count` carved tests with the largest errors, the largest first."""
     return sorted(found, key=lambda one: -one.relative)[:count]
