@@ -113,7 +113,10 @@ def baseline(bench: Bench, kernels: Sequence[Kernel], ctx: Context) -> Contests:
 
 
 def contest(bench: Bench, kernels: Sequence[Kernel], rivals: Rivals, ctx: Context) -> Contests:
-    """Default, tuned and sparse side by side, where there is a rival at all."""
+    """Default, tuned and sparse side by side, where there is a rival at all.
+
+    A kernel whose default, which ran alone before, fails here has no contest: it is kept.
+    """
     entries: list[tuple[Kernel, Site, list[Contender]]] = []
     for kernel in kernels:
         for site in kernel.sites:
@@ -125,7 +128,13 @@ def contest(bench: Bench, kernels: Sequence[Kernel], rivals: Rivals, ctx: Contex
             sparse: list[Contender] = [("sparse", job) for job in rivals.sparse(kernel, site)]
             if tuned or sparse:
                 entries.append((kernel, site, [default, *tuned, *sparse]))
-    return _hold(bench, entries, CONTEST_S, ctx, "contests")
+    held = _hold(bench, entries, CONTEST_S, ctx, "contests")
+    failed = {
+        name: ones[0].timing.error for (name, _), ones in held.items() if ones[0].timing.error
+    }
+    for name, error in failed.items():
+        ctx.logger.warning("%s: its default schedule %s in a contest, and is kept", name, error)
+    return {key: ones for key, ones in held.items() if key[0] not in failed}
 
 
 def _default(kernel: Kernel, site: Site) -> Contender:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from metaschedule_programs import gathered, save, save_alternatives, two_clones,
 from tapml.errors import StageError
 from tapml.stage import Context, Inputs, Outputs, Target
 from tapml_stages import records
-from tapml_stages.measure import Arg, Timing
+from tapml_stages.measure import Arg, Job, Timing
 from tapml_stages.metaschedule.choose import dense_winner, region_winner
-from tapml_stages.metaschedule.contest import Entry
+from tapml_stages.metaschedule.contest import Entry, Rivals, contest
 from tapml_stages.metaschedule.kernels import find_kernels
 from tapml_stages.metaschedule.stage import MetaSchedule
 
@@ -145,6 +146,17 @@ def test_the_report_says_what_sparsity_brought_and_where_time_goes(run: Run) -> 
     assert ("main_dyn", "none") in {row[:2] for row in rules.rows}
     assert regions.rows[0][:3] == ("region_0", "main_b32", "region_0.fast")
     assert report.metrics["kernels/main_b32_ms"] > 0
+
+
+def test_a_default_that_fails_in_a_contest_only_is_kept(context: Context) -> None:
+    class Failing:
+        def run(self, jobs: Sequence[Job], *, seconds: float) -> Iterator[Timing]:
+            return (Timing(job.id, error="crashed") for job in jobs)
+
+    program = two_clones()
+    kernels = find_kernels(program, unscheduled(program))
+    rivals = Rivals({kernel.name: [kernel.default] for kernel in kernels})
+    assert contest(Failing(), kernels, rivals, context) == {}  # pyright: ignore[reportArgumentType]  # no workers
 
 
 def test_progress_reaches_its_total(run: Run) -> None:
