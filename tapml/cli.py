@@ -432,19 +432,24 @@ def inspect(model: Path, as_json: bool) -> None:
 @_STORE
 @_JSON
 def runs(limit: int, store: Path | None, as_json: bool) -> None:
-    """List runs, the newest first."""
-    from . import api, summary
+    """List runs, the newest first, killed ones too."""
+    from . import api, journal, summary
     from . import runs as folders
 
     root = api.store_root(store)
-    found = [folders.load(folders.folder_of(root) / name) for name in folders.ids(root)[:limit]]
+    folder = folders.folder_of(root)
+    others = {name: folders.killed(folder / name) for name in folders.unfinished(root)[:limit]}
+    found = [folders.load(folder / name) for name in folders.ids(root)[:limit]]
+    found += [run for run in others.values() if run is not None]
+    found = sorted(found, key=lambda run: run.started, reverse=True)[:limit]
     if as_json:
         _document({"runs": [summary.to_data(one) for one in found]})
         return
-    if dead := folders.unfinished(root)[:limit]:
-        click.echo(f"running, or killed: {', '.join(dead)}", err=True)
+    for name in (name for name, run in others.items() if run is None):
+        state = "running" if journal.is_written(folder / name) else "left no record of its end"
+        click.echo(f"{name}: {state}", err=True)
     if not found:
-        click.echo(f"no runs in {folders.folder_of(root)}", err=True)
+        click.echo(f"no runs in {folder}", err=True)
         return
     columns = ("run", "recipe", "when", "state", "ran", "latency", "vs peer", "error", "metric")
     click.echo(summary.table(columns, [summary.of_row(one) for one in found]))

@@ -7,27 +7,28 @@ MLflow is fed from the events later, by another process; a torn last line is no 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 from uuid import uuid4
 
 from . import disk, events
-from .events import Event, RunFinished, RunStarted, StageFinished
+from .events import Event, RunFinished
 from .store import Store
 
 
 class Journal:
-    """Appends events to `<folder>/events.jsonl`."""
+    """Appends events to `<folder>/events.jsonl`, which is locked meanwhile: a sign of life."""
 
     def __init__(self, folder: Path) -> None:
         self._descriptor = os.open(
             folder / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644
         )
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
 
     def write(self, event: Event) -> None:
         """Appends one line, which outlives this process; at the run's end all are on the disk."""
@@ -43,25 +44,6 @@ class Journal:
         os.close(self._descriptor)
 
 
-@dataclass(frozen=True)
-class RunFacts:
-    """What is known of a run from its folder.
-
-    exit_code: None when it has not ended, or was killed
-    stages: the last word about each stage, in the order of the plan
-    """
-
-    run_id: str
-    folder: Path
-    recipe: str
-    started: float
-    seconds: float
-    exit_code: int | None
-    pid: int
-    fields: dict[str, Any]
-    stages: dict[str, StageFinished] = field(default_factory=dict[str, StageFinished])
-
-
 def new_run(store: Store, recipe: str) -> tuple[str, Path]:
     """The id and the new folder of a run; ids sort by time."""
     slug = re.sub(r"[^A-Za-z0-9_-]+", "-", recipe).strip("-")[:40] or "run"
@@ -69,11 +51,6 @@ def new_run(store: Store, recipe: str) -> tuple[str, Path]:
     folder = store.runs / run_id
     (folder / "logs").mkdir(parents=True)
     return run_id, folder
-
-
-def list_runs(store: Store) -> list[Path]:
-    """Folders of runs, the newest first."""
-    return sorted((path.parent for path in store.runs.glob("*/events.jsonl")), reverse=True)
 
 
 def read_events(folder: Path) -> list[Event]:
@@ -87,21 +64,11 @@ def read_events(folder: Path) -> list[Event]:
     return found
 
 
-def read_run(folder: Path) -> RunFacts | None:
-    """What the events of a run say; None when there are none."""
-    found = read_events(folder)
-    if not found or not isinstance(start := found[0], RunStarted):
-        return None
-    ended = {event.stage: event for event in found if isinstance(event, StageFinished)}
-    end = next((event for event in reversed(found) if isinstance(event, RunFinished)), None)
-    return RunFacts(
-        run_id=start.run_id,
-        folder=folder,
-        recipe=start.recipe,
-        started=start.time,
-        seconds=found[-1].time - start.time,
-        exit_code=None if end is None else end.exit_code,
-        pid=start.pid,
-        fields=dict(start.fields),
-        stages={name: ended[name] for name in start.stages if name in ended},
-    )
+def is_written(folder: Path) -> bool:
+    """Whether the run of a folder goes on: its process holds the journal."""
+    with (folder / "events.jsonl").open("rb") as journal:
+        try:
+            fcntl.flock(journal, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False

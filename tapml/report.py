@@ -22,6 +22,7 @@ _BADGES = {
     "gate": ("bad", "GATE FAILED"),
     "failed": ("bad", "FAILED"),
     "interrupted": ("warn", "INTERRUPTED"),
+    "killed": ("warn", "KILLED"),
 }
 _CHIPS = {"hit": ("plain", "cached"), "ran": ("good", "ran"), "cancelled": ("plain", "not run")}
 
@@ -64,7 +65,7 @@ def _css() -> Safe:
 
 def sentence(run: RunResult) -> str:
     """The run in one sentence: speed beside the peer, error, gates; or what stopped it."""
-    if run.state in ("failed", "interrupted"):
+    if run.state in ("failed", "interrupted", "killed"):
         stopped = next(
             (step.name for step in run.steps if step.state in ("failed", "interrupted")), ""
         )

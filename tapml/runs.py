@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
-from . import events, facts, gates
+from . import events, facts, gates, journal
 from .errors import RecipeError, StageError, TapmlError, TrackingError, from_data, nearest, to_data
 from .facts import Facts
 from .gates import Verdict
@@ -24,6 +24,7 @@ RECORD, FACTS, REPORT, BUNDLE = "run.json", "facts.json", "report.html", "bundle
 VIEWS = "views"  # readable IR, of `--dump-ir`
 RECIPE = "recipe.yaml"  # resolved: every default and the full target
 Scalar = str | int | float | bool | None
+_KILLED = 137  # what a shell says of a process that SIGKILL ended
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,14 @@ class RunResult:
 
     @property
     def state(self) -> str:
-        """One word: ok, gate (one failed), failed or interrupted."""
-        return {0: "ok", 4: "gate", 130: "interrupted", 143: "interrupted"}.get(
-            self.exit_code, "failed"
-        )
+        """One word: ok, gate (one failed), failed, interrupted or killed."""
+        return {
+            0: "ok",
+            4: "gate",
+            130: "interrupted",
+            143: "interrupted",
+            _KILLED: "killed",
+        }.get(self.exit_code, "failed")
 
     @property
     def error(self) -> TapmlError | None:
@@ -90,8 +95,8 @@ class RunResult:
             return failed[0].error or StageError(
                 stage=failed[0].name, message=f"{failed[0].name} failed"
             )
-        if self.exit_code in (130, 143):
-            return StageError(message="the run was interrupted")
+        if self.state in ("interrupted", "killed"):
+            return StageError(message=f"the run was {self.state}")
         if self.exit_code == TrackingError.exit_code:
             return TrackingError(message=self.untracked, hint="later: `tapml track sync`")
         return gates.error(self.verdicts)
@@ -118,9 +123,11 @@ def save(run: RunResult) -> Path:
 
 
 def load(folder: Path) -> RunResult:
-    """The run in a folder. Raises: RecipeError when there is none."""
+    """The run in a folder, killed ones too. Raises: RecipeError when there is none."""
     path = folder / RECORD
     if not path.is_file():
+        if (dead := killed(folder)) is not None:
+            return dead
         raise RecipeError(message=f"{folder} is no finished run: it has no {RECORD}")
     data = cast("dict[str, Any]", json.loads(path.read_bytes()))
     measured = folder / FACTS
@@ -135,6 +142,36 @@ def load(folder: Path) -> RunResult:
     return RunResult(**rebuilt)
 
 
+def killed(folder: Path) -> RunResult | None:
+    """What the journal tells of a run that was killed; None when it goes on, or came to its end."""
+    if not (folder / "events.jsonl").is_file() or journal.is_written(folder):
+        return None
+    told = journal.read_events(folder)
+    if not told or not isinstance(start := told[0], events.RunStarted):
+        return None
+    if any(isinstance(event, events.RunFinished) for event in told):
+        return None
+    begun = {event.stage for event in told if isinstance(event, events.StageStarted)}
+    ended = {event.stage: event for event in told if isinstance(event, events.StageFinished)}
+    return RunResult(
+        run_id=start.run_id,
+        recipe=start.recipe,
+        recipe_path=start.path,
+        workflow="",
+        started=start.time,
+        seconds=told[-1].time - start.time,
+        folder=folder,
+        exit_code=_KILLED,
+        steps=tuple(
+            _step_of(ended[name])
+            if name in ended
+            else StepResult(name, "interrupted" if name in begun else "cancelled")
+            for name in start.stages
+        ),
+        fields=start.fields,
+    )
+
+
 def find(run: str | Path, store: Path) -> RunResult:
     """The run of an id, the start of an id, `last`, or a folder.
 
@@ -145,6 +182,7 @@ def find(run: str | Path, store: Path) -> RunResult:
     known = ids(store)
     if run == "last" and known:
         return load(folder_of(store) / known[0])
+    known += unfinished(store)
     matches = [name for name in known if name.startswith(str(run))]
     if str(run) in known:
         matches = [str(run)]
@@ -195,6 +233,13 @@ def local(moment: str) -> str:
 def _started(path: Path) -> tuple[float, str]:
     """By the record's time: the folder's own changes with every report that is rewritten."""
     return (path / RECORD).stat().st_mtime, path.name
+
+
+def _step_of(event: events.StageFinished) -> StepResult:
+    facts = {name: one for name, one in vars(event).items() if name not in ("time", "stage")}
+    facts["error"] = None if event.error is None else from_data(dict(event.error))
+    facts["log"] = Path(event.log) if event.log else None
+    return StepResult(name=event.stage, **facts)
 
 
 def _step_to_data(step: StepResult) -> dict[str, Any]:

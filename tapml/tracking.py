@@ -115,9 +115,10 @@ def sync(store: Path, folders: Sequence[Path]) -> None:
 
 
 def pending(store: Path) -> list[Path]:
-    """Folders of the finished runs that are not in MLflow yet, oldest first."""
-    where = uri(store)
-    folders = [runs.folder_of(store) / run_id for run_id in reversed(runs.ids(store))]
+    """Folders of the runs that ended, or were killed, and are not in MLflow yet, oldest first."""
+    where, root = uri(store), runs.folder_of(store)
+    dead = [name for name in runs.unfinished(store) if runs.killed(root / name)]
+    folders = [root / name for name in reversed([*runs.ids(store), *dead])]
     return [folder for folder in folders if (found := place(folder)) is None or found.uri != where]
 
 
@@ -325,8 +326,8 @@ def _replay(client: Any, where: str, store: Path, folder: Path) -> None:
         run_id = made.info.run_id
     _log(client, run_id, run, metrics(run, ended, finished))
     _log_artifacts(client, run_id, run)
-    status = {"ok": "FINISHED", "interrupted": "KILLED"}.get(run.state, "FAILED")
-    client.set_terminated(run_id, status=status, end_time=_ms(finished))
+    status = {"ok": "FINISHED", "interrupted": "KILLED", "killed": "KILLED"}
+    client.set_terminated(run_id, status=status.get(run.state, "FAILED"), end_time=_ms(finished))
     found = {"uri": where, "experiment_id": str(experiment), "run_id": run_id}
     draft = folder / f"{TRACKED}.tmp"
     draft.write_text(json.dumps(found), encoding="utf-8")

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tapml import shipped
+from tapml import shipped, tracking
+from tapml.journal import Journal
 
 Cli = Callable[..., Any]
 HEAVY = ("mlflow", "tvm", "torch", "joblib", "networkx", "pydantic", "numpy", "yaml", "rich")
@@ -217,12 +218,37 @@ def test_new_knows_the_shipped_recipes(cli: Cli) -> None:
     assert "did you mean 'magika'" in cli("new", "--from", "magikka").err
 
 
-def test_runs_names_those_that_did_not_end(cli: Cli, project: Path) -> None:
-    cli("run", "little.yaml")
+def cut_off(project: Path) -> Path:
+    """The folder of a run as SIGKILL leaves it: after its first stage, without an end."""
     (record,) = (project / "artifacts/runs").glob("*/run.json")
     record.unlink()
-    done = cli("runs")
-    assert f"running, or killed: {record.parent.name}" in done.err
+    journal = record.with_name("events.jsonl")
+    lines = journal.read_text().splitlines(keepends=True)
+    first = next(i for i, line in enumerate(lines) if '"StageFinished"' in line)
+    journal.write_text("".join(lines[: first + 1]) + '{"event": "Sta')
+    return record.parent
+
+
+def test_a_killed_run_is_listed_with_what_it_did(cli: Cli, project: Path) -> None:
+    cli("run", "little.yaml")
+    folder = cut_off(project)
+    (row,) = cli("runs").out.splitlines()[1:]
+    assert row.split()[0] == folder.name
+    assert row.split()[4:6] == ["killed", "1/3"]
+    (run,) = json.loads(cli("runs", "--json").out)["runs"]
+    assert [step["state"] for step in run["stages"].values()] == ["ran", "cancelled", "cancelled"]
+    assert "KILLED" in Path(cli("report", folder.name).out.strip()).read_text()
+    assert tracking.pending(project / "artifacts") == [folder]
+
+
+def test_a_run_that_goes_on_is_not_called_killed(cli: Cli, project: Path) -> None:
+    cli("run", "little.yaml")
+    folder = cut_off(project)
+    with Journal(folder):
+        done = cli("runs")
+    assert f"{folder.name}: running" in done.err
+    assert not done.out
+    assert "killed" in cli("runs").out
 
 
 def test_ir_is_kept_with_the_result_it_shows(cli: Cli, project: Path) -> None:

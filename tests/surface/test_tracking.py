@@ -129,6 +129,17 @@ def test_replaying_twice_leaves_one_run_with_the_same_points(
 
 
 @pytest.mark.slow
+def test_a_killed_run_comes_into_mlflow_as_killed(result: tapml.RunResult, project: Path) -> None:
+    (result.folder / runs.RECORD).unlink()
+    journal = result.folder / "events.jsonl"
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:-1]))
+    store = project / "artifacts"
+    tracking.sync(store, tracking.pending(store))
+    assert database(store, "select status from runs") == [("KILLED",)]
+    assert tracking.pending(store) == []
+
+
+@pytest.mark.slow
 def test_many_syncers_on_a_fresh_store_all_succeed(project: Path) -> None:
     store = project / "artifacts"
     results = [
