@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -171,7 +172,7 @@ def test_an_equal_model_gives_equal_bytes(
     ],
 )
 def test_a_clip_bounds_what_it_says_on_one_side_or_both(
-    import_model: ImportModel, make_model: MakeModel, opset: int, bounds: dict[str, float]
+    import_model: ImportModel, make_model: MakeModel, opset: int, bounds: dict[str, Any]
 ) -> None:
     scalars = {name: np.array(value, np.float32) for name, value in bounds.items()}
     given = ["x", *(name if name in bounds else "" for name in ("min", "max"))]
