@@ -75,6 +75,13 @@ def initialise(parent: int) -> None:
 
 def run_stage(job: Job) -> Done:
     """Runs one stage and stores what it gives. Raises nothing: errors come back as data."""
+    try:
+        return _run_watched(job)
+    except OSError as error:  # of its log or its progress, on a disk that takes no more
+        return Done(error=_data(_told(error, job)))
+
+
+def _run_watched(job: Job) -> Done:
     job.progress.write_text(json.dumps({"pid": os.getpid()}) + "\n", encoding="utf-8")
     _reset_peak()
     started = time.perf_counter()
@@ -89,10 +96,13 @@ def run_stage(job: Job) -> Done:
             BaseException
         ) as error:  # the boundary; SystemExit too, which a stage's libraries may raise
             print(traceback.format_exc(), file=sys.stderr)
-            told = _told(error, job)
-            facts = json.loads(json.dumps(errors.to_data(told), default=str))
+            facts = _data(_told(error, job))
             return Done(error=facts, seconds=time.perf_counter() - started, rss_mib=peak_mib())
         return Done(record=record, seconds=record.seconds, rss_mib=record.rss_mib)
+
+
+def _data(error: TapmlError) -> dict[str, Any]:
+    return json.loads(json.dumps(errors.to_data(error), default=str))
 
 
 class _DamagedInput(Exception):
@@ -205,10 +215,12 @@ def _captured(job: Job) -> Generator[None]:
     try:
         yield
     finally:
-        _flush()
-        for descriptor, before in zip((1, 2), saved, strict=True):
-            os.dup2(before, descriptor)
-            os.close(before)
+        try:
+            _flush()
+        finally:
+            for descriptor, before in zip((1, 2), saved, strict=True):
+                os.dup2(before, descriptor)
+                os.close(before)
 
 
 @contextmanager
