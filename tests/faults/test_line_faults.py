@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from command_line import (
@@ -23,7 +24,9 @@ from command_line import (
 )
 from small_models import RECIPE, write_mlp
 
+from tapml.stage import Context, Inputs, Outputs, Stage
 from tapml.store import Store
+from tapml.worker import Job, run_stage
 
 pytestmark = pytest.mark.faults
 
@@ -103,6 +106,32 @@ def test_a_full_disk_at_the_start_is_3_before_any_stage_runs(
     assert done.seconds < LIMIT_S
     assert "ran" not in done.states.values()
     assert nothing_is_lost(store, before)
+
+
+class Nothing(Stage):
+    name: ClassVar[str] = "nothing"
+    version: ClassVar[int] = 1
+
+    def run(self, inputs: Inputs, ctx: Context) -> Outputs:
+        return Outputs({})
+
+
+@pytest.mark.parametrize("side", ["log", "progress"])
+def test_a_worker_that_cannot_write_its_side_outputs_tells_of_the_disk(
+    tmp_path: Path, side: str
+) -> None:
+    paths = {"log": tmp_path / "log", "progress": tmp_path / "progress"}
+    paths[side] = Path("/dev/full") if side == "progress" else tmp_path / "log" / "none"
+    (tmp_path / "log").touch()
+    store = Store(tmp_path / "store")
+    store.prepare()
+    workdir = store.temporary("nothing")
+    job = Job("nothing", Nothing(), "0" * 64, {}, {}, store.root, "group", workdir, **paths)
+    done = run_stage(job)
+    assert done.record is None
+    assert done.error is not None
+    assert "EnvironmentalError" in done.error["bases"]
+    assert "--store DIR" in done.error["facts"]["hint"]
 
 
 @pytest.mark.parametrize("root", ["mlp.onnx/store", "/proc/store", "/sys/store"])
