@@ -368,16 +368,22 @@ def show(
 
 @app.command()
 @click.option("--out", type=_FILE, help="Write it there, such as recipes/recipe.schema.json.")
-def schema(out: Path | None) -> None:
-    """Print the JSON Schema of recipes, for editors."""
-    from . import recipe as recipes
+@click.option("--markdown", is_flag=True, help="The reference for people instead.")
+def schema(out: Path | None, markdown: bool) -> None:
+    """Print the JSON Schema of recipes, for editors, or their reference."""
+    if markdown:
+        from .recipe import reference
 
-    text = json.dumps(recipes.json_schema(), indent=1, ensure_ascii=False)
+        text = reference.markdown()
+    else:
+        from . import recipe as recipes
+
+        text = json.dumps(recipes.json_schema(), indent=1, ensure_ascii=False) + "\n"
     if out is None:
-        click.echo(text)
+        click.echo(text, nl=False)
         return
     try:
-        out.write_text(f"{text}\n", encoding="utf-8")
+        out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise EnvironmentalError(message=f"cannot write {out}: {error.strerror}") from error
     click.echo(out)

@@ -67,7 +67,7 @@ class Gates(Frozen):
 
 
 class GateFields(Frozen):
-    """The engine's part of the section `validation`."""
+    """What a run must keep."""
 
     gates: Gates = Field(default_factory=Gates, description="Limits that a run must keep")
 
@@ -156,7 +156,8 @@ def _origin(model: type[BaseModel]) -> str:
 
 
 def _summary(model: type[BaseModel]) -> str:
-    return (model.__doc__ or "").strip().partition("\n")[0]
+    """The first paragraph of a model's docstring, on one line."""
+    return " ".join((model.__doc__ or "").strip().partition("\n\n")[0].split())
 
 
 def _drop_null(properties: dict[str, dict[str, Any]]) -> None:
