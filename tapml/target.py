@@ -16,8 +16,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from .errors import RecipeError, nearest
+from .errors import EnvironmentalError, RecipeError, nearest
 from .stage import Device, Frozen, Target
+
+_CPUINFO = Path("/proc/cpuinfo")
 
 # LLVM feature → Linux's name of it in /proc/cpuinfo. Only what numeric code may use: where a
 # hypervisor hides others (pku, mwaitx, rdpru), the CPU is no older one for it.
@@ -242,6 +244,25 @@ def cpuinfo_flags(target: Target) -> tuple[str, ...]:
     return tuple(sorted({flags[feature] for feature in target.features}))
 
 
+def missing_here(target: Target) -> tuple[str, ...]:
+    """What this machine lacks to run code for `target`: its architecture, or flags of its CPU."""
+    arch = _arch_of(target.mtriple)
+    if arch != platform.machine():
+        return (arch,)
+    fields = _first_cpu(_CPUINFO.read_text(encoding="utf-8"))
+    flags = (fields.get("flags") or fields.get("Features") or fields.get("isa") or "").split()
+    return tuple(flag for flag in cpuinfo_flags(target) if flag not in flags)
+
+
+def demand_here(target: Target) -> None:
+    """Raises EnvironmentalError where code for `target` cannot be run, and so not be timed."""
+    if missing := missing_here(target):
+        raise EnvironmentalError(
+            message=f"code for {target.mcpu} cannot be run and timed here: no {', '.join(missing)}",
+            hint="run on such a machine, set target={preset: cpu}, or stop earlier: --to tensorir",
+        )
+
+
 def host_cpu(cpuinfo: str, arch: str) -> str:
     """LLVM's name of the CPU that a /proc/cpuinfo describes.
 
@@ -273,7 +294,7 @@ def _preset(name: str | None) -> tuple[str, str]:
             raise RecipeError(
                 field="target", message=message, hint=f"give one of {', '.join(PRESETS)}"
             )
-        return arch, host_cpu(Path("/proc/cpuinfo").read_text(encoding="utf-8"), arch)
+        return arch, host_cpu(_CPUINFO.read_text(encoding="utf-8"), arch)
     if name not in PRESETS:
         hint = nearest(name, [HOST, *PRESETS], noun="presets")
         message = f"unknown preset {name!r:.60}"

@@ -14,16 +14,13 @@ import numpy as np
 
 from tapml.errors import StageError
 from tapml.stage import Context, Inputs, Outputs, Report, Table, Target
-from tapml.target import FLAGS
+from tapml.target import cpuinfo_flags
 
 from .. import alternatives, codec, params, program, records
 from ..target import tvm_target
 from .apply import Replacement, apply, with_schedules
 from .build import build_library, planned_bytes
 from .stage import Codegen, compiler
-
-# features that code of ours may use; the rest of a CPU's list is about systems programs
-_DEMANDED = ("sse4", "avx", "fma", "f16c", "bmi", "popcnt", "neon", "sve", "dotprod", "fullfp16")
 
 
 def write_bundle(stage: Codegen, inputs: Inputs, ctx: Context) -> Outputs:
@@ -99,13 +96,6 @@ def _alternatives(
     return replacements, arrays
 
 
-def cpu_features(target: Target) -> list[str]:
-    """Linux's names of the CPU features that a library for this target demands."""
-    flags = FLAGS[_machine(target)]
-    demanded = [feature for feature in target.features if feature.startswith(_DEMANDED)]
-    return sorted({flags[feature] for feature in demanded if feature in flags})
-
-
 def _machine(target: Target) -> str:
     return target.mtriple.partition("-")[0] or platform.machine()
 
@@ -132,7 +122,7 @@ def _manifest(
         },
         "target": stage.target.model_dump(),
         "machine": _machine(stage.target),
-        "cpu_features": cpu_features(stage.target),
+        "cpu_features": list(cpuinfo_flags(stage.target)),
         "threads": stage.target.device.threads,
         "toolchain": {**toolchain, **stage.tool_versions()},
         "params": {

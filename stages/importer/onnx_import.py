@@ -212,8 +212,15 @@ def _pairwise(op: Any) -> Any:
     )
 
 
+def _dropout(_bb: Any, inputs: Any, _attrs: Mapping[str, Any]) -> Any:
+    """Nothing is dropped in inference; the mask, where something reads it, is all true."""
+    x = inputs[0]
+    return rx.Tuple([x, rx.op.ones_like(x, "bool")])
+
+
 _OWN: dict[str, Any] = {
     "Clip": _clip,
+    "Dropout": _dropout,
     "Max": _pairwise(rx.op.maximum),
     "Min": _pairwise(rx.op.minimum),
 }

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from tapml.stage import Context, Frozen, Inputs, Kind, Outputs, Recipe, Resources, Stage, Target
+from tapml.target import demand_here
 
 Chooser = Literal["measured", "sparse", "dense"]
 
@@ -71,6 +72,9 @@ class MetaSchedule(Stage):
             tuning=Tuning(**{name: getattr(tuning, name) for name in Tuning.model_fields}),
             choose=recipe.section("sparsity", Choose).choose,
         )
+
+    def check(self) -> None:
+        demand_here(self.target)
 
     def run(self, inputs: Inputs, ctx: Context) -> Outputs:
         from .. import alternatives, program, records

@@ -17,15 +17,6 @@ from .regions import Epilogue, Region
 MAX_ERROR = 1e-4  # relative to the largest magnitude; sums of thousands of products stay below 1e-5
 
 
-def runs_here(target: Target) -> bool:
-    """Whether this machine's CPU has every feature that code for `target` may use."""
-    if target.kind != "llvm":
-        return False
-    codegen = tvm.target.codegen
-    host = tvm.target.Target({"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu()})
-    return set(target.features) <= set(codegen.llvm_get_cpu_features(host))
-
-
 def relative_error(
     region: Region,
     epilogue: Epilogue | None,

@@ -11,10 +11,11 @@ import numpy as np
 
 from tapml.errors import StageError
 from tapml.stage import Target
+from tapml.target import missing_here
 
 from ..packing import pack_values
 from ..program import Io, Program
-from .check import MAX_ERROR, relative_error, runs_here
+from .check import MAX_ERROR, relative_error
 from .formats import Format, FormatError, Structure, check_positions, structure_of
 from .kernels import Kernel, make_kernel
 from .regions import Epilogue, Region, Unsupported, read_epilogue, read_region, region_calls
@@ -222,7 +223,7 @@ class _Maker:
     ) -> float | None:
         """The kernel's error on this machine, None where it cannot run here. Raises: StageError
         when it is wrong."""
-        if not runs_here(self.target):
+        if missing_here(self.target):
             return None
         packed = [arrays[one] for one in kernel.arrays]
         packed.append(pack_values(self.weights[self.region.parameter], arrays, spec))

@@ -22,6 +22,7 @@ from tapml.stage import (
     Stage,
     Target,
 )
+from tapml.target import demand_here
 
 
 class Compare(Frozen):
@@ -83,6 +84,9 @@ class Validation(Stage):
             repeats=section.repeats,
             max_seconds=section.max_seconds,
         )
+
+    def check(self) -> None:
+        demand_here(self.target)
 
     def run(self, inputs: Inputs, ctx: Context) -> Outputs:
         from .validate import validate

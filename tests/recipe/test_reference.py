@@ -1,11 +1,13 @@
+import json
 import os
 from pathlib import Path
 
 from tapml.recipe import reference
-from tapml.recipe.schema import compose
+from tapml.recipe.schema import compose, json_schema
 from tapml.registry import Registry, installed
 
-DOCS = Path(__file__).parents[2] / "docs/recipes.md"
+ROOT = Path(__file__).parents[2]
+DOCS, SCHEMA = ROOT / "docs/recipes.md", ROOT / "recipes/recipe.schema.json"
 
 
 def shipped() -> Registry:
@@ -20,6 +22,13 @@ def test_golden_reference_of_recipes_is_what_the_models_say() -> None:
     if os.environ.get("TAPML_UPDATE_GOLDEN"):
         DOCS.write_text(text, encoding="utf-8")
     assert DOCS.read_text(encoding="utf-8") == text, "`make golden` writes docs/recipes.md anew"
+
+
+def test_golden_schema_beside_the_recipes_is_what_the_models_say() -> None:
+    text = json.dumps(json_schema(shipped()), indent=1, ensure_ascii=False) + "\n"
+    if os.environ.get("TAPML_UPDATE_GOLDEN"):
+        SCHEMA.write_text(text, encoding="utf-8")
+    assert SCHEMA.read_text(encoding="utf-8") == text, "`make golden` writes it anew"
 
 
 def test_every_field_of_every_section_is_in_the_reference() -> None:

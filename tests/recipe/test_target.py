@@ -2,13 +2,22 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 from pathlib import Path
 
 import pytest
 
 from tapml import target
-from tapml.errors import RecipeError
-from tapml.target import DeviceSection, TargetSection, cpus, host_cpu, resolve
+from tapml.errors import EnvironmentalError, RecipeError
+from tapml.target import (
+    DeviceSection,
+    TargetSection,
+    cpus,
+    demand_here,
+    host_cpu,
+    missing_here,
+    resolve,
+)
 
 
 def cpuinfo(vendor: str, features: tuple[str, ...], *, without: tuple[str, ...] = ()) -> str:
@@ -114,3 +123,12 @@ def test_llvm_agrees_on_this_host() -> None:
 
     ours, llvms = resolve(TargetSection()).mcpu, tvm.target.codegen.llvm_get_system_cpu()
     assert set(cpus("x86_64")[ours]) >= set(cpus("x86_64")[str(llvms)])
+
+
+def test_this_machine_can_run_code_for_itself_and_not_for_another_architecture() -> None:
+    assert missing_here(resolve(TargetSection(preset="cpu"))) == ()
+    other = "aarch64" if platform.machine() == "x86_64" else "x86_64"
+    foreign = resolve(TargetSection(kind="llvm", mcpu="generic", mtriple=f"{other}-linux-gnu"))
+    assert missing_here(foreign) == (other,)
+    with pytest.raises(EnvironmentalError, match=f"cannot be run and timed here: no {other}"):
+        demand_here(foreign)
