@@ -50,8 +50,8 @@ def copy_recipe(name: str, folder: Path) -> list[Path]:
 
 
 def needed_files(recipe: Path) -> list[Path]:
-    """Files beside a recipe that it names (Python, what that reads, models) and modules that the
-    Python imports.
+    """Files beside a recipe that it names (Python, what that reads, models), modules that the
+    Python imports, and the schema for editors.
     """
     import yaml
 
@@ -67,6 +67,8 @@ def needed_files(recipe: Path) -> list[Path]:
             if path not in found:
                 found[path] = None
                 todo.append(path)
+    if (schema := folder / "recipe.schema.json").is_file():
+        found[schema] = None
     return list(found)
 
 
