@@ -240,13 +240,17 @@ def cpus(arch: str) -> Mapping[str, tuple[str, ...]]:
 
 def cpuinfo_flags(target: Target) -> tuple[str, ...]:
     """What /proc/cpuinfo of a machine must list, so that code for `target` runs on it."""
-    flags = FLAGS[_arch_of(target.mtriple)]
+    flags = FLAGS[_architecture(target)]
     return tuple(sorted({flags[feature] for feature in target.features}))
+
+
+def _architecture(target: Target) -> str:
+    return _arch_of(target.mtriple) if target.mtriple else platform.machine()
 
 
 def missing_here(target: Target) -> tuple[str, ...]:
     """What this machine lacks to run code for `target`: its architecture, or flags of its CPU."""
-    arch = _arch_of(target.mtriple)
+    arch = _architecture(target)
     if arch != platform.machine():
         return (arch,)
     fields = _first_cpu(_CPUINFO.read_text(encoding="utf-8"))
