@@ -166,13 +166,11 @@ def metrics(run: RunResult, ended: Mapping[str, float], finished: float) -> list
             points.append((f"rss_mib/{step.name}", step.rss_mib, at, 0))
             points += [(name, value, at, 0) for name, value in step.report.metrics.items()]
             lines = [
-                (name, line) for curve in step.report.curves for name, line in curve.lines.items()
+                (f"{curve.title}/{curve.y_label}_{name}".lower().replace(" ", "_"), line)
+                for curve in step.report.curves
+                for name, line in curve.lines.items()
             ]
-            points += [
-                (f"{step.name}/{name}", y, at, int(x))
-                for name, line in lines[:_LINES]
-                for x, y in line
-            ]
+            points += [(name, y, at, int(x)) for name, line in lines[:_LINES] for x, y in line]
     return [
         (sanitised(name), value, at, n) for name, value, at, n in points if math.isfinite(value)
     ]

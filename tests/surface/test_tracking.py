@@ -34,7 +34,7 @@ def test_the_headline_metric_is_the_first(result: tapml.RunResult) -> None:
 
 
 def test_a_curve_has_steps(result: tapml.RunResult) -> None:
-    curve = [(step, value) for name, value, _, step in points(result) if name == "scale/best_ms"]
+    curve = [(step, value) for name, value, _, step in points(result) if name == "search/ms_best_ms"]
     assert curve == [(1, 10.0), (2, 5.0), (3, pytest.approx(10 / 3))]
 
 
@@ -121,7 +121,7 @@ def test_replaying_twice_leaves_one_run_with_the_same_points(
         )
     assert len(database(store, "select run_uuid from runs")) == 1
     assert seen[0] == seen[1]
-    assert ("scale/best_ms", 5.0, 2) in [row[:3] for row in seen[0]]
+    assert ("search/ms_best_ms", 5.0, 2) in [row[:3] for row in seen[0]]
     assert database(store, "pragma journal_mode") == [("wal",)]
     assert tracking.pending(store) == []
     files = {path.name for path in (store / "mlflow/artifacts").rglob("*") if path.is_file()}
