@@ -14,6 +14,7 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -306,6 +307,7 @@ def _serve(
     count = max(1, int(BURST_S / max(time.perf_counter() - started, 1e-7)))
     turns.send(note)
     while turns.recv():
+        call()  # wakes the threads
         started = clock()
         for _ in range(count):
             call()
@@ -313,7 +315,7 @@ def _serve(
 
 
 class Turn:
-    """One runtime in its own process."""
+    """One runtime in its own process, stopped while others have their turn: idle pools spin."""
 
     def __init__(self, make: Callable[..., Any], args: tuple[Any, ...], threads: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -323,12 +325,20 @@ class Turn:
         other.close()
         self.note: str = self.turns.recv()
         self.best = math.inf
+        self._signal(signal.SIGSTOP)
 
     def burst(self) -> None:
+        self._signal(signal.SIGCONT)
         self.turns.send(True)
         self.best = min(self.best, self.turns.recv())
+        self._signal(signal.SIGSTOP)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
 
     def close(self) -> None:
+        self._signal(signal.SIGCONT)
         self.turns.send(False)
         self.process.join()
 

@@ -37,8 +37,8 @@ class InputSpec(Frozen):
 class DimBounds(Frozen):
     """Smallest and largest size that a dim may take; the library refuses others."""
 
-    min: PositiveInt = 1
-    max: PositiveInt
+    min: PositiveInt = Field(default=1, description="Smallest size")
+    max: PositiveInt = Field(description="Largest size")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -50,7 +50,9 @@ class DimBounds(Frozen):
 class Model(Frozen):
     """What is compiled, and at which sizes."""
 
-    source: Literal["onnx", "operator"]
+    source: Literal["onnx", "operator"] = Field(
+        description="An ONNX file, or an operator that Python of yours builds"
+    )
     path: str | None = Field(None, description="The model file (source: onnx)")
     python: str | None = Field(
         None,
