@@ -76,18 +76,17 @@ def relative_error(got: np.ndarray, expected: np.ndarray, what: str) -> tuple[fl
     return max_abs, max_abs / scale if scale > 0 else max_abs
 
 
-def tolerance(own: float) -> float:
+def tolerance(own: float, own_worst: float) -> float:
     """The relative error allowed in a case.
 
-    In: relative difference of the reference from itself there, computed with and without
-        optimisation:
-        what rounding alone does to this input.
+    In: relative difference of the reference from itself, computed with and without optimisation: in
+        this case, and the worst of all cases. What rounding alone does to these inputs.
     """
-    return max(FLOOR, 4 * own)
+    return max(FLOOR, 4 * own, own_worst)
 
 
 def reason(worst: CaseError) -> str:
     """Why the tolerance of a case is what it is."""
     if worst.allowed > FLOOR:
-        return "4 x the reference's own difference there: optimised, and not, sample by sample"
+        return "the reference's own difference: 4 x that on the same input, or its worst of all"
     return "float32 sums in another order, relative to the output's range"

@@ -54,7 +54,7 @@ def validate(stage: Validation, inputs: Inputs, ctx: Context) -> Outputs:
         ctx.progress(1, 4, "comparing")
         outputs = {case.id: ours.outputs(case.inputs) for case in cases}
         try:
-            errors = [_case_error(case, outputs[case.id]) for case in cases]
+            errors = _errors(cases, outputs)
         except StageError as error:
             raise StageError(message=error.message, hint=_blame(carved)) from error
         metric = _metric(stage, cases, outputs)
@@ -247,10 +247,13 @@ def _error_facts(errors: Sequence[compare.CaseError]) -> dict[str, Any]:
     }
 
 
-def _case_error(case: Case, ours: Arrays) -> compare.CaseError:
-    own = compare.case_error(case.id, case.sizes, case.unoptimized, case.pruned).relative
-    error = compare.case_error(case.id, case.sizes, ours, case.pruned)
-    return replace(error, allowed=compare.tolerance(own))
+def _errors(cases: Sequence[Case], outputs: Mapping[str, Arrays]) -> list[compare.CaseError]:
+    own = [compare.case_error(c.id, c.sizes, c.unoptimized, c.pruned).relative for c in cases]
+    errors = [compare.case_error(c.id, c.sizes, outputs[c.id], c.pruned) for c in cases]
+    return [
+        replace(error, allowed=compare.tolerance(here, max(own)))
+        for error, here in zip(errors, own, strict=True)
+    ]
 
 
 def _carve_facts(carved: Sequence[carve.Carved]) -> dict[str, Any]:

@@ -131,5 +131,6 @@ def test_nan_in_both_is_equal_and_nan_in_one_is_an_error() -> None:
 
 
 def test_the_tolerance_follows_the_references_own_difference() -> None:
-    assert tolerance(1e-6) == 1e-4
-    assert tolerance(1e-3) == 4e-3
+    assert tolerance(1e-6, 1e-5) == 1e-4
+    assert tolerance(1e-3, 2e-3) == 4e-3
+    assert tolerance(1e-6, 2e-3) == 2e-3
