@@ -34,7 +34,9 @@ def test_the_headline_metric_is_the_first(result: tapml.RunResult) -> None:
 
 
 def test_a_curve_has_steps(result: tapml.RunResult) -> None:
-    curve = [(step, value) for name, value, _, step in points(result) if name == "search/ms_best_ms"]
+    curve = [
+        (step, value) for name, value, _, step in points(result) if name == "search/ms_best_ms"
+    ]
     assert curve == [(1, 10.0), (2, 5.0), (3, pytest.approx(10 / 3))]
 
 
