@@ -149,10 +149,12 @@ def signature_of(model: ModelProto) -> dict[str, tuple[tuple[int | str | None, .
 
 
 def shape_of(value: onnx.ValueInfoProto) -> tuple[int | str | None, ...]:
-    return tuple(
-        dim.dim_param or (dim.dim_value if dim.HasField("dim_value") else None)
-        for dim in value.type.tensor_type.shape.dim
-    )
+    """Sizes and names of the dims by the file. None: unknown, for which old exporters write -1."""
+
+    def size(dim: Any) -> int | None:
+        return dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None
+
+    return tuple(dim.dim_param or size(dim) for dim in value.type.tensor_type.shape.dim)
 
 
 def match_inputs(

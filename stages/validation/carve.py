@@ -95,7 +95,7 @@ def carve(
     tensors = [tvm.runtime.tensor(array) for array in packed]
     main_only = tvm.relax.transform.DeadCodeElimination(["main"])(program.mod)
     machine = tvm.relax.VirtualMachine(tvm.relax.build(main_only, target), tvm.cpu())
-    recorder = _Recorder(
+    recorder = Recorder(
         kernels, substitutes, _outputs_by_kernel(program.mod), _nodes_by_kernel(program), folder
     )
     machine.set_instrument(recorder)
@@ -105,7 +105,7 @@ def carve(
     return recorder.found
 
 
-class _Recorder:
+class Recorder:
     """The instrument: compares after each kernel and keeps the inputs."""
 
     def __init__(
@@ -131,18 +131,19 @@ class _Recorder:
         shipped = substitute.kernel if substitute else name
         if before_run or name not in self.outputs or shipped not in self.kernels:
             return
-        tensors = [arg for arg in args if hasattr(arg, "numpy")]
-        sizes = args[len(tensors) :]  # symbolic sizes that no shape gives come last
-        split = len(tensors) - self.outputs[name]
-        expected = [tensor.numpy() for tensor in tensors[split:]]
-        inputs = tensors[:split]
+        tensors = [at for at, arg in enumerate(args) if hasattr(arg, "numpy")]
+        written = tensors[-self.outputs[name] :]  # scalars, such as sizes, stand among the inputs
+        expected = [args[at].numpy() for at in written]
+        got = [tvm.runtime.tensor(poisoned(array)) for array in expected]
         if substitute:
             inputs = [
-                inputs[a] if isinstance(a, int) else tvm.runtime.tensor(a)
+                args[a] if isinstance(a, int) else tvm.runtime.tensor(a)
                 for a in substitute.arguments
             ]
-        got = [tvm.runtime.tensor(poisoned(array)) for array in expected]
-        self.kernels[shipped](*inputs, *got, *sizes)
+            self.kernels[shipped](*inputs, *got)
+        else:
+            outputs = dict(zip(written, got, strict=True))
+            self.kernels[shipped](*(outputs.get(at, arg) for at, arg in enumerate(args)))
         sites = self.nodes.get(name, ())
         nodes = tuple(sites[self.seen[name] % len(sites)]) if sites else ()
         relative = max(_error(a.numpy(), b) for a, b in zip(got, expected, strict=True))

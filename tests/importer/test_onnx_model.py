@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from tapml.errors import RecipeError, RecipeErrors
 from tapml_stages.importer import onnx_model
@@ -68,3 +68,9 @@ def test_without_inputs_in_the_recipe_the_files_fixed_shapes_are_taken(
 ) -> None:
     model = make_model([helper.make_node("Relu", ["x"], ["y"])], {"x": [2, 3]})
     assert onnx_model.match_inputs(model, {}, {}) == {"x": ((2, 3), "float32")}
+
+
+def test_a_size_of_minus_one_is_unknown() -> None:
+    """Paddle's older exporter writes it for a dynamic dim."""
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [-1, 3, "n", 8])
+    assert onnx_model.shape_of(value) == (None, 3, "n", 8)

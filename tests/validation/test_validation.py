@@ -15,6 +15,7 @@ from tapml.stage import Context, Inputs
 from tapml_stages import codec, records
 from tapml_stages.codegen.stage import Codegen
 from tapml_stages.compat import tvm
+from tapml_stages.validation.carve import Recorder
 from tapml_stages.validation.compare import relative_error, tolerance
 from tapml_stages.validation.stage import Validation
 
@@ -115,6 +116,17 @@ def test_nan_never_passes_and_the_kernel_that_made_it_is_named(tmp_path: Path) -
     inputs = built(tmp_path, linear_kernel(nan=True))
     with pytest.raises(StageError, match=rf"NaN or Inf(.|\n)*{KERNEL}"):
         validated(inputs, tmp_path)
+
+
+def test_scalar_arguments_of_a_kernel_keep_their_place(tmp_path: Path) -> None:
+    def scaled(x: tvm.runtime.Tensor, factor: int, out: tvm.runtime.Tensor) -> None:
+        out.copyfrom(x.numpy() * factor)
+
+    recorder = Recorder({"scaled": scaled}, {}, {"scaled": 1}, {}, tmp_path)
+    x, out = np.ones(3, "float32"), np.full(3, 5, "float32")
+    args = (tvm.runtime.tensor(x), 5, tvm.runtime.tensor(out))
+    recorder(None, "scaled", False, None, *args)
+    assert [one.relative for one in recorder.found] == [0.0]
 
 
 def test_an_error_is_relative_to_the_range_of_the_output() -> None:
