@@ -235,8 +235,8 @@ def _tensor(onnx: Any, value: Any) -> Tensor:
 
 
 def _symbol(name: str, tensor: str, index: int) -> str:
-    """A name for a dim: the file's own, unless an exporter made it up (`unk__214`)."""
-    if not name or name.startswith("unk"):
+    """A name for a dim: the file's own, unless an exporter made it up (`unk__214`, `?`)."""
+    if name.startswith("unk") or not any(c.isalnum() for c in name):
         name = "batch" if index == 0 else f"{tensor}_{index}"
     text = "".join(c if c.isalnum() else "_" for c in name).strip("_")
     return text if text[:1].isalpha() else f"n_{text}"

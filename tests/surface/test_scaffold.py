@@ -40,6 +40,14 @@ def test_inspect_finds_tensors_operators_and_every_weight(model: Path) -> None:
     ]
 
 
+def test_unnamed_dims_get_names_of_their_own(model: Path) -> None:
+    loaded = onnx.load(str(model))
+    for dim in loaded.graph.input[0].type.tensor_type.shape.dim:
+        dim.dim_param = "?"
+    onnx.save(loaded, str(model))
+    assert scaffold.inspect(model).inputs[0].shape == ("batch", "x_1")
+
+
 def test_the_drafted_recipe_loads(model: Path) -> None:
     from tapml import recipe
 
