@@ -22,8 +22,6 @@ from typing import Any
 
 import numpy as np
 
-os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")
-
 
 class BundleError(ValueError):
     """The bundle cannot be loaded here, or was called with inputs that it was not built for."""
@@ -46,12 +44,10 @@ class Bundle:
         # read when the first parallel kernel of this process makes the pool; setting it by
         # runtime.config_threadpool costs each parallel launch some microseconds more
         os.environ["TVM_NUM_THREADS"] = str(self.threads)
-        from tvm import runtime
-        from tvm.runtime.vm import VirtualMachine
-
+        runtime, machine = import_runtime()
         self._tensor = runtime.tensor
         library = runtime.load_module(str(self.folder / self.manifest["library"]))
-        self._machine = VirtualMachine(library, runtime.cpu())  # pyright: ignore[reportArgumentType]  # FFI types
+        self._machine = machine(library, runtime.cpu())
         with np.load(self.folder / self.manifest["params"]["file"], allow_pickle=False) as params:
             self._params = [self._tensor(params[name]) for name in self.manifest["params"]["names"]]
 
@@ -97,6 +93,23 @@ class Bundle:
         names = [spec["name"] for spec in self.manifest["outputs"]]
         values = [result] if hasattr(result, "numpy") else list(result)
         return {name: value.numpy() for name, value in zip(names, values, strict=True)}
+
+
+def import_runtime() -> tuple[Any, Any]:
+    """TVM's runtime and its virtual machine; of TVM only the small runtime library is loaded.
+
+    The environment is put back: processes started later may need the compiler.
+    """
+    before = os.environ.get("TVM_USE_RUNTIME_LIB")
+    os.environ["TVM_USE_RUNTIME_LIB"] = "1"
+    try:
+        from tvm import runtime
+        from tvm.runtime.vm import VirtualMachine
+    finally:
+        del os.environ["TVM_USE_RUNTIME_LIB"]
+        if before is not None:
+            os.environ["TVM_USE_RUNTIME_LIB"] = before
+    return runtime, VirtualMachine
 
 
 def load(folder: str | Path, *, verify: bool = True, threads: int | None = None) -> Bundle:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -98,6 +99,14 @@ def test_a_bundle_runs_from_the_shell_with_the_runtime_alone(
     command = [sys.executable, bundle_folder / "run.py", tmp_path / "in.npz", tmp_path / "out.npz"]
     subprocess.run(command, check=True, cwd=tmp_path)
     assert np.load(tmp_path / "out.npz")["y"].shape == (3, 5)
+
+
+def test_loading_a_bundle_leaves_the_environment_of_later_processes_alone(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TVM_USE_RUNTIME_LIB", raising=False)
+    bundle_module(bundle_folder).load(bundle_folder)
+    assert "TVM_USE_RUNTIME_LIB" not in os.environ
 
 
 def test_the_manifest_says_what_the_bundle_takes_and_gives(bundle_folder: Path) -> None:
