@@ -25,6 +25,7 @@ from .recipe.positions import Path as FieldPath
 from .recipe.positions import find as find_node
 from .recipe.positions import locate, shorten
 from .recipe.validate import explain, validate
+from .settings import Engine
 from .stage import Frozen, Kind, Stage
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class File(Frozen):
     """A `workflows.yaml`."""
 
     workflows: dict[str, dict[str, Node]] = Field(description="Workflows by name, nodes by name")
-    engine: dict[str, Any] = Field(default_factory=dict, description="Settings of the engine")
+    engine: Engine = Field(default_factory=Engine, description="Settings of the engine")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,78 @@
+"""The group of commands, and what they share: options, paths, one JSON document."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+FILE = click.Path(path_type=Path)
+INTERRUPTED = 130
+
+
+def document(data: object) -> None:
+    click.echo(json.dumps(data, indent=1, ensure_ascii=False, default=str))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="tapml", message="%(package)s %(version)s")
+@click.pass_context
+def app(context: click.Context) -> None:
+    """Builds, tunes, validates and measures a deployable library from one recipe.
+
+    \b
+    tapml run recipes/magika.yaml      build it; the second time nothing is left to do
+    tapml plan recipes/magika.yaml     what would run, and why
+    tapml doctor                       whether this machine has all it takes
+    """
+    if os.environ.get("NO_COLOR"):
+        context.color = False
+
+
+def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Options that several commands share, in the order in which help lists them."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+STORE = click.option(
+    "--store", type=FILE, help="Where results are kept. [default: $TAPML_STORE, else artifacts/]"
+)
+RECIPE = _options(
+    click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change a field."),
+    click.option("--workflows", type=FILE, help="Use this workflows.yaml."),
+    STORE,
+    JSON,
+)
+WHICH = _options(
+    click.option("--to", multiple=True, metavar="STAGE", help="Stop after this stage."),
+    click.option("--force", multiple=True, metavar="STAGE", help="Run this stage again."),
+    click.option(
+        "--from",
+        "from_",
+        multiple=True,
+        metavar="STAGE",
+        help="Run this stage and all below it again.",
+    ),
+)
+
+
+def recipe_path(text: str) -> Path:
+    """The file, or the shipped recipe of this name."""
+    path = Path(text)
+    if path.exists() or path.suffix or os.sep in text:
+        return path
+    from .. import shipped
+
+    return shipped.recipe(text)

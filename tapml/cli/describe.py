@@ -1,0 +1,133 @@
+"""Commands that tell what is there before anything runs: show, schema, new, inspect, doctor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import EnvironmentalError
+from .app import FILE, JSON, RECIPE, STORE, app, document, recipe_path
+
+if TYPE_CHECKING:
+    pass
+
+
+@app.command()
+@click.argument("recipe")
+@click.option("--resolved", is_flag=True, help="With every default and the full target.")
+@RECIPE
+def show(
+    recipe: str,
+    resolved: bool,
+    overrides: tuple[str, ...],
+    workflows: Path | None,
+    store: Path | None,
+    as_json: bool,
+) -> None:
+    """Print the recipe as it is understood."""
+    import yaml
+
+    from .. import recipe as recipes
+
+    loaded = recipes.load(recipe_path(recipe), overrides)
+    text = loaded.resolved_yaml() if resolved else ""
+    if as_json:
+        document(yaml.safe_load(text) if resolved else loaded.data)
+        return
+    click.echo(
+        (
+            text or yaml.safe_dump(loaded.data, sort_keys=False, allow_unicode=True, width=100)
+        ).rstrip()
+    )
+
+
+@app.command()
+@click.option("--out", type=FILE, help="Write it there, such as recipes/recipe.schema.json.")
+@click.option("--markdown", is_flag=True, help="The reference for people instead.")
+def schema(out: Path | None, markdown: bool) -> None:
+    """Print the JSON Schema of recipes, for editors, or their reference."""
+    if markdown:
+        from ..recipe import reference
+
+        text = reference.markdown()
+    else:
+        from .. import recipe as recipes
+
+        text = json.dumps(recipes.json_schema(), indent=1, ensure_ascii=False) + "\n"
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise EnvironmentalError(message=f"cannot write {out}: {error.strerror}") from error
+    click.echo(out)
+
+
+@app.command()
+@click.option(
+    "--from", "source", default="magika", show_default=True, help="A recipe that ships with tapml."
+)
+@click.argument("folder", type=FILE, required=False, metavar="[DIR]")
+def new(source: str, folder: Path | None) -> None:
+    """Copy a shipped recipe, with the files it needs, to start from."""
+    from .. import scaffold
+
+    copied = scaffold.copy_recipe(source, folder or Path(source))
+    for path in copied:
+        click.echo(path)
+    click.echo(f"next: tapml run {copied[0]}", err=True)
+
+
+@app.command()
+@click.argument("model", type=FILE)
+@JSON
+def inspect(model: Path, as_json: bool) -> None:
+    """Show what an ONNX file holds, and a recipe to start from. Needs `onnx`, no TVM."""
+    from dataclasses import asdict
+
+    from .. import scaffold, summary
+
+    found = scaffold.inspect(model)
+    if as_json:
+        document({**asdict(found), "recipe": scaffold.draft(found)})
+        return
+    size = f"{found.parameters:,} parameters, {found.mib:.1f} MiB, opset {found.opset}"
+    click.echo(f"{model}: {size}\n")
+    tensors = [("input", t) for t in found.inputs] + [("output", t) for t in found.outputs]
+    rows = [(kind, t.name, "×".join(map(str, t.shape)) or "scalar", t.dtype) for kind, t in tensors]
+    click.echo(summary.table(("", "name", "shape", "dtype"), rows))
+    click.echo(
+        "\n"
+        + summary.table(("operator", "count"), [(k, str(n)) for k, n in found.operators.items()])
+    )
+    layers = [(x.node or "–", x.op, x.weight, "×".join(map(str, x.shape))) for x in found.prunable]
+    click.echo("\n" + summary.table(("prunable node", "operator", "weight", "shape"), layers))
+    click.echo(
+        f"\n{click.style('a recipe to start from', bold=True)}\n{scaffold.draft(found).rstrip()}"
+    )
+
+
+@app.command()
+@STORE
+@JSON
+def doctor(store: Path | None, as_json: bool) -> int:
+    """Check packages, compiler, CPU, disk and stages, each with the command that mends it."""
+    from .. import api
+    from .. import doctor as findings
+
+    found = findings.examine(api.store_root(store))
+    error = findings.error(found)
+    code = error.exit_code if error else 0
+    if as_json:
+        document({"exit_code": code, "findings": [vars(one) for one in found]})
+        return code
+    for one in found:
+        mark = "ok  " if one.is_met else "MISS" if one.required else "warn"
+        colour = "green" if one.is_met else "red" if one.required else "yellow"
+        mend = "" if one.is_met else f"   → {one.mend}"
+        click.echo(f"{click.style(mark, fg=colour)}  {one.need:<34} {one.found}{mend}")
+    return code

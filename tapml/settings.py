@@ -1,0 +1,93 @@
+"""Settings of the engine: where results go, on what stages run, what tracks them. In no key.
+
+Precedence: a flag of the command line, the environment, `engine:` of `workflows.yaml`, the default.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from .stage import Frozen
+
+Track = Literal["off", "auto", "required"]
+
+
+class Local(Frozen):
+    """Worker processes on this machine."""
+
+    kind: Literal["local"] = "local"
+
+
+class Joblib(Frozen):
+    """A backend that is registered with joblib, such as `loky`, `threading`, `ray` or `spark`."""
+
+    kind: Literal["joblib"]
+    backend: str = Field(default="loky", description="Name of the backend")
+
+
+class Security(Frozen):
+    """TLS files of a dask cluster. Without them its protocol lets anyone who connects run code."""
+
+    ca_file: str = Field(description="Certificate of the authority, PEM")
+    cert: str = Field(description="Certificate of this client, PEM")
+    key: str = Field(description="Key of this client, PEM")
+
+
+class Dask(Frozen):
+    """A dask cluster whose workers were started by `tapml worker`."""
+
+    kind: Literal["dask"]
+    address: str = Field(description="Of the scheduler, such as tcp://127.0.0.1:8786")
+    security: Security | None = Field(default=None, description="TLS files")
+
+
+class RemoteCache(Frozen):
+    """A cache that machines share, read through and written behind."""
+
+    url: str = Field(description="A folder, or a URL of fsspec such as s3://bucket/prefix")
+    mode: Literal["read-only", "read-write"] = Field(
+        default="read-write", description="Whether results made here are uploaded"
+    )
+
+
+class Tracking(Frozen):
+    """Where MLflow is."""
+
+    uri: str | None = Field(default=None, description="MLflow's tracking URI; default: embedded")
+    experiment: str | None = Field(
+        default=None, description="Name of the experiment; default: the recipe's name"
+    )
+    mode: Track = Field(default="auto", description="Not at all, in the background, or required")
+
+
+class Engine(Frozen):
+    """The section `engine:` of a workflow file."""
+
+    store: str | None = Field(default=None, description="Folder of results; relative to this file")
+    jobs: int | None = Field(default=None, ge=0, description="Worker processes")
+    executor: Annotated[Local | Joblib | Dask, Field(discriminator="kind")] = Field(
+        default_factory=Local, description="What stages run on"
+    )
+    cache: RemoteCache | None = Field(default=None, description="The shared cache")
+    tracking: Tracking = Field(default_factory=Tracking, description="MLflow")
+    env: tuple[str, ...] = Field(
+        default=(), description="Environment variables that recipes may read as ${env:NAME}"
+    )
+
+
+def remote_cache(engine: Engine) -> RemoteCache | None:
+    """The shared cache: `TAPML_REMOTE` (with `TAPML_REMOTE_MODE`), else the file's."""
+    url = os.environ.get("TAPML_REMOTE")
+    if not url:
+        return engine.cache
+    mode = os.environ.get("TAPML_REMOTE_MODE", "read-write")
+    return RemoteCache.model_validate({"url": url, "mode": mode})
+
+
+def store_root(engine: Engine, workflows: Path) -> Path | None:
+    """The folder of results that a workflow file names, absolute."""
+    return None if engine.store is None else (workflows.resolve().parent / engine.store).resolve()
