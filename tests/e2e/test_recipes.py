@@ -58,6 +58,7 @@ def test_another_format_keeps_prune_and_reference(tapml: Callable) -> None:
     assert planned["sparsetir"] == "run"
 
 
+@pytest.mark.slow  # the whole of magika again; the small model shows exit code 4 in `make test`
 def test_too_much_pruning_fails_the_quality_gate(tapml: Callable) -> None:
     changed = ("--set", "sparsity.prune.density=0.1", "--set", "tuning.trials=0")
     answer = tapml("run", "recipes/magika_sparse.yaml", *changed)
