@@ -41,6 +41,8 @@ class RunResult:
     fields:       the recipe's dotted fields, defaults included
     environment:  versions, CPU, git commit of the recipe's folder
     untracked:    why tracking, where it was required, failed
+    label:        what makes it differ from the other runs of its sweep; "" without a matrix
+    sweep:        the id that the runs of one batch share; "" for a single run
     """
 
     run_id: str
@@ -61,6 +63,8 @@ class RunResult:
     environment: Mapping[str, Scalar] = field(default_factory=dict[str, Scalar])
     tags: Mapping[str, str] = field(default_factory=dict[str, str])
     untracked: str = ""
+    label: str = ""
+    sweep: str = ""
 
     @property
     def ran(self) -> tuple[StepResult, ...]:
