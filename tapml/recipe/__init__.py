@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -12,13 +13,19 @@ from pydantic import ValidationError
 from .. import target as targets
 from ..errors import EnvironmentalError, RecipeError, RecipeErrors
 from ..registry import Registry, installed
+from ..requirements import Requires
 from ..stage import File, Frozen, PythonFunction, PythonRef, SectionT, Target
-from . import loader, resolve, text
+from . import compose, loader, matrix, resolve, text
+from .editor import json_schema
 from .positions import Node, Position, dotted, find, locate, path_of
-from .schema import HEAD_KEYS, NOTE, VERSION, GateFields, Gates, Head, Schema, compose, json_schema
+from .positions import Path as FieldPath
+from .schema import HEAD_KEYS, NOTE, VERSION, GateFields, Gates, Head, Schema
+from .schema import compose as compose_schema
 from .validate import validate
+from .variables import Variables
 
-__all__ = ["Gates", "Recipe", "json_schema", "load"]
+__all__ = ["Gates", "Recipe", "json_schema", "load", "load_all"]
+_WORKFLOWS = "workflows.yaml"  # marks the folder that recipes may extend one another in
 
 _T = TypeVar("_T")
 
@@ -28,10 +35,14 @@ class Recipe:
     """A recipe that holds what its schema demands. Satisfies `tapml.stage.Recipe`.
 
     path:     the file, absolute
-    head:     version, name, description, workflow, tags
+    head:     version, name, description, workflow, tags, requires
     sections: the sections that the recipe has, each an instance of the composed model
-    tree:     the text's values with their places; `data` is the same as plain data
+    tree:     the composed values with their places; `data` is the same as plain data
     registry: the stages that it was checked against
+    label:    what tells it from the other recipes of its matrix, short; else empty
+    point:    the matrix's values of this recipe, by dotted field
+    reads:    the files it was composed from, its own first
+    env_used: variables of the environment that it read, with their values
     """
 
     path: Path
@@ -41,6 +52,10 @@ class Recipe:
     tree: Node = field(repr=False)
     schema: Schema = field(repr=False)
     registry: Registry = field(repr=False)
+    label: str = ""
+    point: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    reads: tuple[Path, ...] = ()
+    env_used: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def name(self) -> str:
@@ -53,6 +68,10 @@ class Recipe:
     @property
     def tags(self) -> dict[str, str]:
         return self.head.tags
+
+    @property
+    def requires(self) -> Requires:
+        return self.head.requires
 
     @property
     def gates(self) -> Gates:
@@ -86,7 +105,7 @@ class Recipe:
         def read() -> dict[str, Path]:
             absolute = self._is_override(reads_spot)
             globs = [
-                resolve.expand_glob(one, self.path.parent, may_be_absolute=absolute)
+                resolve.expand_glob(one, self._folder(reads_spot), may_be_absolute=absolute)
                 for one in ref.reads
             ]
             return {name: path for found in globs for name, path in found.items()}
@@ -99,6 +118,11 @@ class Recipe:
     def where(self, field: str) -> str:
         """`file:line:col` of a dotted field, or of its nearest ancestor."""
         return locate(self.tree, path_of(self.tree, field)).where
+
+    def origin(self, field: str) -> str:
+        """What gave a dotted field its value: `file:line`, the `--set`, or `default`."""
+        node = find(self.tree, path_of(self.tree, field))
+        return "default" if node is None else node.position.origin
 
     def locate(self, error: RecipeError) -> RecipeError:
         """The error with the place and the text of its field, unless it has them."""
@@ -115,11 +139,25 @@ class Recipe:
 
     def resolved_yaml(self) -> str:
         """The recipe with every default and the full target, as YAML that loads again."""
-        head = {key: value for key, value in self.head.model_dump(mode="json").items() if value}
+        return text.dump(self.resolved())
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe with every default and the full target, as plain data."""
+        head = self.head.model_dump(mode="json", exclude_defaults=True)
         notes = {key: value for key, value in self.data.items() if key.startswith(NOTE)}
         full = self.target.model_dump(mode="json")
         note = {key: full[key] for key in ("features", "vector_bits", "vector_registers")}
-        return text.dump({**head, **self._resolved(), **notes, f"{NOTE}target": note})
+        return {
+            **head,
+            "workflow": self.workflow,
+            **self._resolved(),
+            **notes,
+            f"{NOTE}target": note,
+        }
+
+    def explained_yaml(self) -> str:
+        """`resolved_yaml` with a comment on each line that tells where its value came from."""
+        return text.annotated(self.resolved_yaml(), self.origin)
 
     def _resolved(self) -> dict[str, Any]:
         """All sections as plain data, the target in full.
@@ -159,7 +197,12 @@ class Recipe:
 
     def _located(self, path: str, field: str) -> resolve.Located:
         absolute = self._is_override(field)
-        return resolve.locate(path, self.path.parent, may_be_absolute=absolute)
+        return resolve.locate(path, self._folder(field), may_be_absolute=absolute)
+
+    def _folder(self, field: str) -> Path:
+        """The folder that a path is relative to: that of the file which the path stands in."""
+        source = locate(self.tree, path_of(self.tree, field)).source
+        return source.folder or self.path.resolve().parent
 
     def _is_override(self, field: str) -> bool:
         return locate(self.tree, path_of(self.tree, field)).source.is_override
@@ -171,30 +214,123 @@ class Recipe:
             raise self.locate(replace(error, field=error.field or field)) from error
 
 
-def load(path: Path, overrides: Sequence[str] = (), registry: Registry | None = None) -> Recipe:
-    """The recipe of a file, with each `a.b=value` of `overrides` applied.
+def load(
+    path: Path,
+    overrides: Sequence[str] = (),
+    registry: Registry | None = None,
+    *,
+    env: Sequence[str] = (),
+) -> Recipe:
+    """The one recipe of a file, as in `load_all`.
+
+    Raises: RecipeError also when its matrix makes several.
+    """
+    found = load_all(path, overrides, registry, env=env)
+    if len(found) > 1:
+        message = f"the matrix makes {len(found)} recipes, and this takes one"
+        hint = f"fix the fields of the matrix by --set, for instance {found[0].label}"
+        raise RecipeError(where=str(path), field=matrix.MATRIX, message=message, hint=hint)
+    return next(iter(found))
+
+
+def load_all(
+    path: Path,
+    overrides: Sequence[str] = (),
+    registry: Registry | None = None,
+    *,
+    env: Sequence[str] = (),
+) -> tuple[Recipe, ...]:
+    """The recipes of a file: one, or one for each point of its matrix.
+
+    What it `extends` is laid under it, then `--set a.b=value` of `overrides` over it, then a
+    point's values; an override of a field that the matrix varies holds for all points, and those
+    that become equal are one. `env` names variables of the environment that it may read.
 
     Raises: RecipeError for every mistake at once, each at its place; EnvironmentalError when a
-    package that the recipe points at is not installed.
+        package that the recipe points at is not installed.
     """
     registry = registry or installed()
-    document = text.read(path)
-    tree = document.root
-    for one in overrides:
-        tree = loader.override(tree, one)
+    composed = compose.read(path, _root(path))
+    tree = _overridden(composed.document.root, overrides)
     if error := _wrong_version(tree):
         raise error
-    schema = compose(registry)
+    errors = list(composed.document.errors)
+    loaded: list[_Loaded] = []
+    missing: list[EnvironmentalError] = []
+    seen: list[Any] = []
+    for point in matrix.points(tree):
+        own = compose.without(tree, matrix.MATRIX)
+        root = _overridden(point.apply(own), overrides) if point.values else own
+        if (data := root.data) in seen:
+            continue
+        seen.append(data)
+        try:
+            loaded.append(_load(root, composed, registry, env))
+        except RecipeErrors as error:
+            errors += error.errors
+        except RecipeError as error:
+            errors.append(error)
+        except EnvironmentalError as error:
+            missing.append(error)
+        else:
+            names = list(point.values)
+            loaded[-1].point.update({name: matrix.value_at(root, name) for name in names})
+    if errors:
+        raise loader.combined(errors)
+    if missing:
+        raise missing[0]
+    labels = matrix.labels([one.point for one in loaded])
+    return tuple(
+        Recipe(
+            path=path.resolve(),
+            head=one.head,
+            target=_target(one.sections, one.tree),
+            sections=one.sections,
+            tree=one.tree,
+            schema=one.schema,
+            registry=registry,
+            label=label,
+            point=one.point,
+            reads=tuple(composed.files),
+            env_used=one.env_used,
+        )
+        for one, label in zip(loaded, labels, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A recipe before it has its label."""
+
+    head: Head
+    sections: dict[str, Frozen]
+    tree: Node
+    schema: Schema
+    env_used: dict[str, str]
+    point: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+def _load(
+    written: Node, composed: compose.Composed, registry: Registry, env: Sequence[str]
+) -> _Loaded:
+    """One point of a recipe, checked. Raises: RecipeError, EnvironmentalError."""
+    variables = Variables(written, env, os.environ)
+    tree = variables.filled()
+    schema = compose_schema(registry)
     assert isinstance(tree.value, dict)
     fields = {key: entry for key, entry in tree.value.items() if not key.startswith(NOTE)}
     checked = replace(tree, value=fields)
     empty = [key for key in schema.sections if key in fields and fields[key].node.value is None]
-    errors = [*document.errors, *(_empty(key, fields[key].key) for key in empty)]
-    broken = [*document.broken, *((key,) for key in empty)]
+    empty = [key for key in empty if (key,) not in variables.broken]
+    errors = [*variables.errors, *(_empty(key, fields[key].key) for key in empty)]
+    broken: list[FieldPath] = [*composed.document.broken, *variables.broken]
+    broken += [(key,) for key in empty]
     root, wrong = validate(schema.root, checked, broken=broken)
     references, missing = _wrong_references(checked)
     if errors := _independent([*errors, *wrong], references):
         raise loader.combined(errors)
+    if composed.document.errors:
+        raise RecipeErrors()  # they are told by the caller, once
     if missing:
         raise missing[0]
     assert root is not None
@@ -204,8 +340,20 @@ def load(path: Path, overrides: Sequence[str] = (), registry: Registry | None = 
         for name in schema.sections
         if getattr(root, name) is not None
     }
-    full = _target(sections, tree)
-    return Recipe(path.resolve(), head, full, sections, tree, schema, registry)
+    return _Loaded(head, sections, tree, schema, variables.used)
+
+
+def _overridden(tree: Node, overrides: Sequence[str]) -> Node:
+    for one in overrides:
+        tree = loader.override(tree, one)
+    return tree
+
+
+def _root(path: Path) -> Path:
+    """The folder in which recipes may extend one another: that of the nearest workflow file."""
+    folder = path.resolve().parent
+    above = (one for one in (folder, *folder.parents) if (one / _WORKFLOWS).is_file())
+    return next(above, folder)
 
 
 def _wrong_version(tree: Node) -> RecipeError | None:

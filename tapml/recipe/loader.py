@@ -126,7 +126,15 @@ def override(root: Node, text: str) -> Node:
     if document.errors:
         raise combined(document.errors)
     path = tuple(str(part) for part in path_of(root, name.strip()))
-    return _replaced(root, path, document.root, place, path)
+    return placed(root, path, document.root, place)
+
+
+def placed(root: Node, path: Path, new: Node, place: Position) -> Node:
+    """`root` with `new` at `path`; `place` is where the key stands that says so.
+
+    Raises: RecipeError when a part of the path is no section.
+    """
+    return _replaced(root, path, new, place, path)
 
 
 def combined(errors: Sequence[RecipeError]) -> RecipeError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path as FilePath
 from typing import Any
 
 from ..terminal import columns, printable
@@ -16,11 +17,12 @@ EXCERPT_COLUMNS = 160
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A text that values come from: a file, or one `--set` of the command line."""
+    """A text that values come from: a file in `folder`, or one `--set` of the command line."""
 
     name: str
     text: str
     is_override: bool = False
+    folder: FilePath | None = None
     lines: tuple[str, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -43,6 +45,13 @@ class Position:
         if self.source.is_override:
             return self.source.name
         return f"{self.source.name}:{self.line + 1}:{self.column + 1}"
+
+    @property
+    def origin(self) -> str:
+        """`file:line`, or the `--set` itself."""
+        if self.source.is_override:
+            return self.source.name
+        return f"{self.source.name}:{self.line + 1}"
 
     @property
     def excerpt(self) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from ..registry import Registry
-from .schema import NOTE, json_schema
+from .editor import model_schema
+from .schema import NOTE
 
 Json = Mapping[str, Any]
 _HEAD = f"""# Recipes
@@ -24,7 +25,7 @@ _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusi
 
 def markdown(registry: Registry | None = None) -> str:
     """The reference as Markdown: a table of dotted fields for each section."""
-    schema = json_schema(registry)
+    schema = model_schema(registry)
     models: dict[str, Json] = schema["$defs"]
     fields: dict[str, Json] = schema["properties"]
     sections = {name: field for name, field in fields.items() if "$ref" in field}

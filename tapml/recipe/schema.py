@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, Discriminator, Field, Tag, create_model
 
 from ..errors import EnvironmentalError
-from ..registry import Registry, installed
+from ..registry import Registry
+from ..requirements import Requires
 from ..stage import Frozen
 from ..target import TargetSection
 
@@ -29,7 +30,9 @@ class LatencyLimit(Frozen):
     """How slow the library may be beside another way to run the model."""
 
     run: str = Field(
-        default="peer", description="What it is compared with: `peer`, the reference runtime"
+        default="peer",
+        description="What it is compared with: `peer`, the reference runtime; `baseline`, the run "
+        "that `tapml runs --baseline RUN` marked; or a run, by its id or its recipe's name",
     )
     max_ratio: float = Field(gt=0, description="Largest ratio of our latency to the other's")
 
@@ -82,7 +85,36 @@ class Head(Frozen):
     )
     description: str = Field(default="", description="What the recipe is for")
     workflow: str = Field(default="deploy", description="Name of a workflow of workflows.yaml")
-    tags: dict[str, str] = Field(default_factory=dict, description="Tags of the run in MLflow")
+    tags: dict[str, str] = Field(
+        default_factory=dict,
+        description="Tags of the run in MLflow; `tapml runs --tag` filters by them",
+        examples=[{"team": "vision"}],
+    )
+    requires: Requires = Field(
+        default_factory=Requires, description="What the machine that runs it must have"
+    )
+
+
+class Written(Head):
+    """What an author may write beside the sections; gone once the recipe is composed."""
+
+    extends: str | tuple[str, ...] | None = Field(
+        default=None,
+        description="Recipes that this one is laid over, the later ones over the earlier; "
+        "paths are relative to this file",
+        examples=["base.yaml"],
+    )
+    vars: dict[str, Any] | None = Field(
+        default=None,
+        description="Values by name; `${vars.NAME}` stands for them",
+        examples=[{"model": "v3"}],
+    )
+    matrix: dict[str, Any] | None = Field(
+        default=None,
+        description="Dotted field → values; the recipe is run for each combination. `exclude` and "
+        "`include` are lists of combinations, `limit` the most that there may be",
+        examples=[{"sparsity.prune.density": [0.3, 0.5]}],
+    )
 
 
 HEAD_KEYS = tuple(Head.model_fields)
@@ -105,7 +137,7 @@ def compose(registry: Registry) -> Schema:
     """
     bases: dict[str, list[type[Frozen]]] = {name: [model] for name, model in _OWN.items()}
     for name, models in registry.sections().items():
-        if name in HEAD_KEYS:
+        if name in Written.model_fields:
             message = f"a stage declares a section {name!r}, which is the engine's own field"
             raise EnvironmentalError(message=message, hint="uninstall the package that brings it")
         own = bases.setdefault(name, [])
@@ -115,20 +147,8 @@ def compose(registry: Registry) -> Schema:
         name: (model | None, Field(default=None, description=_summary(model)))
         for name, model in sections.items()
     }
-    root = create_model("Recipe", __base__=Head, __doc__="A recipe of tapml.", **fields)
+    root = create_model("Recipe", __base__=Written, __doc__="A recipe of tapml.", **fields)
     return Schema(root, sections)
-
-
-def json_schema(registry: Registry | None = None) -> dict[str, Any]:
-    """The recipe's JSON Schema (draft 2020-12), for editors."""
-    schema = compose(registry or installed()).root.model_json_schema()
-    _drop_null(schema["properties"])
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **schema,
-        "title": "tapml recipe",
-        "patternProperties": {f"^{NOTE}": {"description": "A note; ignored"}},
-    }
 
 
 def _merge(section: str, models: list[type[Frozen]]) -> type[Frozen]:
@@ -158,13 +178,3 @@ def _origin(model: type[BaseModel]) -> str:
 def _summary(model: type[BaseModel]) -> str:
     """The first paragraph of a model's docstring, on one line."""
     return " ".join((model.__doc__ or "").strip().partition("\n\n")[0].split())
-
-
-def _drop_null(properties: dict[str, dict[str, Any]]) -> None:
-    """A section may be left out, but `section: null` means nothing: editors need not offer it."""
-    for value in properties.values():
-        arms = [arm for arm in value.get("anyOf", ()) if arm != {"type": "null"}]
-        if len(arms) == 1:
-            del value["anyOf"]
-            value.pop("default", None)
-            value.update(arms[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path as FilePath
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ import yaml
 from ..errors import RecipeError
 from ..terminal import printable
 from . import loader
-from .positions import Source
+from .positions import Source, dotted
 
 
 def read(path: FilePath) -> loader.Document:
@@ -27,7 +28,9 @@ def read(path: FilePath) -> loader.Document:
         missing = isinstance(error, FileNotFoundError)
         reason = "no such file" if missing else getattr(error, "strerror", None) or str(error)
         raise RecipeError(where=printable(name), message=reason) from error
-    document = loader.parse(Source(printable(name), loader.decode(content, name)))
+    document = loader.parse(
+        Source(printable(name), loader.decode(content, name), folder=path.resolve().parent)
+    )
     root = document.root
     if not isinstance(root.value, dict):
         what = "the file is empty" if root.value is None else "the file holds no mapping"
@@ -51,6 +54,26 @@ def flat(data: dict[str, Any], prefix: str = "") -> dict[str, str | int | float 
         elif value is not None:
             fields[prefix + key] = value
     return fields
+
+
+def annotated(yaml_text: str, origin: Callable[[str], str]) -> str:
+    """YAML of ours with a comment on each line that holds a value: what `origin` says of its field.
+
+    Values that take several lines get none.
+    """
+    lines = yaml_text.splitlines()
+    leaves = [
+        (path, node)
+        for path, node in loader.parse(Source("", yaml_text)).root.nodes()
+        if not node.value or not isinstance(node.value, (dict, list))
+    ]
+    starts = [*(node.position.line for _, node in leaves), len(lines)]
+    width = min(60, max((len(line) for line in lines if len(line) <= 60), default=0))
+    for (path, _), line, following in zip(leaves, starts, starts[1:], strict=False):
+        gap = lines[line + 1 : following]
+        if all(row.rstrip().endswith(":") or row.lstrip().startswith("- ") for row in gap):
+            lines[line] = f"{lines[line]:<{width}}  # {origin(dotted(path))}"
+    return "\n".join(lines) + "\n"
 
 
 class _Dumper(yaml.SafeDumper):

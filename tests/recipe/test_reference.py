@@ -2,8 +2,8 @@ import json
 import os
 from pathlib import Path
 
-from tapml.recipe import reference
-from tapml.recipe.schema import compose, json_schema
+from tapml.recipe import json_schema, reference
+from tapml.recipe.schema import compose
 from tapml.registry import Registry, installed
 
 ROOT = Path(__file__).parents[2]
