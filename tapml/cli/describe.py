@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from ..errors import EnvironmentalError
 from .app import FILE, JSON, RECIPE, STORE, app, document, recipe_path
 
-if TYPE_CHECKING:
-    pass
-
 
 @app.command()
 @click.argument("recipe")
-@click.option("--resolved", is_flag=True, help="With every default and the full target.")
+@click.option(
+    "--resolved",
+    is_flag=True,
+    help="With every default and the full target, and where each value came from.",
+)
 @RECIPE
 def show(
     recipe: str,
@@ -27,21 +27,27 @@ def show(
     store: Path | None,
     as_json: bool,
 ) -> None:
-    """Print the recipe as it is understood."""
-    import yaml
-
+    """Print the recipe as it is understood: composed, filled in, one document for each point of
+    its matrix.
+    """
     from .. import recipe as recipes
+    from .. import workflow
+    from ..recipe.text import dump, flat
 
-    loaded = recipes.load(recipe_path(recipe), overrides)
-    text = loaded.resolved_yaml() if resolved else ""
+    path = recipe_path(recipe)
+    allowed = workflow.load(workflow.find(path, workflows)).file.engine.env
+    found = recipes.load_all(path, overrides, env=allowed)
+    rows = [one.resolved() if resolved else one.data for one in found]
     if as_json:
-        document(yaml.safe_load(text) if resolved else loaded.data)
+        if resolved:
+            for one, row in zip(found, rows, strict=True):
+                row["x-origin"] = {name: one.origin(name) for name in flat(row)}
+        document(rows[0] if len(rows) == 1 else {"recipes": rows})
         return
-    click.echo(
-        (
-            text or yaml.safe_dump(loaded.data, sort_keys=False, allow_unicode=True, width=100)
-        ).rstrip()
-    )
+    for one, row in zip(found, rows, strict=True):
+        if len(found) > 1:
+            click.echo(f"---  # {one.label}")
+        click.echo((one.explained_yaml() if resolved else dump(row)).rstrip())
 
 
 @app.command()

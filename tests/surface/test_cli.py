@@ -268,3 +268,18 @@ def test_what_is_cached_without_its_ir_is_named_with_the_way_to_get_it(
     assert "cached without it: scale, pack, judge; `--dump-ir --from scale` runs it again" in out
     assert "views: scale" in cli("run", "little.yaml", "--dump-ir", "--from", "scale").out
     assert "views" not in cli("run", "little.yaml").out
+
+
+def test_show_prints_a_document_for_each_point_of_the_matrix(cli: Cli, project: Path) -> None:
+    recipe = project / "little.yaml"
+    recipe.write_text(recipe.read_text() + "\nmatrix: {scaling.factor: [2.0, 3.0]}\n")
+    shown = cli("show", str(recipe))
+    assert shown.out.count("---  # factor=") == 2
+    assert len(json.loads(cli("show", str(recipe), "--json").out)["recipes"]) == 2
+
+
+def test_show_resolved_tells_where_each_value_came_from(cli: Cli, project: Path) -> None:
+    recipe = project / "little.yaml"
+    shown = cli("show", str(recipe), "--resolved", "--json")
+    assert json.loads(shown.out)["x-origin"]["name"].startswith(str(recipe))
+    assert json.loads(shown.out)["x-origin"]["validation.repeats"] == "default"

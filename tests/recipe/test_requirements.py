@@ -1,0 +1,73 @@
+"""`requires` and masking."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tapml import requirements
+from tapml.errors import EnvironmentalError
+from tapml.mask import is_secret, is_secret_name, mask
+from tapml.requirements import Requires
+
+
+def test_a_package_that_is_there_is_fine() -> None:
+    assert requirements.missing(Requires(packages=("numpy>=1", "pyyaml"))) == []
+
+
+def test_a_missing_package_is_told_with_what_installs_it() -> None:
+    (error,) = requirements.missing(Requires(packages=("no-such-package>=2",)))
+    assert error.hint == "pip install 'no-such-package>=2'"
+
+
+def test_an_older_package_is_told_with_its_version() -> None:
+    with pytest.raises(EnvironmentalError, match=r"requires numpy>=999; .* is installed"):
+        requirements.check(Requires(packages=("numpy>=999",)))
+
+
+def test_a_requirement_of_another_system_is_none() -> None:
+    wanted = Requires(packages=("no-such-package; sys_platform == 'win32'",))
+    assert requirements.missing(wanted) == []
+
+
+def test_everything_missing_is_told_at_once() -> None:
+    wanted = Requires(packages=("no-such-a", "no-such-b"))
+    with pytest.raises(EnvironmentalError, match="2 requirements are missing") as caught:
+        requirements.check(wanted)
+    assert "no-such-a" in str(caught.value)
+    assert "pip install 'no-such-b'" in str(caught.value)
+
+
+def test_a_gpu_is_required_where_none_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requirements, "_has_cuda", lambda: False)
+    (error,) = requirements.missing(Requires(devices=("cuda",)))
+    assert "CUDA" in error.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "AKIAABCDEFGHIJKLMNOP",
+        "ghp_abcdefghijklmnopqrstuvwxyz0123",
+        "hf_abcdefghijklmnopqrstuv",
+        "xoxb-1234567890-abc",
+        "s3://user:pass@host/bucket",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.abc",
+    ],
+)
+def test_a_key_is_seen_and_blotted_out(text: str) -> None:
+    assert is_secret(text)
+    assert text not in mask(f"it says {text} here")
+
+
+def test_what_is_assigned_to_a_secret_name_is_blotted_out() -> None:
+    assert "hunter2hunter2" not in mask("api_key=hunter2hunter2 and more")
+    assert mask("api_key=hunter2hunter2 and more").endswith("and more")
+    assert is_secret_name("MY_API_KEY")
+    assert not is_secret_name("MODEL_PATH")
+
+
+@given(st.text("abc =:/.@-_0", max_size=60))
+def test_masking_twice_changes_nothing(text: str) -> None:
+    assert mask(mask(text)) == mask(text)
