@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, ClassVar
 
+_LONG, _LISTED, _MANY = 160, 40, 1000  # characters, names told, names compared
+
 
 @dataclass(eq=False, kw_only=True)
 class TapmlError(Exception):
@@ -74,7 +76,8 @@ class RecipeError(TapmlError):
     excerpt: str = ""
 
     def __str__(self) -> str:
-        head = ": ".join(part for part in (self.where, self.field, self.message) if part)
+        place = self.field if len(self.field) <= _LONG else f"{self.field[:_LONG]}…"
+        head = ": ".join(part for part in (self.where, place, self.message) if part)
         lines = [head, self.excerpt, f"  {self.hint}" if self.hint else ""]
         return "\n".join(line for line in lines if line)
 
@@ -111,9 +114,13 @@ class TrackingError(TapmlError):
 
 
 def nearest(name: str, known: list[str] | tuple[str, ...], *, noun: str = "known") -> str:
-    """A hint that offers the closest of `known`, or lists them."""
-    close = get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"{noun}: {', '.join(known) or 'none'}"
+    """A hint that offers the closest of `known`, or lists them; short, whatever a recipe names."""
+    close = get_close_matches(name[:_LONG], [one for one in known[:_MANY] if len(one) < _LONG], n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    listed = [one if len(one) <= _LONG else f"{one[:_LONG]}…" for one in known[:_LISTED]]
+    more = ", …" if len(known) > _LISTED else ""
+    return f"{noun}: {', '.join(listed) or 'none'}{more}"
 
 
 def to_data(error: TapmlError) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, cast
 
 from . import keys
 from .errors import RecipeError, nearest
+from .recipe.positions import shorten
 from .stage import Stage
 from .store import Record, Store
 
@@ -260,7 +261,7 @@ def _check_names(known: Mapping[str, object], asked: Mapping[str, Iterable[str]]
         for name in names:
             if name not in known:
                 raise RecipeError(
-                    message=f"{option}: no stage {name!r} in this workflow",
+                    message=f"{option}: no stage {shorten(name)} in this workflow",
                     hint=nearest(name, list(known)),
                 )
 

@@ -328,7 +328,7 @@ def _load(
     root, wrong = validate(schema.root, checked, broken=broken)
     references, missing = _wrong_references(checked)
     if errors := _independent([*errors, *wrong], references):
-        raise loader.combined(errors)
+        raise RecipeErrors(errors=tuple(errors))  # the caller combines those of all points
     if composed.document.errors:
         raise RecipeErrors()  # they are told by the caller, once
     if missing:

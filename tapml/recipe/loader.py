@@ -32,6 +32,7 @@ MAX_BYTES = 1 << 20
 MAX_DEPTH = 40
 MAX_NODES = 50_000
 MAX_ERRORS = 20
+MAX_SHOWN = 100  # characters of a --set
 DISCRIMINATORS = frozenset({"kind", "source", "method"})
 
 # libyaml is 20 times as fast, where the wheel of PyYAML has it
@@ -116,7 +117,8 @@ def override(root: Node, text: str) -> Node:
     section.
     """
     name, equals, value_text = text.partition("=")
-    source = Source(f"--set {printable(text)}", value_text, is_override=True)
+    shown = printable(text[:MAX_SHOWN]) + ("…" if len(text) > MAX_SHOWN else "")
+    source = Source(f"--set {shown}", value_text, is_override=True)
     place = Position(source, 0, 0, len(value_text))
     parts = name.strip().split(".")
     if not equals or not all(parts):

@@ -131,6 +131,8 @@ def python(ref: PythonRef, located: Located, text: str, reads: dict[str, Path]) 
     for a function of an installed package, the package's version instead of its modules.
     """
     function = ref.python.rpartition(":")[2]
+    if located.path.is_file() and located.path.stat().st_size > MAX_PYTHON_BYTES:
+        raise RecipeError(message=f"{shorten(text)} has more than {MAX_PYTHON_BYTES} bytes")
     parts = [f"self\0{digest_file(located, text)}"]
     names = _top_level_names(located.path, text)
     if "*" not in names and function not in names:
@@ -192,8 +194,6 @@ def _digest(path: Path, *_identity: int) -> str:
 def _top_level_names(path: Path, text: str) -> list[str]:
     """Names that a module binds at its top level; `*` when it imports all of another."""
     source = path.read_bytes()
-    if len(source) > MAX_PYTHON_BYTES:
-        raise RecipeError(message=f"{shorten(text)} has more than {MAX_PYTHON_BYTES} bytes")
     try:
         tree = ast.parse(source, filename=str(path))
     except SyntaxError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path as FilePath
 from typing import Any, cast
@@ -22,7 +24,9 @@ def read(path: FilePath) -> loader.Document:
     """
     name = str(path)
     try:
-        with path.open("rb") as data:
+        with open(path, "rb", opener=_without_waiting) as data:
+            if not stat.S_ISREG(os.fstat(data.fileno()).st_mode):
+                raise RecipeError(where=printable(name), message="no regular file")
             content = data.read(loader.MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         missing = isinstance(error, FileNotFoundError)
@@ -36,6 +40,11 @@ def read(path: FilePath) -> loader.Document:
         what = "the file is empty" if root.value is None else "the file holds no mapping"
         raise loader.combined([*document.errors, loader.error_at(root.position, (), what)])
     return document
+
+
+def _without_waiting(name: str, flags: int) -> int:
+    """Opens a pipe that nobody writes to as well, so that it can be told what it is."""
+    return os.open(name, flags | os.O_NONBLOCK)
 
 
 def dump(data: dict[str, Any]) -> str:
