@@ -47,13 +47,17 @@ _GIT_S = 5.0
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe with its graph, its store and its plan: all that is decided before anything runs."""
+    """A recipe with its graph, its store and its plan: all that is decided before anything runs.
+
+    other: what the run that a gate compares with has measured
+    """
 
     recipe: Recipe
     workflows: Path
     graph: Graph
     store: Store
     plan: Plan
+    other: facts.Facts | None = None
 
 
 def prepare(
@@ -71,18 +75,18 @@ def prepare(
     """
     path = Path(path)
     loaded = recipe.load(path, _texts(set))
-    try:
-        gates.check(loaded.gates)
-    except RecipeError as error:
-        raise loaded.locate(error) from error
     explicit = Path(workflows) if workflows else None
     found = workflow.find(path, explicit)
     graph = cast(
         "Graph", workflow.graph(loaded, found)
     )  # networkx's views are no Mapping to the checker
     root = Store(store_root(store, path, explicit))
+    try:
+        other = gates.other(loaded.gates, root.root, loaded.name)
+    except RecipeError as error:
+        raise loaded.locate(error) from error
     made = plan.make(graph, root, force=force, from_=from_, to=to)
-    return Prepared(loaded, found, graph, root, made)
+    return Prepared(loaded, found, graph, root, made, other)
 
 
 def run(
@@ -242,7 +246,7 @@ def _conclude(prepared: Prepared, done: executor.Result, reasons: Mapping[str, s
         step, digest = found
         measured = facts.load(store.materialise(digest, folder / runs.FACTS, copy=True))
         foreign = done.steps[step].foreign or gates.is_foreign(measured)
-        verdicts = gates.judge(loaded.gates, measured, foreign=foreign)
+        verdicts = gates.judge(loaded.gates, measured, foreign=foreign, other=prepared.other)
     if found := _output(prepared.plan, done, "bundle"):
         bundle = store.materialise(found[1], folder / runs.BUNDLE)
     failed_gate = gates.error(verdicts)

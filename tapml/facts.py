@@ -24,6 +24,10 @@ class Spread:
     high: float
     n: int = 0
 
+    def overlaps(self, other: Spread) -> bool:
+        """Whether the two lie within each other's noise."""
+        return self.low <= other.high and other.low <= self.high
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -35,6 +39,11 @@ class Latency:
     peer: str = ""
     theirs: Spread | None = None
     ratio: float | None = None
+
+    @property
+    def workload(self) -> tuple[object, ...]:
+        """What two timings must have in common to be compared: threads and sizes."""
+        return self.threads, *sorted(self.sizes.items())
 
     @property
     def label(self) -> str:

@@ -4,63 +4,50 @@ no key.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from . import host
-from .errors import GateError, RecipeError
+from . import host, runs
+from .errors import RecipeError
 from .facts import Facts
+from .verdicts import Verdict as Verdict
+from .verdicts import error as error
 
 if TYPE_CHECKING:
-    from .recipe.schema import Gates, Limits
+    from .recipe.schema import Gates, LatencyLimit, Limits
+
+_RUN = "validation.gates.latency_vs.run"
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """One judged limit. `figure` is None where validation gave none, which never passes. `note`
-    says what is special.
+def other(gates: Gates, store: Path, recipe: str) -> Facts | None:
+    """The facts of the run that `latency_vs` compares with; called before anything runs.
+
+    Out:    None for `peer`, and for `baseline` while no run of `recipe` is marked as such. The
+            host's `run` names the run, its `machine` the machine that timed it.
+    Raises: RecipeError when there is no such run in `store`, or when it timed nothing.
     """
-
-    gate: str
-    figure: float | None
-    relation: Literal["≥", "≤"]
-    limit: float
-    passed: bool
-    note: str = ""
-    builtin: bool = False
-
-    @property
-    def distance(self) -> str:
-        """How far the figure is from the limit: `0.0035 above`, `3.1x below`."""
-        if self.figure is None:
-            return ""
-        side = "above" if self.figure > self.limit else "below"
-        if self.figure == self.limit:
-            return "exactly at the limit"
-        small, large = sorted((abs(self.figure), abs(self.limit)))
-        if small > 0 and large / small >= 2:
-            return f"{large / small:.3g}x {side}"
-        return f"{abs(self.figure - self.limit):.2g} {side}"
-
-    def __str__(self) -> str:
-        figure = "no figure" if self.figure is None else f"{self.figure:.4g}"
-        parts = [
-            f"{self.gate} {figure}, limit {self.relation} {self.limit:.4g}",
-            self.distance,
-            self.note,
-        ]
-        return "; ".join(part for part in parts if part)
-
-
-def check(gates: Gates) -> None:
-    """Raises RecipeError for a gate that this version cannot judge; called before anything runs."""
-    if gates.latency_vs is not None and gates.latency_vs.run != "peer":
+    if gates.latency_vs is None or gates.latency_vs.run == "peer":
+        return None
+    if gates.latency_vs.run == "baseline":
+        found = runs.baseline(recipe, store)
+        if found is None:
+            return None
+    else:
+        try:
+            found = runs.find(gates.latency_vs.run, store)
+        except RecipeError as error:
+            hint = f"{error.hint}; or `peer`, or `baseline`"
+            raise replace(error, field=_RUN, hint=hint) from error
+    if found.facts is None or not found.facts.latency:
         raise RecipeError(
-            field="validation.gates.latency_vs.run",
-            message=f"cannot compare with {gates.latency_vs.run!r}",
-            hint="`peer` compares with the reference runtime",
+            field=_RUN,
+            message=f"run {found.run_id} has no latency: it ended {found.state}",
+            hint="name a run that got through validation: `tapml runs --state ok`",
         )
+    place = {**found.facts.host, "machine": found.machine, "run": found.run_id}
+    return replace(found.facts, host=place)
 
 
 def is_foreign(facts: Facts) -> bool:
@@ -69,27 +56,20 @@ def is_foreign(facts: Facts) -> bool:
     return any(facts.host.get(name) != value for name, value in here.items())
 
 
-def judge(gates: Gates, facts: Facts, *, foreign: bool = False) -> tuple[Verdict, ...]:
+def judge(
+    gates: Gates, facts: Facts, *, foreign: bool = False, other: Facts | None = None
+) -> tuple[Verdict, ...]:
     """The verdicts: the built-in one on the numeric error first, then the recipe's.
 
-    In: `foreign`: the timings were taken on another machine, so that they satisfy no gate.
+    In: `foreign`: the timings were taken on another machine, so that they satisfy no gate;
+        `other`: what the function `other` found, which `latency_vs` compares with.
     """
     return (
         *_error(gates, facts),
         *_metric(gates.metric, facts.metric),
-        *_latency(gates, facts, foreign=foreign),
+        *_latency(gates.latency_vs, facts, other, foreign=foreign),
         *_size(gates, facts),
     )
-
-
-def error(verdicts: Sequence[Verdict]) -> GateError | None:
-    """The error of the failed verdicts, or None when all passed."""
-    failed = [verdict for verdict in verdicts if not verdict.passed]
-    if not failed:
-        return None
-    lines = "\n".join(f"  gate failed: {verdict}" for verdict in failed)
-    noun = "gate" if len(verdicts) == 1 else "gates"
-    return GateError(message=f"{len(failed)} of {len(verdicts)} {noun} failed\n{lines}")
 
 
 def _error(gates: Gates, facts: Facts) -> Iterator[Verdict]:
@@ -130,21 +110,50 @@ def _metric(
             yield Verdict(name, figure, "≤", limit.max, passed, absent if figure is None else "")
 
 
-def _latency(gates: Gates, facts: Facts, *, foreign: bool) -> Iterator[Verdict]:
-    if gates.latency_vs is None:
+def _latency(
+    limit: LatencyLimit | None, facts: Facts, other: Facts | None, *, foreign: bool
+) -> Iterator[Verdict]:
+    """The worst ratio; without a figure, what to do about it. No foreign timing passes."""
+    if limit is None:
         return
-    known = [(row.ratio, row) for row in facts.latency if row.ratio is not None]
-    if not known:
-        yield _at_most("latency_vs", None, gates.latency_vs.max_ratio)
-        return
-    ratio, worst = max(known, key=lambda pair: pair[0])
-    note = f"at {worst.label}, beside {worst.peer}"
+    figure, note = _beside_peer(facts) if limit.run == "peer" else _beside(facts, other)
     if foreign:
         note = (
             f"timed on another machine ({facts.date}), which satisfies no gate; `--force` its stage"
         )
-    passed = ratio <= gates.latency_vs.max_ratio and not foreign
-    yield Verdict("latency_vs", ratio, "≤", gates.latency_vs.max_ratio, passed, note)
+        figure = figure if limit.run == "peer" else None  # the peer was timed there too
+    passed = figure is not None and figure <= limit.max_ratio and not foreign
+    yield Verdict("latency_vs", figure, "≤", limit.max_ratio, passed, note)
+
+
+def _beside_peer(facts: Facts) -> tuple[float | None, str]:
+    known = [(row.ratio, row) for row in facts.latency if row.ratio is not None]
+    if not known:
+        return None, "validation gave no such figure"
+    ratio, worst = max(known, key=lambda pair: pair[0])
+    return ratio, f"at {worst.label}, beside {worst.peer}"
+
+
+def _beside(facts: Facts, other: Facts | None) -> tuple[float | None, str]:
+    """The worst ratio of equal sizes and threads to another run's on this machine, and of what."""
+    if other is None:
+        return None, "this recipe has no baseline; `tapml runs --baseline RUN` marks one"
+    name = f"run {other.host.get('run', '')}".rstrip()
+    if is_foreign(other) or other.host.get("machine") not in (None, "", host.machine()):
+        where = other.host.get("cpu", "?")
+        return None, f"{name} was timed on another machine ({where}); run it on this one too"
+    earlier = {row.workload: row for row in other.latency}
+    pairs = [(row, earlier[row.workload]) for row in facts.latency if row.workload in earlier]
+    if not pairs:
+        timed = "; ".join(f"{row.label}, {row.threads} threads" for row in other.latency)
+        return None, f"{name} timed only {timed}; give both recipes equal sizes and threads"
+    row, before = max(pairs, key=lambda pair: pair[0].ours.p50 / pair[1].ours.p50)
+    note = f"at {row.label}, beside {name}"
+    if len(pairs) < len(facts.latency):
+        note += f", which timed {len(pairs)} of {len(facts.latency)} sizes"
+    if row.ours.overlaps(before.ours):
+        note += "; the difference lies inside the spreads"
+    return row.ours.p50 / before.ours.p50, note
 
 
 def _size(gates: Gates, facts: Facts) -> Iterator[Verdict]:

@@ -1,28 +1,31 @@
 """Run folders: everything that one `tapml run` left behind, written once and read back by every
 later command.
 
-runs/<id>/  run.json  facts.json  bundle/  report.html  and what the executor and the journal keep
+    runs/<id>/  run.json  facts.json  bundle/  report.html  [pinned]  [baseline]
+                and what the executor and the journal keep
 """
 
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from . import events, facts, gates, journal
+from . import events, facts, journal, verdicts
 from .errors import RecipeError, StageError, TapmlError, TrackingError, from_data, nearest, to_data
 from .facts import Facts
-from .gates import Verdict
 from .results import StepResult
+from .verdicts import Verdict
 
 RECORD, FACTS, REPORT, BUNDLE = "run.json", "facts.json", "report.html", "bundle"
 VIEWS = "views"  # readable IR, of `--dump-ir`
 RECIPE = "recipe.yaml"  # resolved: every default and the full target
+PINNED, BASELINE = "pinned", "baseline"  # files that mark a run: gc keeps it; gates compare with it
 Scalar = str | int | float | bool | None
 _KILLED = 137  # what a shell says of a process that SIGKILL ended
 
@@ -79,6 +82,12 @@ class RunResult:
         return self.folder / REPORT
 
     @property
+    def machine(self) -> str:
+        """An opaque id of the machine that timed it; empty when that is not known."""
+        timed = [step for step in self.steps if "facts" in step.outputs]
+        return str(timed[-1].made_on.get("machine", "")) if timed else ""
+
+    @property
     def state(self) -> str:
         """One word: ok, gate (one failed), failed, interrupted or killed."""
         return {
@@ -103,7 +112,7 @@ class RunResult:
             return StageError(message=f"the run was {self.state}")
         if self.exit_code == TrackingError.exit_code:
             return TrackingError(message=self.untracked, hint="later: `tapml track sync`")
-        return gates.error(self.verdicts)
+        return verdicts.error(self.verdicts)
 
     def raise_for_failure(self) -> None:
         """Raises the error that made `exit_code` other than 0, if there is one."""
@@ -133,7 +142,16 @@ def load(folder: Path) -> RunResult:
         if (dead := killed(folder)) is not None:
             return dead
         raise RecipeError(message=f"{folder} is no finished run: it has no {RECORD}")
-    data = cast("dict[str, Any]", json.loads(path.read_bytes()))
+    try:
+        return _from_data(json.loads(path.read_bytes()), folder)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecipeError(
+            message=f"{path} is damaged, or of another version of tapml: {error}",
+            hint="run the recipe again, and remove this folder",
+        ) from error
+
+
+def _from_data(data: dict[str, Any], folder: Path) -> RunResult:
     measured = folder / FACTS
     rebuilt: dict[str, Any] = {
         **data,
@@ -176,30 +194,110 @@ def killed(folder: Path) -> RunResult | None:
     )
 
 
-def find(run: str | Path, store: Path) -> RunResult:
-    """The run of an id, the start of an id, `last`, or a folder.
+def find(run: str | Path, store: Path, *, recipe: str = "") -> RunResult:
+    """The run of an id, the start of an id, `last`, `last~1` (the one before), a recipe's name (its
+    newest run), `baseline` (that of `recipe`, or the only one), or a folder.
 
-    Raises: RecipeError when there is none, or when several ids start like this.
+    Raises: RecipeError when there is none, or when it could be several.
     """
     if (Path(run) / RECORD).is_file():
         return load(Path(run).resolve())
     known = ids(store)
-    if run == "last" and known:
-        return load(folder_of(store) / known[0])
-    known += unfinished(store)
-    matches = [name for name in known if name.startswith(str(run))]
+    if (counted := re.fullmatch(r"last(?:~(\d{1,9}))?", str(run))) and known:
+        back = int(counted[1] or 0)
+        if back >= len(known):
+            raise RecipeError(message=f"no run {run!s}: there are {len(known)} finished runs")
+        return load(folder_of(store) / known[back])
+    if run == BASELINE:
+        return _the_baseline(recipe, store)
+    finished = known
+    known = known + unfinished(store)
+    matches = [name for name in known if run and name.startswith(str(run))]
     if str(run) in known:
         matches = [str(run)]
     if len(matches) == 1:
         return load(folder_of(store) / matches[0])
     if matches:
         raise RecipeError(message=f"several runs start with {run!s}", hint=", ".join(matches[:8]))
+    recipes: dict[str, None] = {}
+    for one in each(store, finished):
+        if one.recipe == run:
+            return one
+        recipes[one.recipe] = None
     hint = (
-        nearest(str(run), known[:8], noun="newest")
+        nearest(str(run), [*recipes, *known[:8]], noun="recipes and newest runs")
         if known
         else "none yet: `tapml run RECIPE` makes one"
     )
     raise RecipeError(message=f"no run {run!s} in {folder_of(store)}", hint=hint)
+
+
+def each(store: Path, names: list[str]) -> Iterator[RunResult]:
+    """The runs of these ids, read one by one; those whose record is damaged are left out."""
+    for name in names:
+        try:
+            yield load(folder_of(store) / name)
+        except TapmlError:
+            continue
+
+
+def baseline(recipe: str, store: Path) -> RunResult | None:
+    """The run of this recipe that `set_baseline` marked."""
+    return next((run for run in _baselines(store) if run.recipe == recipe), None)
+
+
+def _baselines(store: Path) -> list[RunResult]:
+    marked = [path.parent.name for path in folder_of(store).glob(f"*/{BASELINE}")]
+    return sorted(each(store, marked), key=lambda run: run.started, reverse=True)
+
+
+def _the_baseline(recipe: str, store: Path) -> RunResult:
+    marked = [run for run in _baselines(store) if run.recipe == recipe or not recipe]
+    if len(marked) == 1:
+        return marked[0]
+    if marked:
+        names = ", ".join(f"{run.run_id} of {run.recipe}" for run in marked[:8])
+        raise RecipeError(message="several recipes have a baseline", hint=f"name one: {names}")
+    of = f"recipe {recipe} has" if recipe else "there is"
+    raise RecipeError(
+        message=f"{of} no baseline", hint="`tapml runs --baseline RUN` marks a run as one"
+    )
+
+
+def set_baseline(run: RunResult, store: Path) -> None:
+    """Makes it the baseline of its recipe, in place of another one, and pins it.
+
+    Raises: RecipeError when it did not pass, or timed nothing.
+    """
+    if run.state != "ok" or run.facts is None or not run.facts.latency:
+        raise RecipeError(
+            message=f"run {run.run_id} is no baseline: it ended {run.state}"
+            + ("" if run.facts and run.facts.latency else " and timed nothing"),
+            hint="name one that passed and was timed: `tapml runs --state ok`",
+        )
+    (run.folder / BASELINE).touch()
+    pin(run)
+    for old in _baselines(store):
+        if old.recipe == run.recipe and old.run_id != run.run_id:
+            unpin(old)
+
+
+def pin(run: RunResult) -> None:
+    """`tapml cache gc` keeps what the run uses."""
+    (run.folder / PINNED).touch()
+
+
+def unpin(run: RunResult) -> None:
+    """The run is no baseline any more, and gc may take what it uses."""
+    (run.folder / BASELINE).unlink(missing_ok=True)
+    (run.folder / PINNED).unlink(missing_ok=True)
+
+
+def marks(run: RunResult) -> tuple[str, ...]:
+    """`baseline` and `pinned`, where it is so marked; the first says the second."""
+    if (run.folder / BASELINE).exists():
+        return (BASELINE,)
+    return (PINNED,) if (run.folder / PINNED).exists() else ()
 
 
 def ids(store: Path) -> list[str]:

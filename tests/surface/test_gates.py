@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tapml import facts, gates, host
-from tapml.errors import RecipeError
 from tapml.recipe.schema import Gates, LatencyLimit, Limits
+
+Cli = Callable[..., Any]
 
 
 def measured(**changes: Any) -> facts.Facts:
@@ -108,9 +110,109 @@ def test_no_error_when_all_passed() -> None:
     assert gates.error(gates.judge(Gates(), measured())) is None
 
 
-def test_a_comparison_with_anything_but_the_peer_is_refused_beforehand() -> None:
-    with pytest.raises(RecipeError, match="cannot compare with 'last-week'"):
-        gates.check(Gates(latency_vs=LatencyLimit(run="last-week", max_ratio=1)))
+def beside(run: str = "baseline", max_ratio: float = 1.1) -> Gates:
+    return Gates(latency_vs=LatencyLimit(run=run, max_ratio=max_ratio))
+
+
+def timed(p50: float, *, half: float = 0.1, batch: int = 1, threads: int = 2) -> dict[str, Any]:
+    """A row of latency without a peer."""
+    return {
+        "sizes": {"batch": batch},
+        "threads": threads,
+        "ours_ms": {"p50": p50, "low": p50 - half, "high": p50 + half, "n": 9},
+    }
+
+
+def test_the_slowest_common_size_is_held_to_the_limit_beside_another_run() -> None:
+    mine = measured(latency=[timed(2.0), timed(9.0, batch=16), timed(99.0, batch=64)])
+    other = measured(latency=[timed(1.0), timed(3.0, batch=16)])
+    verdict = gates.judge(beside(), mine, other=other)[-1]
+    assert (verdict.figure, verdict.passed) == (3.0, False)
+    assert "at batch 16" in verdict.note
+    assert "which timed 2 of 3 sizes" in verdict.note
+    assert verdict.distance == "2.73x above"
+
+
+def test_a_run_within_the_limit_of_another_run_passes() -> None:
+    other = measured(latency=[timed(1.0)])
+    assert gates.judge(beside(), measured(latency=[timed(1.05)]), other=other)[-1].passed
+
+
+def test_a_difference_inside_the_spreads_is_said_to_be() -> None:
+    other = measured(latency=[timed(1.0)])
+    near = gates.judge(beside(), measured(latency=[timed(1.15)]), other=other)[-1]
+    far = gates.judge(beside(), measured(latency=[timed(1.5)]), other=other)[-1]
+    assert "the difference lies inside the spreads" in near.note
+    assert "spreads" not in far.note
+
+
+@pytest.mark.parametrize("row", [timed(1.0, batch=2), timed(1.0, threads=1)])
+def test_other_sizes_and_other_threads_are_not_compared(row: dict[str, Any]) -> None:
+    verdict = gates.judge(
+        beside(max_ratio=9.0), measured(latency=[timed(1.0)]), other=measured(latency=[row])
+    )[-1]
+    assert (verdict.figure, verdict.passed) == (None, False)
+    assert "equal sizes and threads" in verdict.note
+
+
+@pytest.mark.parametrize("elsewhere", [{"cpu": "abacus"}, {"machine": "0123456789ab"}])
+def test_a_run_of_another_machine_gives_no_figure(elsewhere: dict[str, str]) -> None:
+    other = measured(latency=[timed(1.0)], host={**host.fingerprint(), **elsewhere})
+    verdict = gates.judge(beside(max_ratio=9.0), measured(latency=[timed(1.0)]), other=other)[-1]
+    assert (verdict.figure, verdict.passed) == (None, False)
+    assert "run it on this one too" in verdict.note
+
+
+def test_foreign_timings_give_no_figure_beside_another_run() -> None:
+    other = measured(latency=[timed(1.0)])
+    mine = measured(latency=[timed(1.0)])
+    verdict = gates.judge(beside(max_ratio=9.0), mine, foreign=True, other=other)[-1]
+    assert (verdict.figure, verdict.passed) == (None, False)
+
+
+def test_without_a_baseline_the_gate_fails_and_says_how_to_mark_one() -> None:
+    verdict = gates.judge(beside(), measured())[-1]
+    assert not verdict.passed
+    assert "`tapml runs --baseline RUN` marks one" in str(verdict)
+
+
+def test_an_unknown_run_is_refused_before_anything_runs_with_the_nearest_name(cli: Cli) -> None:
+    assert cli("run", "little.yaml").code == 0
+    limit = "validation.gates.latency_vs={run: litle, max_ratio: 2}"
+    for command in ("run", "plan"):
+        done = cli(command, "little.yaml", "--set", limit)
+        assert done.code == 2
+        assert "validation.gates.latency_vs.run: no run 'litle'" in done.err
+        assert "did you mean 'little'?" in done.err
+
+
+def test_a_run_that_timed_nothing_is_refused_as_something_to_compare_with(cli: Cli) -> None:
+    assert cli("run", "little.yaml", "--to", "scale").code == 0
+    done = cli("plan", "little.yaml", "--set", beside_text("last"))
+    assert done.code == 2
+    assert "has no latency" in done.err
+
+
+def beside_text(run: str, max_ratio: float = 1e9) -> str:
+    return f"validation.gates.latency_vs={{run: {run}, max_ratio: {max_ratio}}}"
+
+
+@pytest.mark.parametrize("name", ["little", "last", "baseline"])
+def test_a_run_is_held_to_another_run_by_name_and_by_mark(cli: Cli, name: str) -> None:
+    cli("run", "little.yaml")
+    assert cli("runs", "--baseline", "last").code == 0
+    passed = cli("run", "little.yaml", "--set", beside_text(name))
+    assert passed.code == 0, passed.err
+    assert "gate     passed  latency_vs 1, limit ≤ 1e+09" in passed.out
+    failed = cli("run", "little.yaml", "--set", beside_text(name, 0.5))
+    assert failed.code == 4
+    assert "latency_vs 1, limit ≤ 0.5; 2x above; at n 1000, beside run 2" in failed.err
+
+
+def test_a_recipe_without_a_baseline_fails_its_gate_with_4(cli: Cli) -> None:
+    done = cli("run", "little.yaml", "--set", beside_text("baseline"))
+    assert done.code == 4
+    assert "latency_vs no figure, limit ≤ 1e+09; this recipe has no baseline" in done.err
 
 
 @pytest.mark.parametrize(
