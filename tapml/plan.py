@@ -200,15 +200,19 @@ def explain(
     """
     best: tuple[tuple[Change, ...], Record | None] = ((), None)
     for record in store.newest(preimage["stage"], _CANDIDATES):
-        changes = tuple(_differences(record.preimage, preimage, partial=partial))
+        changes = tuple(differences(record.preimage, preimage, partial=partial))
         if best[1] is None or len(changes) < len(best[0]):
             best = (changes, record)
     return best
 
 
-def _differences(
-    old: Mapping[str, Any], new: Mapping[str, Any], *, partial: bool
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], *, partial: bool = False
 ) -> Iterator[Change]:
+    """What differs between the preimages of two results of one stage.
+
+    In: `partial`: inputs that `new` lacks are not known yet and do not count.
+    """
     if old["version"] != new["version"]:
         yield Change(
             "version", f"{new['stage']}'s version", str(old["version"]), str(new["version"])
