@@ -31,7 +31,8 @@ from .positions import (
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 40
 MAX_NODES = 50_000
-MAX_ERRORS = 20
+MAX_ERRORS = 20  # told
+MAX_MISTAKES = 500  # looked for
 MAX_SHOWN = 100  # characters of a --set
 DISCRIMINATORS = frozenset({"kind", "source", "method"})
 
@@ -302,7 +303,7 @@ class _Builder:
             )
             return None
         if not isinstance(node.value, str):
-            if (*path, "?") not in self.broken:
+            if self.broken[-1:] != [(*path, "?")]:  # no error about it yet
                 text = printable(cast(str, event.value))
                 message = f"key {text or 'null'} is no string; write it in quotes"
                 self.report(path, message, position, broken=False)
@@ -332,6 +333,8 @@ class _Builder:
         self, path: Path, message: str, position: Position | None = None, *, broken: bool = True
     ) -> None:
         self.errors.append(error_at(position or self.position(), path, message))
+        if len(self.errors) >= MAX_MISTAKES:
+            raise combined(self.errors)
         if broken:
             self.broken.append(path)
 

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 from ..errors import RecipeError, nearest
 from ..stage import Frozen
 from ..terminal import printable
-from .loader import error_at
+from .loader import MAX_MISTAKES, error_at
 from .positions import Node, Path, locate, shorten
 
 ModelT = TypeVar("ModelT", bound=Frozen)
@@ -58,11 +58,12 @@ def explain(
     broken: Sequence[Path] = (),
 ) -> list[RecipeError]:
     """An error for each cause, as in `validate`."""
-    found = [_Problem.of(root, detail) for detail in error.errors(include_url=False)]
+    details = error.errors(include_url=False)[:MAX_MISTAKES]
+    told = set(broken)
     problems = [
         problem
-        for problem in _of_best_arms(found)
-        if not any(problem.path[: len(path)] == path for path in broken)
+        for problem in _of_best_arms([_Problem.of(root, detail) for detail in details])
+        if not any(problem.path[:n] in told for n in range(len(problem.path) + 1))
     ]
     errors: list[RecipeError] = []
     misspelt: dict[Path, set[str]] = {}
