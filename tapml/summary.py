@@ -4,20 +4,25 @@ them off a terminal.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from string import ascii_uppercase
 from typing import Any
 
 import click
 
+from . import figures
+from .compare import APART, NOISE, Comparison, Row
 from .facts import Facts, Spread
 from .markup import number
 from .plan import Plan
 from .progress import duration
 from .report import by_share, failed_count, share_by_rule
-from .runs import VIEWS, RunResult, local, when
-from .terminal import printable
+from .runs import VIEWS, RunResult, Scalar, local, marks, when
+from .terminal import columns, printable
 
 _KERNELS, _NAME = 5, 48
+_TEXT = 56  # columns that a value may take
+_COLOURS = {"good": "green", "bad": "red", "": ""}
 _STATES = {"hit": ("cached", "cyan"), "run": ("run", "yellow"), "pending": ("pending", "yellow")}
 
 
@@ -76,14 +81,24 @@ def of_plan(plan: Plan) -> str:
     return "\n".join([*lines, last])
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Aligned columns, two spaces apart."""
-    cells = [list(columns), *map(list, rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    lines = [
-        "  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in cells
+Cell = str | tuple[str, str]  # text, or text and colour
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
+    """Aligned columns, two spaces apart; no cell can draw on the terminal."""
+    cells = [
+        [(printable(c), "") if isinstance(c, str) else (printable(c[0]), c[1]) for c in row]
+        for row in (titles, *rows)
     ]
-    return "\n".join([click.style(lines[0], bold=True), *lines[1:]])
+    widths = [max(columns(row[i][0]) for row in cells) for i in range(len(titles))]
+    head, *lines = (
+        "  ".join(
+            (click.style(c, fg=colour) if colour else c) + " " * (w - columns(c))
+            for (c, colour), w in zip(row, widths, strict=True)
+        ).rstrip()
+        for row in cells
+    )
+    return "\n".join([click.style(head, bold=True), *lines])
 
 
 def to_data(run: RunResult) -> dict[str, Any]:
@@ -91,6 +106,11 @@ def to_data(run: RunResult) -> dict[str, Any]:
     return {
         "run": run.run_id,
         "recipe": run.recipe,
+        "label": run.label,
+        "sweep": run.sweep,
+        "tags": dict(run.tags),
+        "marks": list(marks(run)),
+        "started": run.started,
         "state": run.state,
         "exit_code": run.exit_code,
         "seconds": round(run.seconds, 3),
@@ -198,19 +218,174 @@ def _shortened(name: str) -> str:
     return name if len(name) <= _NAME else f"{name[: _NAME // 2]}…{name[-_NAME // 2 + 1 :]}"
 
 
+COLUMNS = ("run", "recipe", "when", "state", "ran", "latency", "vs peer", "error", "metric", "")
+
+
 def of_row(run: RunResult) -> tuple[str, ...]:
-    """The cells of `tapml runs`."""
-    first = run.facts.latency[0] if run.facts and run.facts.latency else None
-    error = run.facts.error.relative if run.facts and run.facts.error else None
-    metric = next(iter(run.facts.metric.values()), None) if run.facts else None
+    """The cells of `tapml runs`, under `COLUMNS`."""
+    found = figures.of(run)
     return (
         run.run_id,
         run.recipe,
         when(run.started),
         run.state,
         f"{len(run.ran)}/{len(run.steps)}",
-        number(first.ours.p50, "ms") if first else "–",
-        f"{first.ratio:.2f}x" if first and first.ratio else "–",
-        number(error),
-        number(metric),
+        *_figures(found),
+        " ".join((*([run.label] if run.label else []), *marks(run))),
     )
+
+
+def _figures(found: Mapping[str, float]) -> tuple[str, str, str, str]:
+    """Latency, ratio to the peer's, error and metric as cells."""
+    return (
+        number(found.get("latency"), "ms"),
+        f"{found['ratio']:.2f}x" if "ratio" in found else "–",
+        number(found.get("error")),
+        number(found.get("metric")),
+    )
+
+
+def of_sweep(results: Sequence[RunResult]) -> str:
+    """A line per run of a sweep; the fastest is marked where no other one's spread reaches it."""
+    best = figures.fastest(results)
+    rows: list[tuple[str, ...]] = []
+    for index, run in enumerate(results):
+        found = figures.of(run)
+        first = run.facts.latency[0].ours if run.facts and run.facts.latency else None
+        latency, *others = _figures(found)
+        spread = f" ({number(first.low)} … {number(first.high)})" if first else ""
+        rows.append(
+            (
+                run.label or run.recipe,
+                run.state,
+                latency + spread,
+                *others,
+                number(found.get("bundle_mib"), "MiB"),
+                "fastest" if index == best else "",
+            )
+        )
+    titles = ("run", "state", "latency", "vs peer", "error", "metric", "bundle", "")
+    lines = [table(titles, rows)]
+    timed = sum(run.facts is not None and bool(run.facts.latency) for run in results)
+    if figures.elsewhere(results):
+        lines.append("timed on several machines, so none is called the fastest")
+    elif timed > 1 and best is None:
+        lines.append("no run is the fastest beyond the noise: their spreads overlap")
+    if sweep := next((run.sweep for run in results if run.sweep), ""):
+        lines.append(f"sweep    `tapml report {sweep}` draws it; `tapml runs --sweep {sweep}`")
+    return "\n".join(lines)
+
+
+def of_comparison(found: Comparison) -> str:
+    """The comparison for a terminal: a column per run."""
+    letters = [_letter(i) for i in range(len(found.runs))]
+    parts = [_heads(found, letters)]
+    if found.apart:
+        warning = "timed on several machines: no winner on time"
+        parts.append(click.style(warning, fg="yellow"))
+    parts.append(_differences("recipe", found.fields, letters))
+    if found.environment:
+        parts.append(_differences("environment", found.environment, letters))
+    parts += [_compared(found, letters), _differing_stages(found, letters)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _letter(index: int) -> str:
+    return ascii_uppercase[index] if index < len(ascii_uppercase) else str(index + 1)
+
+
+def _heads(found: Comparison, letters: Sequence[str]) -> str:
+    rows: list[Sequence[Cell]] = []
+    for letter, run in zip(letters, found.runs, strict=True):
+        cpu = str(run.facts.host.get("cpu", "")) if run.facts else ""
+        machine = f"{cpu} {run.machine}".strip() if found.apart else ""
+        passed = sum(verdict.passed for verdict in run.verdicts)
+        gates = f"{passed} of {len(run.verdicts)} gates" if run.verdicts else ""
+        state = (run.state, "" if run.state == "ok" else "red")
+        rows.append(
+            (
+                letter,
+                run.run_id,
+                run.recipe,
+                run.label,
+                when(run.started),
+                state,
+                gates,
+                machine,
+            )
+        )
+    return table(("", "run", "recipe", "", "when", "state", "", ""), rows)
+
+
+def _differences(title: str, rows: Mapping[str, tuple[Scalar, ...]], letters: Sequence[str]) -> str:
+    if not rows:
+        return f"{click.style(title, bold=True)}: the same"
+    cells = {
+        name: _cut(["–" if value is None else str(value) for value in row])
+        for name, row in rows.items()
+    }
+    if len(letters) == 2:
+        return table((title, "A → B"), [(name, " → ".join(row)) for name, row in cells.items()])
+    return table((title, *letters), [(name, *row) for name, row in cells.items()])
+
+
+def _cut(values: Sequence[str]) -> list[str]:
+    """Texts at a readable length; where they are long, from shortly before they differ."""
+    if max(map(len, values)) <= _TEXT:
+        return list(values)
+    by_column = enumerate(zip(*values, strict=False))
+    common = next((i for i, chars in by_column if len(set(chars)) > 1), min(map(len, values)))
+    start = max(common - _TEXT // 4, 0)
+    tails = [
+        value if len(value) <= _TEXT else f"…{value[start:]}"[start == 0 :] for value in values
+    ]
+    return [tail if len(tail) <= _TEXT else f"{tail[: _TEXT - 1]}…" for tail in tails]
+
+
+def _compared(found: Comparison, letters: Sequence[str]) -> str:
+    rows: list[Sequence[Cell]] = []
+    for row in found.rows:
+        if not any(row.values):
+            continue
+        cells: list[Cell] = [
+            (_value(value, row.unit), "green" if index == row.best else "")
+            for index, value in enumerate(row.values)
+        ]
+        rows.append((row.name, *cells, _verdict(row, letters)))
+    return table(("figure", *letters, ""), rows) if rows else ""
+
+
+def _value(value: Spread | None, unit: str) -> str:
+    if value is None:
+        return "–"
+    spread = f" ({number(value.low)} … {number(value.high)})" if value.low != value.high else ""
+    return f"{number(value.p50)} {unit}".rstrip() + spread
+
+
+def _verdict(row: Row, letters: Sequence[str]) -> Cell:
+    """Of two, how the second differs; of more, which is best."""
+    if len(row.words) == 1:
+        return row.words[0], _COLOURS[row.tones[0]]
+    if row.best is not None:
+        return f"{letters[row.best]} is best", "green"
+    known = [value for value in row.values if value is not None]
+    if len(known) < 2:
+        return ""
+    if APART in row.words:
+        return APART
+    if all(value == known[0] for value in known):
+        return "equal"
+    return NOISE if any(value.low != value.high for value in known) else ""
+
+
+def _differing_stages(found: Comparison, letters: Sequence[str]) -> str:
+    rows: list[Sequence[Cell]] = []
+    for stage in found.stages:
+        times = [
+            duration(s) if key else "–" for s, key in zip(stage.seconds, stage.keys, strict=True)
+        ]
+        why = [str(change) for change in stage.changes]
+        if stage.equal:
+            why.append("equal bytes all the same")
+        rows.append((stage.name, *times, "; ".join(why)))
+    return table(("stages that differ", *letters, ""), rows) if rows else ""

@@ -1,4 +1,4 @@
-"""Commands about runs that ended: runs, report, export, ui, track."""
+"""Commands about runs that ended: runs, compare, report, export, ui, track."""
 
 from __future__ import annotations
 
@@ -7,38 +7,136 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..errors import RecipeError
+from ..terminal import printable
 from .app import FILE, JSON, STORE, app, document
 
 if TYPE_CHECKING:
-    pass
+    from ..runs import RunResult
+
+STATES = ("ok", "gate", "failed", "interrupted", "killed")
+SORTS = ("when", "latency", "ratio", "metric", "error", "size", "seconds")
 
 
 @app.command()
+@click.option("--recipe", default="", metavar="NAME", help="Runs of this recipe.")
+@click.option("--state", type=click.Choice(STATES), help="Runs that ended so.")
+@click.option("--tag", "tags", multiple=True, metavar="K=V", help="Runs with this tag.")
+@click.option("--sweep", default="", metavar="ID", help="Runs of this sweep.")
+@click.option(
+    "--where",
+    "conditions",
+    multiple=True,
+    metavar="FIELD>=VALUE",
+    help="A field of the recipe, or latency, ratio, metric, metric.NAME, error, bundle_mib, "
+    "seconds; with >= <= > < = or !=.",
+)
+@click.option("--since", default="", metavar="TIME", help="Begun since: 7d, 12h, 2026-11-01.")
+@click.option("--sort", type=click.Choice(SORTS), default="when", show_default=True)
+@click.option("--reverse", is_flag=True, help="The other way round.")
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--pin", metavar="RUN", multiple=True, help="Let gc keep what RUN uses.")
+@click.option("--unpin", metavar="RUN", multiple=True, help="Undo --pin and --baseline.")
+@click.option("--baseline", metavar="RUN", help="Let gates compare runs of its recipe with RUN.")
 @STORE
 @JSON
-def runs(limit: int, store: Path | None, as_json: bool) -> None:
-    """List runs, the newest first, killed ones too."""
-    from .. import api, journal, summary
+def runs(
+    recipe: str,
+    state: str | None,
+    tags: tuple[str, ...],
+    sweep: str,
+    conditions: tuple[str, ...],
+    since: str,
+    sort: str,
+    reverse: bool,
+    limit: int,
+    pin: tuple[str, ...],
+    unpin: tuple[str, ...],
+    baseline: str | None,
+    store: Path | None,
+    as_json: bool,
+) -> None:
+    """List runs, the newest first, killed ones too; or mark some."""
+    from .. import api, listing, summary
     from .. import runs as folders
 
     root = api.store_root(store)
-    folder = folders.folder_of(root)
-    others = {name: folders.killed(folder / name) for name in folders.unfinished(root)[:limit]}
-    found = [folders.load(folder / name) for name in folders.ids(root)[:limit]]
-    found += [run for run in others.values() if run is not None]
-    found = sorted(found, key=lambda run: run.started, reverse=True)[:limit]
+    query = listing.Query(
+        recipe=recipe,
+        state=state or "",
+        sweep=sweep,
+        tags=dict(_pair(tag) for tag in tags),
+        where=tuple(listing.condition(text) for text in conditions),
+        since=listing.moment(since) if since else 0.0,
+        sort=sort,
+        reverse=reverse,
+        limit=limit,
+    )
+    if pin or unpin or baseline:
+        marked = _mark(root, pin, unpin, baseline)
+        if as_json:
+            document({"marked": {run.run_id: folders.marks(run) for run in marked}})
+        return
+    found = listing.select(query, root)
     if as_json:
-        document({"runs": [summary.to_data(one) for one in found]})
+        document({"runs": [summary.to_data(one) for one in found.runs]})
         return
-    for name in (name for name, run in others.items() if run is None):
-        state = "running" if journal.is_written(folder / name) else "left no record of its end"
-        click.echo(f"{name}: {state}", err=True)
-    if not found:
-        click.echo(f"no runs in {folder}", err=True)
+    for name, why in found.others.items():
+        click.echo(f"{printable(name)}: {why}", err=True)
+    if not found.runs:
+        which = " that match" if query.chooses else ""
+        click.echo(f"no runs{which} in {folders.folder_of(root)}", err=True)
         return
-    columns = ("run", "recipe", "when", "state", "ran", "latency", "vs peer", "error", "metric")
-    click.echo(summary.table(columns, [summary.of_row(one) for one in found]))
+    click.echo(summary.table(summary.COLUMNS, [summary.of_row(one) for one in found.runs]))
+
+
+def _pair(tag: str) -> tuple[str, str]:
+    name, equals, value = tag.partition("=")
+    if not equals:
+        raise RecipeError(message=f"--tag: {tag!r} is no K=V", hint="such as --tag team=vision")
+    return name, value
+
+
+def _mark(
+    root: Path, pin: tuple[str, ...], unpin: tuple[str, ...], baseline: str | None
+) -> list[RunResult]:
+    """Marks runs, tells it on stderr, and gives them back; all are looked up beforehand."""
+    from .. import runs as folders
+
+    pinned = [folders.find(name, root) for name in pin]
+    unpinned = [folders.find(name, root) for name in unpin]
+    best = [folders.find(baseline, root)] if baseline else []
+    for run in pinned:
+        folders.pin(run)
+    for run in unpinned:
+        folders.unpin(run)
+    for run in best:
+        folders.set_baseline(run, root)
+    marked = [*pinned, *unpinned, *best]
+    for run in marked:
+        words = ", ".join(folders.marks(run)) or "not pinned any more"
+        click.echo(f"{run.run_id}: {words}", err=True)
+    return marked
+
+
+@app.command()
+@click.argument("names", nargs=-1, required=True, metavar="RUN RUN...")
+@STORE
+@JSON
+def compare(names: tuple[str, ...], store: Path | None, as_json: bool) -> None:
+    """Show what differs between runs: recipe and files beside speed, quality and size.
+
+    RUN is an id or its start, `last`, `last~1`, a recipe's name or `baseline`; the others are
+    held against the first. No winner is named within the noise or across machines.
+    """
+    from .. import api, summary
+    from .. import compare as comparing
+
+    found = comparing.find(names, api.store_root(store))
+    if as_json:
+        document(comparing.to_data(found))
+    else:
+        click.echo(summary.of_comparison(found))
 
 
 @app.command()
