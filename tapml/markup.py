@@ -5,7 +5,9 @@ markup.
 from __future__ import annotations
 
 import re
-from html import escape
+from html import escape as _escape
+
+from .terminal import printable
 
 _VOID = frozenset({"br", "hr", "meta", "line", "rect", "circle", "polyline", "path"})
 
@@ -14,6 +16,14 @@ class Safe(str):
     """Markup that was made by `element` or is a constant of ours."""
 
     __slots__ = ()
+
+
+_KEPT = "\n\t\xa0\u2009\u3000"  # line ends and spaces
+
+
+def escape(text: str) -> str:
+    """Text that can neither become markup nor turn the line around it: no control characters."""
+    return _escape(printable(text, keep=_KEPT))
 
 
 Child = str | int | float | None

@@ -17,8 +17,9 @@ _VALUE = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
 _IN_URL = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]*(?=@)")
-_ASSIGNED = re.compile(
-    r"((?:token|secret|passw(?:or)?d|api_?key)[\w-]*[\"']?\s*[=:]\s*[\"']?)([^\s\"',;&]{6,})",
+_ASSIGNED = re.compile(  # `token=…`, but no `tokenizer: …`, no `token_type_ids: [batch, 128]`
+    r"((?:token|secret|passw(?:or)?d|(?:api|access|private)[_-]?key)[\"']?\s*[=:]\s*[\"']?)"
+    r"([^\s\"',;&{}\[\]]{6,})",
     re.IGNORECASE,
 )
 _BLOT = "•••"
