@@ -5,25 +5,17 @@ frame.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from . import charts, runs
+from . import charts, page, runs
 from .facts import Facts, Kernel, Latency
-from .markup import Child, Safe, breakable, element, join, number
+from .markup import Child, Safe, element, join, number
+from .mask import mask
 from .progress import duration
 from .runs import RunResult
 from .stage import Report, Table
 
-_ROWS = 400  # of one table; what is longer is cut, and says so
-_BADGES = {
-    "ok": ("good", "PASSED"),
-    "gate": ("bad", "GATE FAILED"),
-    "failed": ("bad", "FAILED"),
-    "interrupted": ("warn", "INTERRUPTED"),
-    "killed": ("warn", "KILLED"),
-}
 _CHIPS = {"hit": ("plain", "cached"), "ran": ("good", "ran"), "cancelled": ("plain", "not run")}
 
 
@@ -47,20 +39,7 @@ def render(run: RunResult, recipe_text: str = "") -> str:
         _recipe(run, recipe_text),
         _environment(run),
     )
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", f"{run.recipe} · tapml run {run.run_id}"),
-        element("style", _css()),
-    )
-    body = element("body", element("main", _header(run), *sections))
-    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
-
-
-@cache
-def _css() -> Safe:
-    return Safe((Path(__file__).parent / "report.css").read_text(encoding="utf-8"))
+    return page.document(f"{run.recipe} · tapml run {run.run_id}", _header(run), *sections)
 
 
 def sentence(run: RunResult) -> str:
@@ -90,11 +69,13 @@ def sentence(run: RunResult) -> str:
 
 
 def _header(run: RunResult) -> Safe:
-    tone, word = _BADGES[run.state]
+    tone, word = page.BADGES[run.state]
     target = " ".join(
         str(run.fields[name]) for name in ("target.kind", "target.mcpu") if name in run.fields
     )
-    details = (runs.when(run.started), f"run {run.run_id}", f"took {duration(run.seconds)}", target)
+    sweep = f"{run.label} of sweep {run.sweep}" if run.sweep else ""
+    took = f"took {duration(run.seconds)}"
+    details = (runs.when(run.started), f"run {run.run_id}", took, target, sweep)
     return element(
         "header",
         element(
@@ -121,7 +102,7 @@ def _cards(run: RunResult) -> Safe | None:
         for row in facts.latency[:2]:
             figure = f"{row.ours.p50:.3g} ms"
             cards.append(
-                _card(
+                page.card(
                     f"latency, {row.label}",
                     figure,
                     row.words or f"{row.threads} threads",
@@ -132,31 +113,21 @@ def _cards(run: RunResult) -> Safe | None:
             judged = next((v for v in run.verdicts if v.gate == f"metric.{name}"), None)
             under = f"gate {judged.relation} {number(judged.limit)}" if judged else "no gate"
             tone = "dim" if judged is None else "good" if judged.passed else "bad"
-            cards.append(_card(name.replace("_", " "), number(value), under, tone))
+            cards.append(page.card(name.replace("_", " "), number(value), under, tone))
         if facts.error:
             tone = "good" if facts.error.passed else "bad"
             under = f"tolerance {number(facts.error.tolerance)}"
-            cards.append(_card("relative error", number(facts.error.relative), under, tone))
+            cards.append(page.card("relative error", number(facts.error.relative), under, tone))
         if facts.bundle_mib is not None:
             cards.append(
-                _card("bundle", f"{facts.bundle_mib:.3g} MiB", "library and weights", "dim")
+                page.card("bundle", f"{facts.bundle_mib:.3g} MiB", "library and weights", "dim")
             )
     cached = len(run.cached)
     under = f"{cached} cached" if cached else "none cached"
     if cached == len(run.steps):
         under = "nothing to do: all cached"
-    cards.append(_card("stages run", f"{len(run.ran)} of {len(run.steps)}", under, "dim"))
+    cards.append(page.card("stages run", f"{len(run.ran)} of {len(run.steps)}", under, "dim"))
     return element("div", *cards, class_="cards", style="margin-top:18px")
-
-
-def _card(name: str, figure: str, under: str, tone: str) -> Safe:
-    return element(
-        "div",
-        element("div", name, class_="name"),
-        element("div", figure, class_="figure"),
-        element("div", under, class_=f"under {tone}"),
-        class_="card",
-    )
 
 
 def _failure(run: RunResult) -> Safe | None:
@@ -171,7 +142,7 @@ def _failure(run: RunResult) -> Safe | None:
             else None
         )
         parts.append(
-            join(element("h2", f"{step.name} failed"), element("pre", str(step.error)), log)
+            join(element("h2", f"{step.name} failed"), element("pre", mask(str(step.error))), log)
         )
     return element("section", *parts, class_="failed")
 
@@ -210,7 +181,7 @@ def _measured(run: RunResult) -> Iterator[Safe]:
             )
             for verdict in run.verdicts
         ]
-        head = _head("", "gate", "=figure", "=limit", "distance", "")
+        head = page.head("", "gate", "=figure", "=limit", "distance", "")
         yield element("section", element("h2", "Gates"), element("table", head, *rows))
 
 
@@ -264,7 +235,7 @@ def _stages(run: RunResult) -> Safe:
         )
     title = f"Stages: {len(run.ran)} ran, {len(run.cached)} cached"
     note = "Dashed: taken from the store; the time is that of when it was made."
-    head = _head("stage", "", "", "=time", "=peak memory", "why")
+    head = page.head("stage", "", "", "=time", "=peak memory", "why")
     return element(
         "section",
         element("h2", title),
@@ -276,7 +247,7 @@ def _stages(run: RunResult) -> Safe:
 def _kernels(facts: Facts | None) -> Safe | None:
     if facts is None or not facts.kernels:
         return None
-    table = Table(
+    told = Table(
         "",
         ("kernel", "kind", "rule", "ms", "share"),
         tuple(
@@ -288,7 +259,7 @@ def _kernels(facts: Facts | None) -> Safe | None:
         "section",
         element("h2", "Kernels, by the rule that scheduled them"),
         charts.shares(share_by_rule(facts)),
-        _table(table),
+        page.table(told),
     )
 
 
@@ -331,10 +302,10 @@ def _stage_report(report: Report) -> Safe:
     for curve in report.curves:
         parts += [element("h3", curve.title), charts.lines(curve)]
     for table in report.tables:
-        parts += [element("h3", table.title), _table(table)]
+        parts += [element("h3", table.title), page.table(table)]
     if report.metrics:
         rows = tuple((name, value) for name, value in report.metrics.items())
-        parts += [element("h3", "Figures"), _table(Table("", ("name", "value"), rows))]
+        parts += [element("h3", "Figures"), page.table(Table("", ("name", "value"), rows))]
     return join(*parts)
 
 
@@ -351,7 +322,7 @@ def _carved(facts: Facts | None) -> Safe | None:
         "section",
         element("h2", "Carved kernels beside their unscheduled form"),
         element("p", text, class_="bad strong" if count else None),
-        _table(Table("", columns, rows)) if rows else None,
+        page.table(Table("", columns, rows)) if rows else None,
     )
 
 
@@ -375,7 +346,7 @@ def _recipe(run: RunResult, text: str) -> Safe | None:
     summary = element(
         "summary", element("b", "Resolved recipe"), element("span", run.recipe_path, class_="dim")
     )
-    return element("section", element("details", summary, element("pre", text)))
+    return element("section", element("details", summary, element("pre", mask(text))))
 
 
 def _environment(run: RunResult) -> Safe:
@@ -383,55 +354,7 @@ def _environment(run: RunResult) -> Safe:
         "bundle": str(run.bundle) if run.bundle else "none",
         "run folder": str(run.folder),
         "workflow": run.workflow,
-        **{name: str(value) for name, value in run.environment.items()},
+        **{name: mask(str(value)) for name, value in run.environment.items()},
     }
     rows = [join(element("dt", name), element("dd", value)) for name, value in pairs.items()]
     return element("section", element("h2", "Where and with what"), element("dl", *rows))
-
-
-def _table(table: Table) -> Safe:
-    """A table; a column that holds nothing but numbers is set to the right."""
-    numeric = [
-        all(
-            isinstance(row[i], int | float | None) and not isinstance(row[i], bool)
-            for row in table.rows
-        )
-        for i in range(len(table.columns))
-    ]
-    rows = [
-        element(
-            "tr",
-            *(
-                element("td", _cell(value), class_="n" if right else None)
-                for value, right in zip(row, numeric, strict=True)
-            ),
-        )
-        for row in table.rows[:_ROWS]
-    ]
-    head = _head(
-        *(f"={name}" if right else name for name, right in zip(table.columns, numeric, strict=True))
-    )
-    more = len(table.rows) - _ROWS
-    rest = element("p", f"{more} more rows are not shown", class_="dim") if more > 0 else None
-    return element("div", element("table", head, *rows), rest, class_="long")
-
-
-def _cell(value: str | int | float | bool | None) -> Child:
-    match value:
-        case None:
-            return "–"
-        case bool():
-            return "yes" if value else "no"
-        case int() | float():
-            return number(value)
-        case str():
-            return breakable(value)
-
-
-def _head(*names: str) -> Safe:
-    """A header row; `=name` is set to the right."""
-    cells = [
-        element("th", name.removeprefix("="), class_="n" if name.startswith("=") else None)
-        for name in names
-    ]
-    return element("tr", *cells)
