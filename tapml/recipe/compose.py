@@ -14,6 +14,7 @@ from .positions import Entry, Node, Path, Position, shorten
 
 EXTENDS = "extends"
 MAX_CHAIN = 8  # recipes above one another
+MAX_PARENTS = 64  # recipes that are laid under others, in all
 
 
 @dataclass
@@ -32,9 +33,9 @@ def read(path: FilePath, root: FilePath) -> Composed:
 
     Raises: RecipeError for a file that cannot be read, that leaves the root or extends itself.
     """
-    files: list[FilePath] = []
-    document = _read(path, root.resolve(), (path.resolve(),), files)
-    return Composed(document, list(dict.fromkeys(files)))
+    reader = _Reader(root.resolve())
+    document = reader.read(path, (path.resolve(),))
+    return Composed(document, reader.files)
 
 
 def merged(base: Node, over: Node) -> Node:
@@ -72,30 +73,47 @@ def without(root: Node, *keys: str) -> Node:
     return replace(root, value={k: entry for k, entry in root.value.items() if k not in keys})
 
 
-def _read(
-    path: FilePath, root: FilePath, chain: tuple[FilePath, ...], files: list[FilePath]
-) -> Document:
-    document = text.read(path)
-    files.append(path.resolve())
-    base: Node | None = None
-    errors, broken = list[RecipeError](), list[Path]()
-    for name, place in _parents(document.root):
-        above = _located(name, place, path, root, chain)
-        try:
-            parent = _read(above, root, (*chain, above), files)
-        except RecipeError as error:
-            if error.where == printable(str(above)) and not error.excerpt:  # no such file
-                message = f"{shorten(name)}: {error.message}"
-                raise error_at(place, (EXTENDS,), message, error.hint) from error
-            raise
-        errors += parent.errors
-        broken += parent.broken
-        base = parent.root if base is None else merged(base, parent.root)
-        check_size(base)
-    own = without(document.root, EXTENDS)
-    whole = own if base is None else merged(base, own)
-    check_size(whole)
-    return Document(whole, [*errors, *document.errors], [*broken, *document.broken])
+@dataclass
+class _Reader:
+    """Reads each file once, however many recipes extend it."""
+
+    root: FilePath
+    files: list[FilePath] = field(default_factory=list[FilePath])
+    made: dict[FilePath, Document] = field(default_factory=dict[FilePath, Document])
+    count: int = 0
+
+    def read(self, path: FilePath, chain: tuple[FilePath, ...]) -> Document:
+        document = text.read(path)
+        self.files.append(chain[-1])
+        base: Node | None = None
+        errors, broken = list[RecipeError](), list[Path]()
+        for name, place in _parents(document.root):
+            parent = self.parent(name, place, path, chain)
+            errors += parent.errors
+            broken += parent.broken
+            base = parent.root if base is None else merged(base, parent.root)
+            check_size(base)
+        own = without(document.root, EXTENDS)
+        whole = own if base is None else merged(base, own)
+        check_size(whole)
+        return Document(whole, [*errors, *document.errors], [*broken, *document.broken])
+
+    def parent(
+        self, name: str, place: Position, path: FilePath, chain: tuple[FilePath, ...]
+    ) -> Document:
+        above = _located(name, place, path, self.root, chain)
+        self.count += 1
+        if self.count > MAX_PARENTS:
+            raise error_at(place, (EXTENDS,), f"more than {MAX_PARENTS} recipes are extended")
+        if above not in self.made:
+            try:
+                self.made[above] = self.read(above, (*chain, above))
+            except RecipeError as error:
+                if error.where == printable(str(above)) and not error.excerpt:  # no such file
+                    message = f"{shorten(name)}: {error.message}"
+                    raise error_at(place, (EXTENDS,), message, error.hint) from error
+                raise
+        return self.made[above]
 
 
 def _parents(root: Node) -> Iterator[tuple[str, Position]]:

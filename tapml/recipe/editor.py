@@ -18,8 +18,8 @@ _COMBINATION = {"type": "object", "description": "Dotted field → value", "minP
 def json_schema(registry: Registry | None = None) -> Json:
     """The JSON Schema (draft 2020-12) of a recipe as its author writes it.
 
-    What another recipe may give (`extends`) is not required; a number or a choice may be filled in
-    from a variable.
+    What another recipe (`extends`) or the matrix may give is not required; a number or a choice may
+    be filled in from a variable.
     """
     schema = model_schema(registry)
     properties, models = schema["properties"], schema.pop("$defs")
@@ -37,7 +37,7 @@ def json_schema(registry: Registry | None = None) -> Json:
         "properties": {name: _brief(field) for name, field in properties.items()},
         "patternProperties": {f"^{NOTE}": {"description": "A note; ignored"}},
         "additionalProperties": False,
-        "if": {"required": ["extends"]},
+        "if": {"anyOf": [{"required": ["extends"]}, {"required": ["matrix"]}]},
         "then": {"properties": {name: _partial(one) for name, one in properties.items()}},
         "else": {"properties": properties, "required": required},
         "$defs": {**models, **partial},
@@ -88,18 +88,15 @@ def _matrix(field: Json) -> Json:
 
 
 def _partial(value: Any) -> Any:
-    """A copy that requires no field, save what tells the arms of a union apart."""
+    """A copy that requires no field, not even what tells the arms of a union apart."""
     if isinstance(value, list):
         return [_partial(one) for one in cast("list[Any]", value)]
     if not isinstance(value, dict):
         return value
     data = cast("Mapping[str, Any]", value)
-    copy = {name: _partial(one) for name, one in data.items() if name != "required"}
-    fields = cast("dict[str, Any]", data.get("properties", {}))
-    required = cast("list[str] | None", data.get("required"))
-    if isinstance(required, list):
-        kept = [name for name in required if "const" in fields.get(name, {})]
-        copy |= {"required": kept} if kept else {}
+    copy = {name: _partial(one) for name, one in data.items() if name not in ("required", "oneOf")}
+    if isinstance(arms := data.get("oneOf"), list):  # without what tells them apart, several fit
+        copy["anyOf"] = _partial(arms)
     if isinstance(ref := data.get("$ref"), str):
         copy["$ref"] = ref + _PARTIAL
     if "discriminator" in data and "mapping" in data["discriminator"]:
