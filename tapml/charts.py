@@ -1,5 +1,5 @@
-"""Inline SVG for the report: paired bars with whiskers, and lines. Colours come from the page's
-CSS.
+"""Inline SVG for the report: bars, ranges, lines, points and parallel axes. Colours come from the
+page's CSS; what the pointer is on tells its name, without a script.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from .markup import Safe, element, join, number
 from .stage import Curve
 
 _SERIES = ("var(--ours)", "var(--second)", "var(--third)", "var(--fourth)", "var(--muted)")
+_NAMED = 12  # points that have their names beside them, at most
+_STEPS = 8  # different numbers that stand at equal distances on an axis, at most
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,197 @@ def bars(groups: Sequence[Group], unit: str) -> Safe:
             y += height
         y += 12
     return _svg(left + width + right, y, *parts)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One run in a chart of several. `tone`: `best`, `bad` or nothing."""
+
+    name: str
+    tone: str = ""
+
+
+def ranges(marks: Sequence[Mark], spreads: Sequence[Spread], unit: str) -> Safe:
+    """A line per mark from low to high with a point at the median, on one scale from zero."""
+    left = min(max((len(mark.name) for mark in marks), default=0) * 7.0 + 16, 330.0)
+    width, right, height = 780.0 - left, 210.0, 22.0
+    high = max((spread.high for spread in spreads), default=0.0) or 1.0
+    bottom = len(marks) * height + 4
+    parts: list[Safe] = []
+    for tick in _ticks(0.0, high):
+        x = left + tick / high * width
+        parts.append(_line("grid", x, 0, x, bottom))
+        parts.append(_text(number(tick), x, bottom + 16, "middle", "tick"))
+    for index, (mark, spread) in enumerate(zip(marks, spreads, strict=True)):
+        y = index * height + height / 2
+        low, middle, top = (left + v / high * width for v in (spread.low, spread.p50, spread.high))
+        figure = (
+            element("tspan", f"{number(spread.p50)} {unit}", class_="strong"),
+            element("tspan", f"{number(spread.low)} … {number(spread.high)}", dx=8, class_="dim"),
+        )
+        parts.append(
+            element(
+                "g",
+                element("title", mark.name),
+                _text(_cut(mark.name, 44), left - 12, y + 4, "end", "label"),
+                element("line", x1=_short(low), x2=_short(top), y1=y, y2=y, class_="range"),
+                element("circle", cx=_short(middle), cy=y, r=5, class_="dot"),
+                element("text", *figure, x=left + width + 14, y=y + 4, class_="label"),
+                class_=f"mark {mark.tone}".rstrip(),
+            )
+        )
+    return _svg(left + width + right, bottom + 24, *parts)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis: the value of each mark, numbers or texts; None where a mark has none."""
+
+    name: str
+    values: tuple[float | str | None, ...]
+    unit: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}, {self.unit}" if self.unit else self.name
+
+
+def scatter(marks: Sequence[Mark], x: Axis, y: Axis, spreads: Sequence[Spread | None]) -> Safe:
+    """A point per mark that has both numbers; its whisker is the spread along `x`."""
+    points = [
+        (mark, a, b, spread)
+        for mark, a, b, spread in zip(marks, x.values, y.values, spreads, strict=True)
+        if isinstance(a, float) and isinstance(b, float)
+    ]
+    if not points:
+        return element("p", "no points", class_="dim")
+    left, top, width, height = 84.0, 12.0, 860.0, 280.0
+    extremes = [v for _, a, _, s in points for v in ((s.low, s.high) if s else (a, a))]
+    xs = _range(extremes, from_zero=True)
+    ys = _range([b for _, _, b, _ in points])
+    pad = (ys[1] - ys[0]) * 0.08
+    ys = (ys[0] - pad, ys[1] + pad)
+
+    def across(value: float) -> float:
+        return left + (value - xs[0]) / (xs[1] - xs[0]) * width
+
+    parts: list[Safe] = []
+    for tick in _ticks(*ys):
+        height_of = top + height - (tick - ys[0]) / (ys[1] - ys[0]) * height
+        parts.append(_line("grid", left, height_of, left + width, height_of))
+        parts.append(_text(number(tick), left - 8, height_of + 4, "end", "tick"))
+    parts += [
+        _text(number(tick), across(tick), top + height + 16, "middle", "tick")
+        for tick in _ticks(*xs)
+    ]
+    for mark, a, b, spread in points:
+        place = top + height - (b - ys[0]) / (ys[1] - ys[0]) * height
+        whisker = (
+            _line("spread", across(spread.low), place, across(spread.high), place)
+            if spread
+            else None
+        )
+        named = len(points) <= _NAMED
+        on_left = across(a) > left + width * 0.7
+        shift, anchor = (-8, "end") if on_left else (8, "start")
+        name = _text(_cut(mark.name, 32), across(a) + shift, place - 7, anchor, "tick")
+        parts.append(
+            element(
+                "g",
+                element("title", f"{mark.name}: {number(a)}, {number(b)}"),
+                whisker,
+                element("circle", cx=_short(across(a)), cy=_short(place), r=5, class_="dot"),
+                name if named else None,
+                class_=f"mark {mark.tone}".rstrip(),
+            )
+        )
+    parts.append(_text(x.title, left + width / 2, top + height + 36, "middle", "label dim"))
+    y_label = element(
+        "text",
+        y.title,
+        transform=f"translate(14 {top + height / 2}) rotate(-90)",
+        text_anchor="middle",
+        class_="label dim",
+    )
+    return _svg(left + width + 30, top + height + 44, *parts, y_label)
+
+
+def parallel(marks: Sequence[Mark], axes: Sequence[Axis]) -> Safe:
+    """A line per mark over upright axes, coloured by where it meets the last axis (blue is low).
+
+    A mark that lacks a value has a gap there; a mark without the last one is grey and dashed.
+    """
+    gap, left, top, height = 150.0, 70.0, 44.0, 230.0
+    scales = [_scale(axis) for axis in axes]
+    parts: list[Safe] = []
+    for index, mark in enumerate(marks):
+        spots = [places.at[index] for places in scales]
+        last = spots[-1] if spots else None
+        colour = (
+            f"stroke:color-mix(in oklab, var(--third) {last:.0%}, var(--ours))"
+            if last is not None
+            else None
+        )
+        runs: list[list[str]] = [[]]
+        for column, spot in enumerate(spots):
+            if spot is None:
+                runs.append([])
+            else:
+                x, y = left + column * gap, top + height - spot * height
+                runs[-1].append(f"{_short(x)},{_short(y)}")
+        pieces = [
+            element("polyline", points=" ".join(run), class_="strand", style=colour)
+            for run in runs
+            if len(run) > 1
+        ]
+        tone = mark.tone if last is not None else "none"
+        words = element("title", mark.name)
+        parts.append(element("g", words, *pieces, class_=f"mark {tone}".rstrip()))
+    for column, (axis, places) in enumerate(zip(axes, scales, strict=True)):
+        x = left + column * gap
+        parts.append(_line("axis", x, top, x, top + height))
+        parts.append(
+            element(
+                "g",
+                element("title", axis.title),
+                _text(_tail(axis.title, 20), x, top - 20, "middle", "label strong"),
+            )
+        )
+        for text, place in places.ticks:
+            y = top + height - place * height
+            parts.append(_line("axis", x - 4, y, x, y))
+            parts.append(_text(_cut(text, 16), x - 7, y + 4, "end", "tick"))
+    return _svg(left + (len(axes) - 1) * gap + 80, top + height + 16, *parts)
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Where marks and ticks are on an axis, from 0 at the bottom to 1."""
+
+    at: tuple[float | None, ...]
+    ticks: tuple[tuple[str, float], ...]
+
+
+def _scale(axis: Axis) -> _Scale:
+    """Few different values, and texts, stand at equal distances; many numbers are linear."""
+    known = {value for value in axis.values if value is not None}
+    numbers = [value for value in known if isinstance(value, float)]
+    if len(numbers) == len(known) > _STEPS:
+        low, high = _range(numbers)
+        at = tuple(None if v is None else (float(v) - low) / (high - low) for v in axis.values)
+        ticks = tuple((number(tick), (tick - low) / (high - low)) for tick in _ticks(low, high))
+        return _Scale(at, ticks)
+    order = [*sorted(numbers), *sorted(str(v) for v in known if isinstance(v, str))]
+    places: dict[float | str, float] = {
+        value: index / (len(order) - 1) if len(order) > 1 else 0.5
+        for index, value in enumerate(order)
+    }
+    texts = {v: number(v) if isinstance(v, float) else v for v in order}
+    step = max(1, len(order) // 12)
+    return _Scale(
+        tuple(None if value is None else places[value] for value in axis.values),
+        tuple((texts[value], places[value]) for value in order[::step]),
+    )
 
 
 def lines(curve: Curve) -> Safe:
@@ -176,6 +369,20 @@ def _svg(width: float, height: float, *children: Safe) -> Safe:
 
 def _text(text: str, x: float, y: float, anchor: str, class_: str) -> Safe:
     return element("text", text, x=_short(x), y=_short(y), text_anchor=anchor, class_=class_)
+
+
+def _line(class_: str, x1: float, y1: float, x2: float, y2: float) -> Safe:
+    places = {"x1": x1, "y1": y1, "x2": x2, "y2": y2}
+    return element("line", **{k: _short(v) for k, v in places.items()}, class_=class_)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def _tail(text: str, length: int) -> str:
+    """The end of a dotted name, which tells most."""
+    return text if len(text) <= length else f"…{text[1 - length :]}"
 
 
 def _short(value: float) -> str:

@@ -88,18 +88,12 @@ def of(results: Sequence[RunResult], store: Store) -> Comparison:
     apart = figures.elsewhere(results)
     return Comparison(
         runs=tuple(results),
-        fields=_differing([run.fields for run in results]),
-        environment=_differing([run.environment for run in results]),
+        fields=figures.differing([run.fields for run in results]),
+        environment=figures.differing([run.environment for run in results]),
         stages=tuple(_stages(results, store)),
         rows=tuple(_rows(results, apart=apart)),
         apart=apart,
     )
-
-
-def _differing(maps: Sequence[Mapping[str, Scalar]]) -> dict[str, tuple[Scalar, ...]]:
-    names = sorted({name for one in maps for name in one})
-    rows = {name: tuple(one.get(name) for one in maps) for name in names}
-    return {name: row for name, row in rows.items() if any(value != row[0] for value in row)}
 
 
 def _rows(results: Sequence[RunResult], *, apart: bool) -> Iterator[Row]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .facts import Latency, Spread
-from .runs import RunResult
+from .runs import RunResult, Scalar
 
 UNITS = {"latency": "ms", "ratio": "x", "bundle_mib": "MiB", "seconds": "s"}
 
@@ -76,3 +76,10 @@ def _fingerprint(run: RunResult) -> tuple[str, ...]:
     if run.facts is None:
         return ()
     return tuple(str(run.facts.host.get(name, "")) for name in ("cpu", "cores", "threads"))
+
+
+def differing(maps: Sequence[Mapping[str, Scalar]]) -> dict[str, tuple[Scalar, ...]]:
+    """The names whose values are not the same in all; None where one has none."""
+    names = sorted({name for one in maps for name in one})
+    rows = {name: tuple(one.get(name) for one in maps) for name in names}
+    return {name: row for name, row in rows.items() if any(value != row[0] for value in row)}

@@ -144,12 +144,18 @@ def compare(names: tuple[str, ...], store: Path | None, as_json: bool) -> None:
 @click.option("--open", "opens", is_flag=True, help="Open it in the browser.")
 @STORE
 def report(run: str, opens: bool, store: Path | None) -> None:
-    """Write the report of RUN again and print its path."""
-    from .. import api
+    """Write the report of RUN, or of a whole sweep by its id, and print its path."""
+    from .. import api, sweep
     from .. import report as reports
     from .. import runs as folders
 
-    path = reports.write(folders.find(run, api.store_root(store)))
+    root = api.store_root(store)
+    try:
+        path = reports.write(folders.find(run, root))
+    except RecipeError:
+        if not (members := sweep.members(run, root)):
+            raise
+        path = sweep.write(run, members, root)
     click.echo(path)
     if opens:
         click.launch(f"file://{path}")
