@@ -168,9 +168,8 @@ def _place(value: Scalar) -> float | str | None:
 def _table(told: _Sweep) -> Safe:
     metrics = list(dict.fromkeys(n for one in told.figures for n in one if n.startswith("metric.")))
     columns = ["latency", "ratio", *metrics, "error", "bundle_mib", "seconds"]
-    titles = [
-        f"{name}, {figures.UNITS[name]}" if name in figures.UNITS else name for name in columns
-    ]
+    varied = {} if all(run.label for run in told.runs) else told.varied  # labels say it
+    titles = [Axis(name, (), figures.UNITS.get(name, "")).title for name in columns]
     rows: list[Safe] = []
     for index, (name, run) in enumerate(zip(told.names, told.runs, strict=True)):
         tone, word = page.BADGES[run.state]

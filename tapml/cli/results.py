@@ -151,11 +151,15 @@ def report(run: str, opens: bool, store: Path | None) -> None:
 
     root = api.store_root(store)
     try:
-        path = reports.write(folders.find(run, root))
+        found = folders.find(run, root)
     except RecipeError:
-        if not (members := sweep.members(run, root)):
+        found = sweep.members(run, root)
+        if not found:
             raise
-        path = sweep.write(run, members, root)
+    if isinstance(found, list):
+        path = sweep.write(run, found, root)
+    else:
+        path = reports.write(found)
     click.echo(path)
     if opens:
         click.launch(f"file://{path}")
