@@ -286,7 +286,7 @@ def case(seed: int) -> Case:
         arguments += [_override(rng) for _ in range(rng.choice((1, 1, 3)))]
     if rng.random() < 0.05:
         option = rng.choice(("--to", "--force", "--from"))
-        arguments += [f"{option}={rng.choice((*TEXTS, 'codegen', 'tensorir', '')) }"]
+        arguments += [f"{option}={rng.choice((*TEXTS, 'codegen', 'tensorir', ''))}"]
     content = body.encode("utf-8", "surrogatepass")
     if rng.random() < 0.2:
         content = _bytes(rng, content)
@@ -379,7 +379,9 @@ def _override(rng: random.Random) -> str:
     key = ".".join(map(str, rng.choice(schema_paths())))
     if rng.random() < 0.2:
         key = rng.choice((*TEXTS[:12], "", ".", "a..b", "matrix.tuning.trials", "vars.a", "x-n.a"))
-    value = rng.choice((_text, _path, lambda r: json.dumps(_value(r)), lambda r: r.choice(SNIPPETS)))
+    value = rng.choice(
+        (_text, _path, lambda r: json.dumps(_value(r)), lambda r: r.choice(SNIPPETS))
+    )
     return f"--set={key}={value(rng)}" if rng.random() < 0.95 else f"--set={value(rng)}"
 
 
@@ -462,7 +464,9 @@ def _insert_many(rng: random.Random, lines: list[str]) -> None:
 def _replace_token(rng: random.Random, body: str) -> str:
     tokens = body.split(" ")
     at = rng.randrange(len(tokens))
-    other = rng.choice((rng.choice(tokens), rng.choice(TEXTS), rng.choice(NUMBERS), *"[]{}:,&*!|>'"))
+    other = rng.choice(
+        (rng.choice(tokens), rng.choice(TEXTS), rng.choice(NUMBERS), *"[]{}:,&*!|>'")
+    )
     tokens[at] = other
     return " ".join(tokens)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from fuzz import run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -116,3 +117,65 @@ def test_dumped_data_reads_back(data: dict[str, Any]) -> None:
 @pytest.mark.parametrize("word", ["no", "1e3", "012", "~", "", "0x1F", "<<", "true", ".inf"])
 def test_strings_that_look_like_other_types_are_quoted(word: str) -> None:
     assert loader.parse(Source("f", text.dump({"k": word}))).root.data == {"k": word}
+
+
+SAMPLE = range(1_000_000, 1_000_150)  # `tests/fuzz/run.py` does the first 20 000
+HEAD = "version: 1\nname: found\n"
+SMALL = HEAD + "workflow: deploy\nmodel: {source: operator, python: operator_sparse.py:linear}\n"
+LONG = "x" * 200_000
+FOUND = {  # the least text that shows what a sweep found
+    "a pipe to extend hangs": HEAD + "extends: pipe\n",
+    "a device to extend never ends": HEAD + "extends: zero\n",
+    "a recipe extended 3000 times is read as often": HEAD + f"extends: [{'base.yaml, ' * 3000}]\n",
+    "levels that extend twice grow exponentially": HEAD + f"extends: [{'wide0.yaml, ' * 9}]\n",
+    "a long key fills the screen": SMALL + f"tuning:\n  ? {LONG}\n  : 1\n",
+    "a long key in a union fills the screen": SMALL
+    + f"validation:\n  gates:\n    metric:\n      ? {LONG}\n      : {{mim: 1}}\n",
+    "each wrong key costs time": HEAD + "".join(f"{i}: {{{i}}}\n" for i in range(12_400)),
+    "each unknown key costs time": HEAD + "".join(f"k{i}: {{}}\n" for i in range(20_000)),
+}
+FOUND_OPTIONS = {
+    "a long value fills the screen": f"--set=model.path={LONG}",
+    "many mistakes in one --set fill the screen": "--set=validation.metric="
+    + str({str(i): i for i in range(300)}),
+    "a long key of --set fills the screen": f"--set={LONG}=1",
+    "a long name of a stage fills the screen": f"--to={LONG}",
+}
+
+
+@pytest.fixture
+def hostile(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("TAPML_STORE", "store")
+    monkeypatch.setenv("NO_COLOR", "1")
+    with run.house() as folder:
+        for level in range(7):
+            parents = f"wide{level + 1}.yaml, " * 9
+            (folder / f"wide{level}.yaml").write_text(f"extends: [{parents}]\n")
+        (folder / "wide7.yaml").write_text(HEAD)
+        yield folder
+
+
+def test_a_sample_of_the_sweep_finds_nothing(hostile: Path) -> None:
+    done = [run.examine(seed) for seed in SAMPLE]
+    assert [one for one in done if one.problems] == []
+    assert {code for one in done for code in one.codes} >= {0, 2}
+
+
+@pytest.mark.parametrize("text", FOUND.values(), ids=FOUND)
+def test_what_a_sweep_found_in_a_recipe_is_mended(hostile: Path, text: str) -> None:
+    (hostile / "recipe.yaml").write_text(text)
+    code, out, err = run.call("validate", "recipe.yaml")
+    assert list(run.judged(code, out, err, 0.0)) == []
+    assert code == 2
+
+
+@pytest.mark.parametrize("option", FOUND_OPTIONS.values(), ids=FOUND_OPTIONS)
+def test_what_a_sweep_found_in_an_option_is_mended(hostile: Path, option: str) -> None:
+    code, out, err = run.call("plan", "operator_sparse.yaml", option)
+    assert list(run.judged(code, out, err, 0.0)) == []
+    assert code == 2
+
+
+def test_a_seed_always_makes_the_same_case() -> None:
+    assert run.mutations.case(4711) == run.mutations.case(4711)
+    assert run.mutations.case(4711) != run.mutations.case(4712)
