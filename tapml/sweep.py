@@ -168,7 +168,8 @@ def _place(value: Scalar) -> float | str | None:
 def _table(told: _Sweep) -> Safe:
     metrics = list(dict.fromkeys(n for one in told.figures for n in one if n.startswith("metric.")))
     columns = ["latency", "ratio", *metrics, "error", "bundle_mib", "seconds"]
-    varied = {} if all(run.label for run in told.runs) else told.varied  # labels say it
+    labelled = all(run.label for run in told.runs)  # and so the labels say what differs
+    names = [] if labelled else list(told.varied)
     titles = [Axis(name, (), figures.UNITS.get(name, "")).title for name in columns]
     rows: list[Safe] = []
     for index, (name, run) in enumerate(zip(told.names, told.runs, strict=True)):
@@ -179,7 +180,7 @@ def _table(told: _Sweep) -> Safe:
                 "tr",
                 element("td", link, class_="name"),
                 element("td", element("span", word.lower(), class_=f"badge {tone}")),
-                *(element("td", _text(row[index])) for row in varied.values()),
+                *(element("td", _text(told.varied[field][index])) for field in names),
                 *(
                     element("td", number(told.figures[index].get(name)), class_="n")
                     for name in columns
@@ -187,7 +188,7 @@ def _table(told: _Sweep) -> Safe:
                 class_="best" if index == told.best else None,
             )
         )
-    head = page.head("run", "", *varied, *(f"={title}" for title in titles))
+    head = page.head("run", "", *names, *(f"={title}" for title in titles))
     return element("section", element("h2", "Runs"), element("table", head, *rows))
 
 

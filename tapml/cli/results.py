@@ -156,10 +156,7 @@ def report(run: str, opens: bool, store: Path | None) -> None:
         found = sweep.members(run, root)
         if not found:
             raise
-    if isinstance(found, list):
-        path = sweep.write(run, found, root)
-    else:
-        path = reports.write(found)
+    path = sweep.write(run, found, root) if isinstance(found, list) else reports.write(found)
     click.echo(path)
     if opens:
         click.launch(f"file://{path}")
