@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import random
@@ -343,7 +344,7 @@ def _mappings(tree: Any) -> list[dict[Any, Any]]:
 
 def _put(tree: Any, path: tuple[Any, ...], value: Any) -> None:
     spot = tree
-    for part, following in zip(path, path[1:], strict=False):
+    for part, following in itertools.pairwise(path):
         try:
             below = spot[part]
         except (KeyError, IndexError, TypeError):
