@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import tapml
-from tapml import charts, report
+from tapml import charts, report, sweep
+from tapml.errors import RecipeError, StageError
 from tapml.markup import Safe, breakable, element, join
 from tapml.stage import Curve
 
@@ -114,3 +117,106 @@ def test_long_names_can_be_broken_and_are_still_escaped() -> None:
     drawn = breakable(name)
     assert "fused_<wbr>conv_" in drawn
     assert Checker(drawn).text == name
+
+
+@pytest.fixture
+def members(made: Callable[..., tapml.RunResult]) -> list[tapml.RunResult]:
+    """A sweep over two fields, of which one run failed."""
+    found = [
+        made(
+            ms * 2 if kind == "csr" else ms,
+            metric=0.9 + ms / 100,
+            label=f"density={density},format={kind}",
+            sweep="s1",
+            fields={"sparsity.density": density, "sparsity.format": kind, "tuning.trials": 0},
+        )
+        for density, ms in ((0.3, 1.0), (0.5, 1.6), (0.7, 2.5))
+        for kind in ("bsr", "csr")
+    ]
+    fields = {"sparsity.density": 0.9, "sparsity.format": "bsr", "tuning.trials": 0}
+    label = "density=0.9,format=bsr"
+    return [*found, made(None, exit_code=1, label=label, sweep="s1", fields=fields)]
+
+
+def test_the_page_of_a_sweep_has_all_runs_in_a_table_and_charts(
+    members: list[tapml.RunResult],
+) -> None:
+    text = sweep.render("s1", members)
+    page = Checker(text)
+    assert text.count("<svg") == 3
+    for run in members:
+        assert page.text.count(run.label) >= 2
+    assert "6 OF 7 PASSED" in page.text
+    assert "sparsity.format" in page.text
+    assert "tuning.trials" not in page.text  # which does not differ
+    assert "Fastest at batch 1: density=0.3,format=bsr, 1 ms" in page.text
+
+
+def test_the_page_of_a_sweep_runs_nothing_and_links_only_to_its_own_reports(
+    members: list[tapml.RunResult],
+) -> None:
+    page = Checker(sweep.render("s1", members))
+    assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in page.seen}
+    links = [attributes["href"] for _, attributes in page.seen if "href" in attributes]
+    assert links == [f"{run.run_id}/report.html" for run in members]
+
+
+def test_no_name_of_a_sweep_scripts_its_page(made: Callable[..., tapml.RunResult]) -> None:
+    evil = '"><script>alert(1)</script>\x1b[2J\u202e'
+    runs = [
+        made(1.0, label=f"a={evil}", fields={f"s.{evil}": evil}, exit_code=1),
+        made(2.0, label="b", recipe="little", fields={f"s.{evil}": "other"}),
+    ]
+    text = sweep.render("s1", runs)
+    page = Checker(text)
+    assert "script" not in {tag for tag, _ in page.seen}
+    assert evil[:27] in page.text
+    assert not {"\x1b", "\u202e"} & set(text)
+
+
+def test_a_sweep_within_the_noise_names_no_fastest(made: Callable[..., tapml.RunResult]) -> None:
+    text = sweep.render("s1", [made(1.0, label="a"), made(1.1, label="b")])
+    assert "No run is the fastest at batch 1 beyond the noise" in text
+    assert 'class="best"' not in text
+
+
+@pytest.mark.parametrize("count", [1, 2, 30])
+def test_a_sweep_of_any_size_can_be_drawn(made: Callable[..., tapml.RunResult], count: int) -> None:
+    runs = [
+        made(1.0 + i, label=f"x={i}", fields={f"s.f{n}": i * n for n in range(12)}, sweep="s")
+        for i in range(count)
+    ]
+    text = sweep.render("s", runs)
+    Checker(text)
+    assert "nan" not in text
+    assert "inf," not in text
+
+
+def test_a_sweep_without_any_figure_can_be_drawn(made: Callable[..., tapml.RunResult]) -> None:
+    text = sweep.render("s", [made(None, exit_code=1), made(None, exit_code=130)])
+    assert "No run was timed." in Checker(text).text
+
+
+def test_the_command_writes_the_page_of_a_sweep(
+    cli: Callable[..., Any], members: list[tapml.RunResult]
+) -> None:
+    store = members[0].folder.parent.parent
+    done = cli("report", "s1", "--store", str(store))
+    assert done.code == 0, done.err
+    assert Path(done.out.strip()) == store / "runs" / "s1.html"
+    assert len(cli("runs", "--store", str(store)).out.splitlines()) == 8  # the page is no run
+    assert cli("report", "s2", "--store", str(store)).code == 2
+
+
+def test_a_sweep_cannot_be_written_outside_its_folder(members: list[tapml.RunResult]) -> None:
+    for name in ("../s1", "a/b", "", ".hidden"):
+        with pytest.raises(RecipeError, match="no name of a sweep"):
+            sweep.write(name, members, members[0].folder.parent.parent)
+
+
+def test_secrets_and_control_characters_are_not_in_a_report(result: tapml.RunResult) -> None:
+    key = "AKIAABCDEFGHIJKLMNOP"
+    step = replace(result.steps[0], state="failed", error=StageError(message=f"no {key}\x1b[2J"))
+    text = report.render(replace(result, steps=(step,)), f"x: {key}\n\u202egnp.exe")
+    assert key not in text
+    assert not {"\x1b", "\u202e"} & set(text)
