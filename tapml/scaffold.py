@@ -156,7 +156,7 @@ def inspect(path: Path) -> Model:
         raise EnvironmentalError(message="package 'onnx' is not installed", hint=hint) from error
     decode_error: Any = importlib.import_module("google.protobuf.message").DecodeError
     try:
-        model = onnx.load(str(path))
+        model = onnx.load(str(path), load_external_data=False)  # shapes are enough
     except decode_error as error:
         raise StageError(
             message=f"{path} is no ONNX model, or is cut off", hint=str(error)

@@ -25,7 +25,7 @@ def read(path: str) -> ModelProto:
     """The model in a file, functions inlined. StageError naming the file when it is broken."""
     try:
         model = onnx.load(path)
-    except (DecodeError, ValueError, OSError) as error:
+    except (DecodeError, ValueError, OSError, onnx.checker.ValidationError) as error:
         raise StageError(
             message=f"{path} is no readable ONNX model: {error}",
             hint=f"the file has {Path(path).stat().st_size} bytes: is it truncated?",

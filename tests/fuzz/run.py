@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import multiprocessing
+import multiprocessing.util
 import os
 import resource
 import shutil
@@ -165,7 +166,7 @@ def _peak_mib() -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--jobs", type=int, default=2)
