@@ -18,7 +18,9 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunStarted:
-    """A run begins. `fields` are the recipe's dotted fields."""
+    """A run begins. `fields` are the recipe's dotted fields; `label` and `sweep` tell which run of
+    a batch it is.
+    """
 
     time: float
     run_id: str
@@ -28,6 +30,8 @@ class RunStarted:
     stages: tuple[str, ...]
     fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
     host: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    label: str = ""
+    sweep: str = ""
 
 
 @dataclass(frozen=True)

@@ -191,6 +191,8 @@ def killed(folder: Path) -> RunResult | None:
             for name in start.stages
         ),
         fields=start.fields,
+        label=start.label,
+        sweep=start.sweep,
     )
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from tapml import listing, runs, summary
+from tapml import listing, runs, summary, sweep
 from tapml.errors import RecipeError
+from tapml.events import RunStarted
+from tapml.journal import Journal
 from tapml.listing import Query
 from tapml.runs import RunResult
 
@@ -57,6 +59,18 @@ def test_a_damaged_record_is_named_and_hides_no_other_run(
     found = listing.select(Query(), store)
     assert ids(found) == [whole.run_id]
     assert found.others == {damaged.run_id: "its record is damaged"}
+
+
+def test_a_killed_run_of_a_sweep_is_still_of_that_sweep(made: Made, store: Path) -> None:
+    whole = made(sweep="s1", label="a=1")
+    folder = store / "runs" / "20261101-000001-little-0001"
+    folder.mkdir()
+    start = RunStarted(1793000000.0, folder.name, "little", "", 1, (), label="a=2", sweep="s1")
+    with Journal(folder) as journal:
+        journal.write(start)
+    found = sweep.members("s1", store)
+    assert [(run.state, run.label) for run in found] == [("killed", "a=2"), ("ok", "a=1")]
+    assert found[1].run_id == whole.run_id
 
 
 def test_runs_are_found_by_id_start_age_and_recipe(made: Made, store: Path) -> None:
