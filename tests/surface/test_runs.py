@@ -69,8 +69,8 @@ def test_a_killed_run_of_a_sweep_is_still_of_that_sweep(made: Made, store: Path)
     with Journal(folder) as journal:
         journal.write(start)
     found = sweep.members("s1", store)
-    assert [(run.state, run.label) for run in found] == [("killed", "a=2"), ("ok", "a=1")]
-    assert found[1].run_id == whole.run_id
+    assert [(run.state, run.label) for run in found] == [("ok", "a=1"), ("killed", "a=2")]
+    assert found[0].run_id == whole.run_id
 
 
 def test_runs_are_found_by_id_start_age_and_recipe(made: Made, store: Path) -> None:
