@@ -10,10 +10,12 @@ from dataclasses import dataclass, field, replace
 from graphlib import TopologicalSorter
 from typing import Any, Literal, Protocol, cast
 
+from pydantic import BaseModel
+
 from . import keys
 from .errors import RecipeError, nearest
 from .recipe.positions import shorten
-from .stage import Stage
+from .stage import PythonFunction, Stage
 from .store import Record, Store
 
 ChangeKind = Literal["version", "param", "python", "file", "input", "tool", "package", "host"]
@@ -81,6 +83,11 @@ class Step:
     notes: tuple[str, ...] = ()
     expected_s: float | None = None
 
+    @property
+    def python(self) -> tuple[str, ...]:
+        """Functions of the recipe's author that it runs: `/path/of/file.py:function`."""
+        return tuple(f"{one.path}:{one.function}" for one in _functions(self.stage))
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -106,6 +113,7 @@ class Plan:
                 "outputs": None if step.outputs is None else dict(step.outputs),
                 "changes": [vars(change) for change in step.changes],
                 "notes": list(step.notes),
+                "python": list(step.python),
             }
             for step in self.steps
         ]
@@ -258,6 +266,24 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
                 yield path, "[" + ", ".join(map(str, rows)) + "]"
         case _:
             yield path, str(value)
+
+
+def _functions(value: object) -> Iterator[PythonFunction]:
+    """The recipe's Python in the parameters of a stage."""
+    match value:
+        case PythonFunction():
+            yield value
+        case BaseModel():
+            for name in type(value).model_fields:
+                yield from _functions(getattr(value, name))
+        case tuple() | list():
+            for one in cast("tuple[object, ...]", value):
+                yield from _functions(one)
+        case dict():
+            for one in cast("dict[str, object]", value).values():
+                yield from _functions(one)
+        case _:
+            pass
 
 
 def _check_names(known: Mapping[str, object], asked: Mapping[str, Iterable[str]]) -> None:

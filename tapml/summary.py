@@ -5,6 +5,7 @@ them off a terminal.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
@@ -71,6 +72,10 @@ def of_plan(plan: Plan) -> str:
             f"{step.name:<{width}}  {cell}  {(step.key or '')[:12]:<12}  {reason}".rstrip()
         )
         lines += [f"{'':<{width}}  {note}" for note in step.notes if note != step.reason]
+        if step.state != "hit":
+            here = f"{Path.cwd()}/"
+            named = [printable(one.removeprefix(here)) for one in step.python]
+            lines += [f"{'':<{width}}  Python that it runs: {one}" for one in named]
     todo = [step for step in plan if step.state != "hit"]
     count = len(plan.steps)
     last = f"nothing to do: {count} of {count} stages cached"
@@ -266,10 +271,10 @@ def of_sweep(results: Sequence[RunResult]) -> str:
         )
     titles = ("run", "state", "latency", "vs peer", "error", "metric", "bundle", "")
     lines = [table(titles, rows)]
-    timed = sum(run.facts is not None and bool(run.facts.latency) for run in results)
-    if figures.elsewhere(results):
+    timed = figures.passed(results)
+    if figures.elsewhere(timed):
         lines.append("timed on several machines, so none is called the fastest")
-    elif timed > 1 and best is None:
+    elif len(timed) > 1 and best is None:
         lines.append("no run is the fastest beyond the noise: their spreads overlap")
     if sweep := next((run.sweep for run in results if run.sweep), ""):
         lines.append(f"sweep    `tapml report {sweep}` draws it; `tapml runs --sweep {sweep}`")

@@ -146,4 +146,5 @@ def test_a_plan_is_json(bench, chain):
         "outputs": None,
         "changes": [],
         "notes": [],
+        "python": [],
     }
