@@ -89,7 +89,7 @@ class Mark:
 
 def ranges(marks: Sequence[Mark], spreads: Sequence[Spread], unit: str) -> Safe:
     """A line per mark from low to high with a point at the median, on one scale from zero."""
-    left = min(max((len(mark.name) for mark in marks), default=0) * 7.0 + 16, 330.0)
+    left = min(max((len(mark.name) for mark in marks), default=0) * 7.8 + 16, 340.0)
     width, right, height = 780.0 - left, 210.0, 22.0
     high = max((spread.high for spread in spreads), default=0.0) or 1.0
     bottom = len(marks) * height + 4
@@ -121,11 +121,15 @@ def ranges(marks: Sequence[Mark], spreads: Sequence[Spread], unit: str) -> Safe:
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis: the value of each mark, numbers or texts; None where a mark has none."""
+    """One axis: the value of each mark, numbers or texts; None where a mark has none.
+
+    measured: numbers to scale; else few different ones stand at equal distances, as texts do
+    """
 
     name: str
     values: tuple[float | str | None, ...]
     unit: str = ""
+    measured: bool = False
 
     @property
     def title(self) -> str:
@@ -197,7 +201,7 @@ def parallel(marks: Sequence[Mark], axes: Sequence[Axis]) -> Safe:
 
     A mark that lacks a value has a gap there; a mark without the last one is grey and dashed.
     """
-    gap, left, top, height = 150.0, 70.0, 44.0, 230.0
+    gap, left, top, height = 150.0, 84.0, 44.0, 230.0
     scales = [_scale(axis) for axis in axes]
     parts: list[Safe] = []
     for index, mark in enumerate(marks):
@@ -249,10 +253,9 @@ class _Scale:
 
 
 def _scale(axis: Axis) -> _Scale:
-    """Few different values, and texts, stand at equal distances; many numbers are linear."""
     known = {value for value in axis.values if value is not None}
     numbers = [value for value in known if isinstance(value, float)]
-    if len(numbers) == len(known) > _STEPS:
+    if len(numbers) == len(known) > (1 if axis.measured else _STEPS):
         low, high = _range(numbers)
         at = tuple(None if v is None else (float(v) - low) / (high - low) for v in axis.values)
         ticks = tuple((number(tick), (tick - low) / (high - low)) for tick in _ticks(low, high))

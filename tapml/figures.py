@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 
 from .facts import Latency, Spread
 from .runs import RunResult, Scalar
@@ -11,7 +12,7 @@ UNITS = {"latency": "ms", "ratio": "x", "bundle_mib": "MiB", "seconds": "s"}
 
 
 def of(run: RunResult) -> dict[str, float]:
-    """Those that the run has, by name.
+    """Those that the run has, by name; none is infinite or no number.
 
     `latency` (ms) and `ratio` (to the peer's) are those of the first size, `metric` is the first
     one's, `metric.NAME` each; `error` is relative.
@@ -26,7 +27,7 @@ def of(run: RunResult) -> dict[str, float]:
         found["error"] = facts.error.relative if facts.error else None
         found["bundle_mib"] = facts.bundle_mib
     found["seconds"] = run.seconds
-    return {name: value for name, value in found.items() if value is not None}
+    return {n: value for n, value in found.items() if value is not None and isfinite(value)}
 
 
 def best(values: Sequence[Spread | None]) -> int | None:
@@ -47,16 +48,21 @@ def ratio(row: Latency) -> Spread | None:
 
 
 def fastest(results: Sequence[RunResult]) -> int | None:
-    """The index of the run that is fastest at the first size of the first, outside the noise.
+    """The index of the fastest run at the first size, beyond the noise, of those that passed.
 
-    None where noise hides it, where the machines differ or where a timing is foreign.
+    None where noise hides it, where they were timed on several machines, or where one alone passed.
     """
-    timed = [run for run in results if run.facts and run.facts.latency]
+    timed = passed(results)
     if not timed or elsewhere(timed):
         return None
     assert timed[0].facts is not None
     workload = timed[0].facts.latency[0].workload
-    return best([spread_at(run, workload) for run in results])
+    return best([spread_at(run, workload) if run in timed else None for run in results])
+
+
+def passed(results: Sequence[RunResult]) -> list[RunResult]:
+    """The runs that were timed and failed no gate."""
+    return [run for run in results if run.state == "ok" and run.facts and run.facts.latency]
 
 
 def spread_at(run: RunResult, workload: tuple[object, ...]) -> Spread | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from urllib.parse import quote
 
@@ -34,7 +35,11 @@ class _Sweep:
 
     @property
     def spreads(self) -> list[Spread | None]:
-        return [r.facts.latency[0].ours if r.facts and r.facts.latency else None for r in self.runs]
+        """Of the latency at each run's first size."""
+        first = [
+            r.facts.latency[0].ours if r.facts and r.facts.latency else None for r in self.runs
+        ]
+        return [s if s and all(map(isfinite, (s.p50, s.low, s.high))) else None for s in first]
 
     @property
     def marks(self) -> list[Mark]:
@@ -99,16 +104,20 @@ def _header(sweep: str, told: _Sweep) -> Safe:
 
 def _sentence(told: _Sweep) -> str:
     """Which run is fastest, or why none is."""
-    timed = [run for run in told.runs if run.facts and run.facts.latency]
+    timed = figures.passed(told.runs)
     if not timed:
-        return "No run was timed."
+        return "No run that was timed has passed."
     assert timed[0].facts is not None
     size = timed[0].facts.latency[0].label
     if told.best is not None:
         figure = number(told.figures[told.best]["latency"], "ms")
-        return f"Fastest at {size}: {told.names[told.best]}, {figure}, beyond the noise."
-    if figures.elsewhere(told.runs):
+        return (
+            f"Fastest at {size} that passed: {told.names[told.best]}, {figure}, beyond the noise."
+        )
+    if figures.elsewhere(timed):
         return "Timed on several machines, so none is called the fastest."
+    if len(timed) == 1:
+        return "One run that was timed has passed."
     return f"No run is the fastest at {size} beyond the noise: their spreads overlap."
 
 
@@ -118,7 +127,10 @@ def _latency(told: _Sweep) -> Safe | None:
     if not rows:
         return None
     drawn = charts.ranges([mark for _, mark in rows], [spread for spread, _ in rows], "ms")
-    note = "Median and spread of the calls at the first size, the fastest first."
+    note = (
+        "Median and spread of the calls at the first size, the fastest first. "
+        "Green: the fastest that passed; red: did not pass."
+    )
     return _section("Latency", drawn, note)
 
 
@@ -152,7 +164,12 @@ def _figure_axes(told: _Sweep) -> list[Axis]:
     """The figures that differ between runs; the first metric once."""
     names = dict.fromkeys(name for one in told.figures for name in one)
     axes = [
-        Axis(name, tuple(one.get(name) for one in told.figures), figures.UNITS.get(name, ""))
+        Axis(
+            name,
+            tuple(one.get(name) for one in told.figures),
+            figures.UNITS.get(name, ""),
+            measured=True,
+        )
         for name in names
         if not name.startswith("metric.")
     ]

@@ -149,7 +149,7 @@ def test_the_page_of_a_sweep_has_all_runs_in_a_table_and_charts(
     assert "6 OF 7 PASSED" in page.text
     assert "sparsity.format" in page.text
     assert "tuning.trials" not in page.text  # which does not differ
-    assert "Fastest at batch 1: density=0.3,format=bsr, 1 ms" in page.text
+    assert "Fastest at batch 1 that passed: density=0.3,format=bsr, 1 ms" in page.text
 
 
 def test_the_page_of_a_sweep_runs_nothing_and_links_only_to_its_own_reports(
@@ -194,7 +194,16 @@ def test_a_sweep_of_any_size_can_be_drawn(made: Callable[..., tapml.RunResult], 
 
 def test_a_sweep_without_any_figure_can_be_drawn(made: Callable[..., tapml.RunResult]) -> None:
     text = sweep.render("s", [made(None, exit_code=1), made(None, exit_code=130)])
-    assert "No run was timed." in Checker(text).text
+    assert "No run that was timed has passed." in Checker(text).text
+
+
+def test_figures_that_are_no_numbers_are_not_drawn(made: Callable[..., tapml.RunResult]) -> None:
+    runs = [made(float("inf"), label="a"), made(float("nan"), label="b"), made(1.0, label="c")]
+    runs.append(made(2.0, label="d", metric=float("nan"), error=float("inf"), bundle_mib=9.0))
+    text = sweep.render("s", runs)
+    Checker(text)
+    assert "nan" not in text
+    assert "inf," not in text
 
 
 def test_the_command_writes_the_page_of_a_sweep(

@@ -231,6 +231,13 @@ def test_a_sweep_ends_with_a_line_per_run_and_the_fastest_beyond_the_noise(made:
     assert "tapml report s1" in lines[-1]
 
 
+def test_a_run_that_failed_its_gate_is_not_called_the_fastest(made: Made) -> None:
+    runs = [made(1.0, label="a", exit_code=4), made(2.0, label="b"), made(3.0, label="c")]
+    _, failed, fastest, _ = summary.of_sweep(runs).splitlines()
+    assert fastest.endswith("fastest")
+    assert "fastest" not in failed
+
+
 def test_no_run_of_a_sweep_is_the_fastest_within_the_noise(made: Made) -> None:
     text = summary.of_sweep([made(1.0, label="a"), made(1.1, label="b")])
     assert "no run is the fastest beyond the noise" in text
