@@ -402,7 +402,7 @@ class Store:
             if notes is not None:
                 notes.append(f"its record {path.parent.name[:12]}… was damaged; made again")
             return None
-        return Record(**json.loads(line))
+        return _parsed(line)
 
     def _verify(self, digest: str) -> None:
         """Reads a blob and compares. Raises: DamagedError, after setting it aside."""
@@ -438,6 +438,18 @@ class Store:
         with suppress(FileNotFoundError), disk.guarded(aside):
             aside.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, aside)
+
+
+def _parsed(line: bytes) -> Record | None:
+    """The record in a line; None for one of another form, as a newer tapml or a stranger writes."""
+    try:
+        record = Record(**json.loads(line))
+        digests = list(record.outputs.values())
+    except (ValueError, TypeError, AttributeError):
+        return None
+    named = [one for one in (record.log, record.views) if one]
+    whole = all(_DIGEST.fullmatch(str(one)) for one in (*digests, *named))
+    return record if whole else None
 
 
 def now() -> str:
