@@ -16,7 +16,9 @@ INTERRUPTED = 130
 
 
 def document(data: object) -> None:
-    click.echo(json.dumps(data, indent=1, ensure_ascii=False, default=str))
+    """Prints data as JSON; what a terminal might obey is escaped as JSON escapes it."""
+    text = json.dumps(data, indent=1, ensure_ascii=False, default=str)
+    click.echo("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

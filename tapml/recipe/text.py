@@ -49,7 +49,8 @@ def _without_waiting(name: str, flags: int) -> int:
 
 def dump(data: dict[str, Any]) -> str:
     """Plain data as YAML that `read` reads back to equal data."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    whole = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return printable(whole, keep="\n")  # such characters stand in double quotes: an escape is one
 
 
 def flat(data: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
