@@ -1,12 +1,19 @@
-"""Takes the pictures of README and docs from real runs, with headless Chromium.
+"""Takes the pictures of README and docs from real runs of a shipped recipe.
 
-python docs/pictures.py RUN [STORE]     the run's report, and MLflow's comparing view of all runs
+python docs/pictures.py [STORE]    runs recipes/operator_sparse.yaml where STORE lacks it
+
+What a command prints becomes an SVG. Report and MLflow's view become PNGs by headless Chromium;
+without one they are left out, which is said.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import pty
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -15,7 +22,15 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
+from rich.console import Console
+from rich.text import Text
+
 IMAGES = Path(__file__).with_name("images")
+ROOT = Path(__file__).parents[1]
+RECIPE = "recipes/operator_sparse.yaml"
+WIDTH, LARGEST = 108, 200_000  # columns; bytes of a picture
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, _BROWSERS)), "")
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -28,17 +43,56 @@ FLAGS = [
 ]
 
 
-def screenshot(url: str, picture: Path, size: str, wait_s: int) -> None:
+def said(*arguments: str, store: Path) -> str:
+    """What `tapml …` prints into a terminal, with its colours; progress as lines."""
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"TAPML_STORE": str(store), "COLUMNS": str(WIDTH), "TERM": "xterm"}
+    live = arguments[0] == "run"  # a display that is redrawn is no picture: its log is
+    with subprocess.Popen(
+        [sys.executable, "-m", "tapml", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=theirs,
+        stderr=subprocess.PIPE if live else theirs,
+    ) as process:
+        os.close(theirs)
+        log = process.stderr.read().decode() if process.stderr else ""
+        pieces = io.BytesIO()
+        while piece := _read(ours):
+            pieces.write(piece)
+    os.close(ours)
+    return log + pieces.getvalue().decode().replace("\r\n", "\n")
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 1 << 16)
+    except OSError:  # Linux's way to say that the other end is closed
+        return b""
+
+
+def picture(name: str, *commands: tuple[str, ...], store: Path) -> list[str]:
+    """Writes an SVG of what some commands print, one below the other; returns what they print."""
+    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
+    texts = [said(*command, store=store) for command in commands]
+    for command, text in zip(commands, texts, strict=True):
+        console.print(Text.assemble(("$ ", "bold green"), (f"tapml {' '.join(command)}", "bold")))
+        console.print(Text.from_ansi(text.replace(f"{ROOT}/", "")))
+    console.save_svg(str(IMAGES / f"{name}.svg"), title="tapml", font_aspect_ratio=0.61)
+    return texts
+
+
+def screenshot(url: str, path: Path, size: str, wait_s: int) -> None:
     """Writes what Chromium shows after `wait_s` seconds of the page's own time."""
     with tempfile.TemporaryDirectory() as profile:
         subprocess.run(
             [
-                "chromium",
+                CHROMIUM,
                 *FLAGS,
                 f"--user-data-dir={profile}",
                 f"--window-size={size}",
                 f"--virtual-time-budget={wait_s * 1000}",
-                f"--screenshot={picture}",
+                f"--screenshot={path}",
                 url,
             ],
             check=True,
@@ -58,11 +112,9 @@ def comparison(store: Path) -> str:
     return f"#/compare-runs?{quote(query, safe='=&')}"
 
 
-def main(run: str, store: str = "artifacts") -> None:
-    IMAGES.mkdir(exist_ok=True)
-    report = (Path(store) / "runs" / run / "report.html").resolve()
-    screenshot(report.as_uri(), IMAGES / "report.png", "1200,1500", 2)
-    tapml = [sys.executable, "-m", "tapml", "ui", "--store", store]
+def mlflow(store: Path) -> None:
+    """Writes a picture of the view that compares the runs."""
+    tapml = [sys.executable, "-m", "tapml", "ui", "--store", str(store)]
     with subprocess.Popen(tapml, stdout=subprocess.PIPE, text=True) as ui:
         assert ui.stdout is not None
         try:
@@ -70,10 +122,34 @@ def main(run: str, store: str = "artifacts") -> None:
                 found[0] for line in ui.stdout if (found := re.search(r"http://\S+?/", line))
             )
             time.sleep(40)  # the server needs a while to come up
-            screenshot(url + comparison(Path(store)), IMAGES / "mlflow.png", "1600,1000", 60)
+            screenshot(url + comparison(store), IMAGES / "mlflow.png", "1600,1000", 60)
         finally:
             ui.terminate()
 
 
+def main(folder: str = "") -> int:
+    store = Path(folder or tempfile.mkdtemp(prefix="tapml-pictures-")).resolve()
+    IMAGES.mkdir(exist_ok=True)
+    other = "--set=sparsity.prune.density=0.3"
+    wrong = ("--set=tuning.trails=8", "--set=sparsity.format.kind=bsrr")
+    picture("run", ("run", RECIPE), ("run", RECIPE), store=store)
+    said("run", RECIPE, "--set=sparsity.prune.density=0.5", store=store)
+    picture("plan", ("plan", RECIPE, other), store=store)
+    picture("explain", ("explain", RECIPE, "prune", other), store=store)
+    picture("error", ("validate", RECIPE, *wrong), store=store)
+    runs = sorted(path.name for path in (store / "runs").iterdir())
+    picture("compare", ("compare", runs[0], runs[-1]), ("runs",), store=store)
+    if CHROMIUM:
+        report = store / "runs" / runs[0] / "report.html"
+        screenshot(report.as_uri(), IMAGES / "report.png", "1200,1400", 2)
+        mlflow(store)
+    else:
+        print("no Chromium: report.png and mlflow.png are left as they are", file=sys.stderr)
+    large = [path for path in IMAGES.iterdir() if path.stat().st_size > LARGEST]
+    for path in sorted(IMAGES.iterdir()):
+        print(f"{path.stat().st_size / 1000:6.0f} kB  {path.relative_to(ROOT)}")
+    return 1 if large else 0
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]))
