@@ -28,7 +28,7 @@ from rich.text import Text
 IMAGES = Path(__file__).with_name("images")
 ROOT = Path(__file__).parents[1]
 RECIPE = "recipes/operator_sparse.yaml"
-WIDTH, LARGEST = 108, 200_000  # columns; bytes of a picture
+WIDTH, LARGEST = 124, 200_000  # columns; bytes of a picture
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, _BROWSERS)), "")
 FLAGS = [
@@ -43,14 +43,14 @@ FLAGS = [
 ]
 
 
-def said(*arguments: str, store: Path) -> str:
+def said(*arguments: str, store: Path, folder: Path = ROOT) -> str:
     """What `tapml …` prints into a terminal, with its colours; progress as lines."""
     ours, theirs = pty.openpty()
     environment = os.environ | {"TAPML_STORE": str(store), "COLUMNS": str(WIDTH), "TERM": "xterm"}
     live = arguments[0] == "run"  # a display that is redrawn is no picture: its log is
     with subprocess.Popen(
         [sys.executable, "-m", "tapml", *arguments],
-        cwd=ROOT,
+        cwd=folder,
         env=environment,
         stdout=theirs,
         stderr=subprocess.PIPE if live else theirs,
@@ -71,15 +71,14 @@ def _read(terminal: int) -> bytes:
         return b""
 
 
-def picture(name: str, *commands: tuple[str, ...], store: Path) -> list[str]:
-    """Writes an SVG of what some commands print, one below the other; returns what they print."""
+def picture(name: str, *commands: tuple[str, ...], store: Path, folder: Path = ROOT) -> None:
+    """Writes an SVG of what some commands print, one below the other."""
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
-    texts = [said(*command, store=store) for command in commands]
-    for command, text in zip(commands, texts, strict=True):
+    for command in commands:
+        text = said(*command, store=store, folder=folder)
         console.print(Text.assemble(("$ ", "bold green"), (f"tapml {' '.join(command)}", "bold")))
         console.print(Text.from_ansi(text.replace(f"{ROOT}/", "")))
     console.save_svg(str(IMAGES / f"{name}.svg"), title="tapml", font_aspect_ratio=0.61)
-    return texts
 
 
 def screenshot(url: str, path: Path, size: str, wait_s: int) -> None:
@@ -131,12 +130,17 @@ def main(folder: str = "") -> int:
     store = Path(folder or tempfile.mkdtemp(prefix="tapml-pictures-")).resolve()
     IMAGES.mkdir(exist_ok=True)
     other = "--set=sparsity.prune.density=0.3"
-    wrong = ("--set=tuning.trails=8", "--set=sparsity.format.kind=bsrr")
     picture("run", ("run", RECIPE), ("run", RECIPE), store=store)
     said("run", RECIPE, "--set=sparsity.prune.density=0.5", store=store)
     picture("plan", ("plan", RECIPE, other), store=store)
     picture("explain", ("explain", RECIPE, "prune", other), store=store)
-    picture("error", ("validate", RECIPE, *wrong), store=store)
+    with tempfile.TemporaryDirectory() as wrong:
+        text = (ROOT / RECIPE).read_text()
+        for right, typo in (("trials", "trails"), ("kind: auto", "kind: bsrr"), (": 0.1", ": 10")):
+            assert right in text
+            text = text.replace(right, typo)
+        (Path(wrong) / "recipe.yaml").write_text(text)
+        picture("error", ("validate", "recipe.yaml"), store=store, folder=Path(wrong))
     runs = sorted(path.name for path in (store / "runs").iterdir())
     picture("compare", ("compare", runs[0], runs[-1]), ("runs",), store=store)
     if CHROMIUM:

@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from . import disk, errors, events, host, journal, locks
+from . import admission, disk, errors, events, host, journal, locks
 from . import store as stores
 from .errors import (
     CancelledError,
@@ -44,7 +46,7 @@ from .stage import Report
 from .store import Store
 from .worker import Done, Job, peak_mib
 
-__all__ = ["Options", "Result", "RunRecipe", "StepResult", "run"]
+__all__ = ["Options", "Part", "Result", "RunRecipe", "StepResult", "run", "run_batch"]
 _TICK_S = 0.2  # how often progress, time limits and signals are looked at
 _START_S = 60.0  # longest that a worker process may take to start
 _CRASHES = 2  # times that a stage may crash before it has failed
@@ -63,6 +65,15 @@ class RunRecipe(Protocol):
     def locate(self, error: RecipeError) -> RecipeError: ...
 
 
+@dataclass(frozen=True)
+class Part:
+    """One recipe's share of a plan: its own names of stages → steps."""
+
+    recipe: RunRecipe
+    steps: Mapping[str, str]
+    label: str = ""
+
+
 def run(
     plan: Plan,
     recipe: RunRecipe,
@@ -70,47 +81,61 @@ def run(
     options: Options | None = None,
     emit: Callable[[Event], None] = lambda event: None,
 ) -> Result:
-    """Runs what `plan` says is not there. A failure of a stage is in the result, not raised.
+    """Runs the plan of one recipe, as `run_batch`."""
+    part = Part(recipe, {step.name: step.name for step in plan})
+    return run_batch(plan, [part], store, options, emit)[0]
+
+
+def run_batch(
+    plan: Plan,
+    parts: Sequence[Part],
+    store: Store,
+    options: Options | None = None,
+    emit: Callable[[Event], None] = lambda event: None,
+) -> tuple[Result, ...]:
+    """Runs what `plan` says is not there: each step once, told to every recipe that it is part of.
+
+    Each recipe has a run folder of its own, with its own names of stages. `emit` gets the plan's.
+    A failure of a stage is in the results, not raised.
 
     Raises: EnvironmentalError, before any stage runs, when this machine lacks something or the
         store cannot be written.
     """
+    options = options or Options()
     for step in plan:
         if step.state != "hit":
             step.stage.check()
+    admission.check(plan, options)
     store.prepare()
     started = time.time()
-    with disk.guarded(store.root):
-        run_id, folder = journal.new_run(store, recipe.name)
-        _write_facts(folder, plan, recipe)
-    with journal.Journal(folder) as log, Signals() as signals:
-
-        def tell(event: Event) -> None:
-            with disk.guarded(folder):
-                log.write(event)
-            emit(event)
-
-        tell(
-            RunStarted(
-                time=started,
-                run_id=run_id,
-                recipe=recipe.name,
-                path=str(recipe.path),
-                pid=os.getpid(),
-                stages=tuple(step.name for step in plan),
-                fields=recipe.dotted(),
-                host={**host.fingerprint(), "machine": host.machine()},
-            )
-        )
-        active = _Run(plan, recipe, store, options or Options(), tell, run_id, folder, signals)
+    with ExitStack() as stack:
+        members: list[_Member] = []
+        with disk.guarded(store.root):
+            for part in parts:
+                name = f"{part.recipe.name}-{part.label}" if part.label else part.recipe.name
+                run_id, folder = journal.new_run(store, name)
+                log = stack.enter_context(journal.Journal(folder))
+                members.append(_Member(part, run_id, folder, log))
+                _write_facts(folder, plan, part)
+        signals = stack.enter_context(Signals())
+        for member in members:
+            with disk.guarded(member.folder):
+                member.log.write(member.started(started))
+        emit(_beginning(members, plan, started))
+        active = _Run(plan, members, store, options, emit, signals)
         active.run()
-        results = {step.name: active.results[step.name] for step in plan}
-        code = signals.exit_code or _exit_code(results.values())
-        seconds = time.time() - started
-        tell(
-            RunFinished(time=time.time(), run_id=run_id, exit_code=code, seconds=round(seconds, 3))
-        )
-    return Result(run_id, folder, results, code, seconds)
+        ended = time.time()
+        seconds = ended - started
+        results: list[Result] = []
+        for member in members:
+            steps = {name: active.result(step, name, member) for name, step in member.steps}
+            code = signals.exit_code or _exit_code(steps.values())
+            event = RunFinished(ended, member.run_id, code, round(seconds, 3))
+            with disk.guarded(member.folder):
+                member.log.write(event)
+            results.append(Result(member.run_id, member.folder, steps, code, seconds))
+        emit(RunFinished(ended, members[0].run_id, results[0].exit_code, round(seconds, 3)))
+    return tuple(results)
 
 
 def _exit_code(results: Iterable[StepResult]) -> int:
@@ -120,9 +145,51 @@ def _exit_code(results: Iterable[StepResult]) -> int:
     return next(failed, 0)
 
 
-def _write_facts(folder: Path, plan: Plan, recipe: RunRecipe) -> None:
-    (folder / "recipe.yaml").write_text(recipe.resolved_yaml(), encoding="utf-8")
-    (folder / "plan.json").write_text(json.dumps(plan.to_data(), indent=1), encoding="utf-8")
+def _write_facts(folder: Path, plan: Plan, part: Part) -> None:
+    (folder / "recipe.yaml").write_text(part.recipe.resolved_yaml(), encoding="utf-8")
+    rows = {row["name"]: row for row in plan.to_data()}
+    own = [{**rows[step], "name": name} for name, step in part.steps.items()]
+    (folder / "plan.json").write_text(json.dumps(own, indent=1), encoding="utf-8")
+
+
+def _beginning(members: Sequence[_Member], plan: Plan, started: float) -> RunStarted:
+    """What whoever watches is told first: of a batch, all its steps at once."""
+    first = members[0].started(started)
+    if len(members) == 1:
+        return first
+    names = list(dict.fromkeys(member.part.recipe.name for member in members))
+    return replace(
+        first,
+        recipe=f"{len(members)} recipes of {', '.join(names[:3])}{' …' * (len(names) > 3)}",
+        stages=tuple(step.name for step in plan),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Member:
+    """A recipe of the run, with the folder that keeps what it is told."""
+
+    part: Part
+    run_id: str
+    folder: Path
+    log: journal.Journal
+
+    @property
+    def steps(self) -> Iterable[tuple[str, str]]:
+        return self.part.steps.items()
+
+    def started(self, moment: float) -> RunStarted:
+        recipe = self.part.recipe
+        return RunStarted(
+            time=moment,
+            run_id=self.run_id,
+            recipe=recipe.name,
+            path=str(recipe.path),
+            pid=os.getpid(),
+            stages=tuple(self.part.steps),
+            fields=recipe.dotted(),
+            host={**host.fingerprint(), "machine": host.machine()},
+        )
 
 
 @dataclass(eq=False)
@@ -147,19 +214,29 @@ class _Run:
     def __init__(
         self,
         plan: Plan,
-        recipe: RunRecipe,
+        members: Sequence[_Member],
         store: Store,
         options: Options,
-        tell: Callable[[Event], None],
-        run_id: str,
-        folder: Path,
+        emit: Callable[[Event], None],
         signals: Signals,
     ) -> None:
         self.results: dict[str, StepResult] = {}
         self._steps = {step.name: step for step in plan}
-        self._recipe, self._store, self._options = recipe, store, options
-        self._tell, self._folder, self._signals = tell, folder, signals
-        self._owner = f"run {run_id} (process {os.getpid()})"
+        self._members: dict[str, list[tuple[str, _Member]]] = {step.name: [] for step in plan}
+        for member in members:
+            for name, step in member.steps:
+                self._members[step].append((name, member))
+        self._below: dict[str, list[str]] = {step.name: [] for step in plan}
+        for step in plan:
+            for above in step.needs:
+                self._below[above].append(step.name)
+        self._store, self._options = store, options
+        self._emit, self._signals = emit, signals
+        self._owner = f"run {members[0].run_id} (process {os.getpid()})"
+        self._look = deque(self._steps)  # what may have become ready, in the plan's order
+        self._ready: dict[str, Step] = {}
+        self._failed = ""
+        self._room = admission.Room.of(options, self._slots())
         self._active: dict[Future[Done], _Active] = {}
         self._machine = locks.MachineLock(locks.machine_folder(), self._owner)
         self._crashes: dict[str, int] = {}
@@ -193,10 +270,9 @@ class _Run:
 
     def _settle(self) -> list[Step]:
         """Finishes hits and what cannot run any more; what can start, the most urgent first."""
-        ready: list[Step] = []
-        busy = {active.step.name for active in self._active.values()}
-        for name in self._steps:
-            if name in self.results or name in busy:
+        while self._look:
+            name = self._look.popleft()
+            if name in self.results or name in self._ready or self._is_active(name):
                 continue
             step = self._steps[name]
             above = [self.results.get(one) for one in step.needs]
@@ -204,20 +280,25 @@ class _Run:
                 (one for one in above if one and one.state not in ("hit", "ran")), None
             ):
                 self._cancel(step, _root(stopped))
-            elif self._options.fail_fast and (failed := self._first_failed()):
-                self._cancel(step, failed)
             elif None not in above:
                 if step.state == "pending":
                     step = self._steps[name] = resolve(step, self._steps, self._store)
                 if step.state == "hit":
                     self._hit(step)
                 else:
-                    ready.append(step)
+                    self._ready[name] = step
+        if self._options.fail_fast and self._failed:
+            for name, step in self._steps.items():
+                if name not in self.results and not self._is_active(name):
+                    self._cancel(step, self._failed)
         # what runs alone comes last, so that the others' errors do not wait for it
         return sorted(
-            ready,
+            self._ready.values(),
             key=lambda step: (step.stage.resources.exclusive, -self._priority[step.name]),
         )
+
+    def _is_active(self, name: str) -> bool:
+        return any(active.step.name == name for active in self._active.values())
 
     def _launch(self, ready: list[Step]) -> None:
         if any(active.step.stage.resources.exclusive for active in self._active.values()):
@@ -227,6 +308,8 @@ class _Run:
             alone = step.stage.resources.exclusive
             if not pool.free or (alone and self._active):
                 return  # what is urgent comes first, also when it has to wait until it is alone
+            if not self._room.has(step.stage.resources):
+                continue
             lock = self._claim(step)
             if lock is None:
                 continue
@@ -289,7 +372,9 @@ class _Run:
         assert step.preimage is not None
         outputs = {node: self._steps[node].outputs or {} for node, _ in step.inputs.values()}
         resources = step.stage.resources
-        workdir = self._store.temporary(step.name)
+        workdir = self._store.temporary(step.stage.name)
+        del self._ready[step.name]
+        self._room.take(resources)
         job = Job(
             step=step.name,
             stage=step.stage,
@@ -299,9 +384,9 @@ class _Run:
             root=self._store.root,
             durability=self._store.durability,
             workdir=workdir,
-            log=self._folder / "logs" / f"{step.name}.log",
+            log=self._log(step.name),
             progress=workdir / "progress.jsonl",
-            views=self._folder / "views" / step.name if self._options.views else None,
+            views=self._views(step.name) if self._options.views else None,
             replace=bool(step.forced),
         )
         cores = host.threads()
@@ -337,6 +422,8 @@ class _Run:
         """Frees what a stage held."""
         assert self._pool is not None
         del self._active[future]
+        self._room.give(active.step.stage.resources)
+        self._look.append(active.step.name)  # unless it ends now, it is to run again
         if kill:
             self._pool.kill(future)
         else:
@@ -402,6 +489,8 @@ class _Run:
             self._steps[name] = replace(
                 self._steps[name], state="pending", outputs=None, record=None
             )
+            self._ready.pop(name, None)
+        self._look.extend(name for name in self._steps if name in below)
         for active in self._active.values():
             active.stale = active.stale or active.step.name in below
 
@@ -410,13 +499,14 @@ class _Run:
     def _hit(self, step: Step) -> None:
         record = step.record
         assert record is not None
-        sides = [(record.log, self._folder / "logs" / f"{step.name}.log")]
-        if self._options.views:
-            sides.append((record.views, self._folder / "views" / step.name))
-        for digest, path in sides:
-            with suppress(stores.DamagedError, FileExistsError):  # a side output: it may be lost
-                if digest:
-                    self._store.materialise(digest, path)
+        for name, member in self._members[step.name]:
+            sides = [(record.log, member.folder / "logs" / f"{name}.log")]
+            if self._options.views:
+                sides.append((record.views, member.folder / "views" / name))
+            for digest, path in sides:  # side outputs: they may be lost
+                with suppress(stores.DamagedError, FileExistsError):
+                    if digest:
+                        self._store.materialise(digest, path)
         self._finish(step, "hit", record.seconds, record.rss_mib)
 
     def _cancel(self, step: Step, because: str) -> None:
@@ -433,7 +523,7 @@ class _Run:
         rss_mib: float = 0.0,
         error: TapmlError | None = None,
     ) -> None:
-        log = self._folder / "logs" / f"{step.name}.log"
+        log = self._log(step.name)
         record = step.record if state in ("hit", "ran") else None
         result = StepResult(
             name=step.name,
@@ -451,6 +541,11 @@ class _Run:
             foreign=record is not None and record.made_on.get("machine") != host.machine(),
         )
         self.results[step.name] = result
+        self._ready.pop(step.name, None)
+        self._look.extend(self._below[step.name])
+        if state == "failed":
+            self._failed = self._failed or step.name
+        self._share(step.name)
         self._tell(
             StageFinished(
                 time=time.time(),
@@ -472,11 +567,48 @@ class _Run:
     def _located(self, error: TapmlError, step: Step) -> TapmlError:
         """The error with what only this side knows: the place in the recipe, or stage and log."""
         if isinstance(error, RecipeError):
-            return self._recipe.locate(error)
+            return self._members[step.name][0][1].part.recipe.locate(error)
         if isinstance(error, StageError):
             error.stage = step.name
-            error.log = str(self._folder / "logs" / f"{step.name}.log")
+            error.log = str(self._log(step.name))
         return error
+
+    # --- what each recipe is told
+
+    def result(self, step: str, name: str, member: _Member) -> StepResult:
+        """How a step ended, in the words of one of its recipes."""
+        log = member.folder / "logs" / f"{name}.log"
+        return replace(self.results[step], name=name, log=log if log.exists() else None)
+
+    def _tell(self, event: StageStarted | StageProgress | StageFinished) -> None:
+        """Writes an event to the journal of each recipe of its step, and passes it on."""
+        for name, member in self._members[event.stage]:
+            own = replace(event, stage=name)
+            if isinstance(own, StageFinished) and own.log:
+                own = replace(own, log=str(member.folder / "logs" / f"{name}.log"))
+            with disk.guarded(member.folder):
+                member.log.write(own)
+        self._emit(event)
+
+    def _share(self, step: str) -> None:
+        """The log and the views of a step in the folder of each of its recipes."""
+        (first, owner), *others = self._members[step]
+        for name, member in others:
+            log = owner.folder / "logs" / f"{first}.log"
+            with suppress(FileExistsError, FileNotFoundError), disk.guarded(member.folder):
+                disk.link(log, member.folder / "logs" / f"{name}.log")
+            views = owner.folder / "views" / first
+            if views.is_dir() and not (target := member.folder / "views" / name).exists():
+                with disk.guarded(member.folder):
+                    shutil.copytree(views, target, copy_function=os.link)
+
+    def _log(self, step: str) -> Path:
+        name, member = self._members[step][0]
+        return member.folder / "logs" / f"{name}.log"
+
+    def _views(self, step: str) -> Path:
+        name, member = self._members[step][0]
+        return member.folder / "views" / name
 
     # --- small things
 
@@ -516,9 +648,6 @@ class _Run:
     def _tidy(self) -> None:
         while self._litter:
             disk.remove(self._litter.pop())
-
-    def _first_failed(self) -> str:
-        return next((name for name, one in self.results.items() if one.state == "failed"), "")
 
     def _slots(self) -> int:
         if self._options.jobs is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import platform
 from functools import cache
@@ -29,6 +30,21 @@ def machine() -> str:
 def threads() -> int:
     """Hardware threads that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def gpus() -> int:
+    """NVIDIA GPUs that the kernel lists."""
+    return sum(1 for _ in Path("/dev").glob("nvidia[0-9]*"))
+
+
+def memory_mib() -> float:
+    """Memory that can be had without swapping; infinite when the kernel does not say."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return math.inf
+    lines = (line.split() for line in text.splitlines())
+    return next((int(one[1]) / 1024 for one in lines if one[0] == "MemAvailable:"), math.inf)
 
 
 def _cpuinfo() -> tuple[str, int]:

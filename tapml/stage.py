@@ -163,12 +163,17 @@ class Recipe(Protocol):
 
 @dataclass(frozen=True)
 class Resources:
-    """What a stage needs while it runs. `exclusive`: it times something, so it runs alone on the
-    machine.
+    """What a stage needs while it runs; it starts when this much is free.
+
+    cpu, gpu, memory_mib: cores, GPUs, MiB
+    exclusive:            it times something, so it runs alone on the machine
+    fresh_process:        in a process that has run nothing
+    timeout_s:            longest that it may run
     """
 
     cpu: int = 1
     gpu: int = 0
+    memory_mib: int = 0
     exclusive: bool = False
     fresh_process: bool = False
     timeout_s: float | None = None
