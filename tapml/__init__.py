@@ -1,7 +1,7 @@
 """tapml: declarative recipes that build, tune, validate and measure deployable model libraries.
 
-`run(recipe)` and `load(run_or_path)` are the Python entry points; the command `tapml` does the same
-from a shell.
+`run(recipe)`, `run_all(recipes)` and `load(run_or_path)` are the Python entry points; the command
+`tapml` does the same from a shell.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import load, run
+    from .api import load, run, run_all
     from .runs import RunResult
 
-__all__ = ["RunResult", "load", "run"]
+__all__ = ["RunResult", "load", "run", "run_all"]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,7 @@ class Room:
     memory_mib: float
 
     @classmethod
-    def of(cls, options: Options, slots: int) -> Self:
+    def of(cls, slots: int) -> Self:
         return cls(max(host.threads(), slots), host.gpus(), host.memory_mib())
 
     def has(self, need: Resources) -> bool:
@@ -38,11 +38,19 @@ class Room:
         self.memory_mib += need.memory_mib
 
 
+def slots(plan: Plan, jobs: int | None) -> int:
+    """Worker processes: as asked for, else one when a stage has to run alone, else one per core."""
+    if jobs is not None:
+        return max(1, jobs)
+    alone = any(step.stage.resources.exclusive for step in plan if step.state != "hit")
+    return 1 if alone else host.threads()
+
+
 def check(plan: Plan, options: Options) -> None:
     """Raises: EnvironmentalError when a stage that is to run asks for more than there is at all."""
     if all(step.state == "hit" for step in plan):
         return
-    whole = Room.of(options, options.jobs or 1)
+    whole = Room.of(options.jobs or 1)
     for step in plan:
         if step.state == "hit" or whole.has(need := step.stage.resources):
             continue

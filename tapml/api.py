@@ -9,125 +9,112 @@ outputs = tapml.load(result)(bytes=array)
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TypedDict, Unpack, cast
 
 from . import bundle as bundles
-from . import (
-    disk,
-    events,
-    executor,
-    facts,
-    gates,
-    host,
-    plan,
-    recipe,
-    report,
-    runs,
-    shipped,
-    workflow,
-)
+from . import disk, events, executor, facts, gates, host, report, requirements, runs, sweep
 from .errors import EnvironmentalError, RecipeError, TrackingError
-from .plan import Graph, Plan
+from .plan import Plan
+from .prepare import Member, Overrides, Prepared, prepare, store_root
 from .recipe import Recipe
 from .runs import RunResult, Scalar
+from .settings import Track
 from .store import Store
 
-Overrides = Sequence[str] | Mapping[str, Any]
-Track = Literal["off", "auto", "required"]
+__all__ = ["RunResult", "execute", "export", "load", "prepare", "run", "run_all", "store_root"]
 _VERSIONS = ("tapml", "apache-tvm", "apache-tvm-ffi", "numpy", "onnxruntime", "mlflow")
 _GIT_S = 5.0
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A recipe with its graph, its store and its plan: all that is decided before anything runs.
+class Which(TypedDict, total=False):
+    """What to do: the options of `prepare`."""
 
-    other: what the run that a gate compares with has measured
+    set: Overrides
+    to: Sequence[str]
+    force: Sequence[str]
+    from_: Sequence[str]
+    store: str | Path | None
+    workflows: str | Path | None
+
+
+class How(TypedDict, total=False):
+    """How to do it: the options of `execute`."""
+
+    jobs: int | None
+    threads: int | None
+    fail_fast: bool
+    dump_ir: bool
+    out: str | Path | None
+    track: Track
+    check: bool
+    watch: Callable[[events.Event], None]
+
+
+class Options(Which, How):
+    """The options of `run` and `run_all`."""
+
+
+def run(path: str | Path, **options: Unpack[Options]) -> RunResult:
+    """Builds, tunes, validates and measures what one recipe says, as `run_all`.
+
+    Raises: RecipeError also when the recipe has a matrix that makes several.
     """
+    which, how = _split(options)
+    prepared = prepare([path], **which)
+    if len(prepared.members) > 1:
+        raise RecipeError(
+            where=str(path),
+            field="matrix",
+            message=f"the matrix makes {len(prepared.members)} recipes, and this returns one",
+            hint="call tapml.run_all, or fix the fields of the matrix by `set`",
+        )
+    return execute(prepared, **how)[0]
 
-    recipe: Recipe
-    workflows: Path
-    graph: Graph
-    store: Store
-    plan: Plan
-    other: facts.Facts | None = None
 
+def run_all(paths: Sequence[str | Path], **options: Unpack[Options]) -> tuple[RunResult, ...]:
+    """Builds what several recipes say, each with all points of its matrix: one plan, and what they
+    share is done once. One result per recipe and point.
 
-def prepare(
-    path: str | Path,
-    *,
-    set: Overrides = (),
-    to: Sequence[str] = (),
-    force: Sequence[str] = (),
-    from_: Sequence[str] = (),
-    store: str | Path | None = None,
-    workflows: str | Path | None = None,
-) -> Prepared:
-    """What a run of the recipe would do. Runs nothing, imports no TVM. Raises: RecipeError for
-    every mistake in it.
+    In: the options of `prepare` (`set`, `to`, `force`, `from_`, `store`, `workflows`) and those of
+        `execute`.
     """
-    path = Path(path)
-    loaded = recipe.load(path, _texts(set))
-    explicit = Path(workflows) if workflows else None
-    found = workflow.find(path, explicit)
-    graph = cast(
-        "Graph", workflow.graph(loaded, found)
-    )  # networkx's views are no Mapping to the checker
-    root = Store(store_root(store, path, explicit))
-    try:
-        other = gates.other(loaded.gates, root.root, loaded.name)
-    except RecipeError as error:
-        raise loaded.locate(error) from error
-    made = plan.make(graph, root, force=force, from_=from_, to=to)
-    return Prepared(loaded, found, graph, root, made, other)
+    which, how = _split(options)
+    return execute(prepare(paths, **which), **how)
 
 
-def run(
-    path: str | Path,
+def execute(
+    prepared: Prepared,
     *,
-    set: Overrides = (),
-    to: Sequence[str] = (),
-    force: Sequence[str] = (),
-    from_: Sequence[str] = (),
     jobs: int | None = None,
     threads: int | None = None,
     fail_fast: bool = False,
     dump_ir: bool = False,
     out: str | Path | None = None,
-    store: str | Path | None = None,
-    workflows: str | Path | None = None,
     track: Track = "auto",
     check: bool = True,
     watch: Callable[[events.Event], None] = lambda event: None,
-) -> RunResult:
-    """Builds, tunes, validates and measures what the recipe says; what is cached is not done again.
+) -> tuple[RunResult, ...]:
+    """Runs what is prepared; what is cached is not done again. One result for each recipe.
 
-    In:     `set`: fields to change, `["a.b=1"]` or `{"a.b": 1}`; `to`: stop after these stages;
-            `force`: run these again; `from_`: these and all below; `out`: copy the bundle there;
-            `watch`: called with each event.
+    In:     `out`: copy the bundle there, of several recipes each below its own name; `watch`:
+            called with each event.
     Raises: RecipeError and EnvironmentalError before anything runs. With `check` (as in
             `subprocess.run`) also what made the exit code other than 0: the first failed stage's
-            StageError, or GateError. With `check=False` the result is returned whatever happened:
-            look at `exit_code`, or call `raise_for_failure()`.
+            StageError, or GateError. With `check=False` the results are returned whatever
+            happened: look at `exit_code`, or call `raise_for_failure()`.
     """
-
-    def decide() -> Prepared:
-        return prepare(
-            path, set=set, to=to, force=force, from_=from_, store=store, workflows=workflows
-        )
-
-    prepared = decide()
     if _rotted(prepared):
-        prepared = decide()  # what was damaged is set aside, so that its stage runs again
-    if out is not None:
-        _check_destination(Path(out))
+        prepared = prepared.again()  # what was damaged is set aside, so that its stage runs again
+    for member in prepared.members:
+        if any(prepared.plan[step].state != "hit" for step in member.steps.values()):
+            requirements.check(member.recipe.requires)
+    places = _destinations(out, prepared.members)
     reasons: dict[str, str] = {}
 
     def tell(event: events.Event) -> None:
@@ -135,17 +122,36 @@ def run(
             reasons[event.stage] = event.reason
         watch(event)
 
-    options = executor.Options(jobs=jobs, threads=threads, fail_fast=fail_fast, views=dump_ir)
-    done = executor.run(prepared.plan, prepared.recipe, prepared.store, options, tell)
-    with disk.guarded(done.folder):
-        result = _conclude(prepared, done, reasons)
-        if result.bundle and out is not None and result.exit_code == 0:
-            export(result, Path(out))
+    options = executor.Options(
+        jobs=prepared.engine.jobs if jobs is None else jobs,
+        threads=threads,
+        fail_fast=fail_fast,
+        views=dump_ir,
+    )
+    parts = [executor.Part(one.recipe, one.steps, one.label) for one in prepared.members]
+    done = executor.run_batch(prepared.plan, parts, prepared.store, options, tell)
+    results: list[RunResult] = []
+    for member, one, place in zip(prepared.members, done, places, strict=True):
+        with disk.guarded(one.folder):
+            result = _conclude(prepared, member, one, reasons)
+        if result.bundle and place is not None and result.exit_code == 0:
+            export(result, place)
+        results.append(result)
+    with disk.guarded(prepared.store.root):
+        if results[0].sweep:
+            sweep.write(results[0].sweep, results, prepared.store.root)
         if track != "off":
-            result = _track(result, prepared.store, required=track == "required")
+            results = _track(results, prepared.store, required=track == "required")
     if check:
-        result.raise_for_failure()
-    return result
+        for result in results:
+            result.raise_for_failure()
+    return tuple(results)
+
+
+def _split(options: Options) -> tuple[Which, How]:
+    which = {name: value for name, value in options.items() if name in Which.__annotations__}
+    how = {name: value for name, value in options.items() if name not in which}
+    return cast(Which, which), cast(How, how)
 
 
 def load(source: str | Path | RunResult, *, store: str | Path | None = None) -> bundles.Bundle:
@@ -200,30 +206,14 @@ def export(
     return folder.resolve()
 
 
-def store_root(
-    explicit: str | Path | None = None,
-    recipe_path: Path | None = None,
-    workflows: Path | None = None,
-) -> Path:
-    """The store: `explicit`, `TAPML_STORE`, `artifacts/` beside a workflow file that is named or
-    above the recipe
-    (or the working folder), else `./artifacts`. Absolute.
-    """
-    if chosen := explicit or os.environ.get("TAPML_STORE"):
-        return Path(chosen).expanduser().resolve()
-    if workflows is not None:
-        return workflows.resolve().parent / "artifacts"
-    start = recipe_path.resolve().parent if recipe_path else Path.cwd()
-    for folder in (start, *start.parents):
-        if (folder / workflow.FILE).is_file() and folder / workflow.FILE != shipped.workflows():
-            return folder / "artifacts"
-    return Path.cwd() / "artifacts"
-
-
-def _texts(overrides: Overrides) -> list[str]:
-    if isinstance(overrides, Mapping):
-        return [f"{name}={json.dumps(value)}" for name, value in overrides.items()]
-    return list(overrides)
+def _destinations(out: str | Path | None, members: Sequence[Member]) -> list[Path | None]:
+    """Where the bundle of each recipe is copied to. Raises: RecipeError when it cannot be."""
+    if out is None:
+        return [None] * len(members)
+    found = [Path(out) / one.label if one.label else Path(out) for one in members]
+    for path in found:
+        _check_destination(path)
+    return list(found)
 
 
 def _check_destination(folder: Path) -> None:
@@ -237,30 +227,32 @@ def _check_destination(folder: Path) -> None:
         raise RecipeError(message=f"{folder} is no folder", hint="name a new folder")
 
 
-def _conclude(prepared: Prepared, done: executor.Result, reasons: Mapping[str, str]) -> RunResult:
+def _conclude(
+    prepared: Prepared, member: Member, done: executor.Result, reasons: Mapping[str, str]
+) -> RunResult:
     """The result with facts, verdicts, bundle and report, all in the run's folder."""
-    loaded, store, folder = prepared.recipe, prepared.store, done.folder
+    loaded, store, folder = member.recipe, prepared.store, done.folder
     measured, foreign, bundle = None, False, None
     verdicts: tuple[gates.Verdict, ...] = ()
-    if found := _output(prepared.plan, done, "facts"):
+    if found := _output(prepared.plan, member, done, "facts"):
         step, digest = found
         measured = facts.load(store.materialise(digest, folder / runs.FACTS, copy=True))
         foreign = done.steps[step].foreign or gates.is_foreign(measured)
-        verdicts = gates.judge(loaded.gates, measured, foreign=foreign, other=prepared.other)
-    if found := _output(prepared.plan, done, "bundle"):
+        verdicts = gates.judge(loaded.gates, measured, foreign=foreign, other=member.other)
+    if found := _output(prepared.plan, member, done, "bundle"):
         bundle = store.materialise(found[1], folder / runs.BUNDLE)
     failed_gate = gates.error(verdicts)
     result = RunResult(
         run_id=done.run_id,
         recipe=loaded.name,
         recipe_path=str(loaded.path),
-        workflow=f"{loaded.workflow} of {prepared.workflows}",
-        started=_started(folder),
+        workflow=f"{loaded.workflow} of {member.workflows}",
+        started=done.started,
         seconds=done.seconds,
         folder=folder,
         exit_code=done.exit_code or (failed_gate.exit_code if failed_gate else 0),
         steps=tuple(done.steps.values()),
-        reasons=reasons,
+        reasons={name: reasons[step] for name, step in member.steps.items() if step in reasons},
         facts=measured,
         foreign=foreign,
         verdicts=verdicts,
@@ -268,6 +260,8 @@ def _conclude(prepared: Prepared, done: executor.Result, reasons: Mapping[str, s
         fields=loaded.dotted(),
         environment=_environment(loaded),
         tags=loaded.tags,
+        label=member.label,
+        sweep=done.sweep,
     )
     report.write(result)
     runs.save(result)
@@ -285,35 +279,32 @@ def _rotted(prepared: Prepared) -> bool:
     return bool([digest for digest in read if not prepared.store.reads_whole(digest)])
 
 
-def _output(plan: Plan, done: executor.Result, kind: str) -> tuple[str, str] | None:
-    """Step and digest of the last output of a kind that the run has."""
+def _output(plan: Plan, member: Member, done: executor.Result, kind: str) -> tuple[str, str] | None:
+    """Stage and digest of the last output of a kind that the run has."""
     found = [
-        (step.name, done.steps[step.name].outputs[name])
-        for step in plan
-        for name, of in step.stage.outputs.items()
-        if of == kind and name in done.steps[step.name].outputs
+        (name, done.steps[name].outputs[output])
+        for name, step in member.steps.items()
+        for output, of in plan[step].stage.outputs.items()
+        if of == kind and output in done.steps[name].outputs
     ]
     return found[-1] if found else None
 
 
-def _started(folder: Path) -> float:
-    with (folder / "events.jsonl").open(encoding="utf-8") as journal:
-        return float(json.loads(journal.readline())["time"])
-
-
-def _track(result: RunResult, store: Store, *, required: bool) -> RunResult:
+def _track(results: list[RunResult], store: Store, *, required: bool) -> list[RunResult]:
     from . import tracking
 
     if not required:
-        tracking.start(result.folder, store.root)
-        return result
+        for result in results:
+            tracking.start(result.folder, store.root)
+        return results
     try:
-        tracking.sync(store.root, [result.folder])
+        tracking.sync(store.root, [result.folder for result in results])
     except TrackingError as error:
-        code = result.exit_code or error.exit_code
-        result = replace(result, untracked=error.message, exit_code=code)
-        runs.save(result)
-    return result
+        for index, result in enumerate(results):
+            code = result.exit_code or error.exit_code
+            results[index] = replace(result, untracked=error.message, exit_code=code)
+            runs.save(results[index])
+    return results
 
 
 def _environment(loaded: Recipe) -> dict[str, Scalar]:
@@ -330,6 +321,7 @@ def _environment(loaded: Recipe) -> dict[str, Scalar]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
+    found |= {f"env.{name}": value for name, value in loaded.env_used.items()}
     commit = _git(loaded.path.parent, "rev-parse", "HEAD")
     if commit:
         dirty = _git(loaded.path.parent, "status", "--porcelain", "--untracked-files=no")

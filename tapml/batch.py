@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from .plan import Graph
 from .recipe import Recipe
+from .stage import Stage
 
 if TYPE_CHECKING:
     import networkx as nx
-
-    from .stage import Stage
-
-
-@dataclass(frozen=True)
-class Member:
-    """One recipe of a batch.
-
-    label:     what tells it from the others, short; empty when it is alone
-    steps:     its own names of stages → steps of the batch's plan
-    workflows: the workflow file that its graph comes from
-    """
-
-    recipe: Recipe
-    label: str
-    steps: Mapping[str, str]
-    workflows: Path
 
 
 def labels(recipes: Sequence[Recipe]) -> list[str]:
@@ -40,45 +24,74 @@ def labels(recipes: Sequence[Recipe]) -> list[str]:
         ",".join(part for part in (one.name if several else "", one.label) if part) or one.name
         for one in recipes
     ]
-    return [
-        text if found.count(text) == 1 else f"{text}-{found[:index].count(text) + 1}"
-        for index, text in enumerate(found)
-    ]
+    count, seen = Counter(found), Counter[str]()
+    for index, text in enumerate(found):
+        if count[text] > 1:  # two files of one name
+            seen[text] += 1
+            found[index] = f"{text}-{seen[text]}"
+    return found
 
 
-def merge(
-    graphs: Sequence[nx.DiGraph[str]], names: Sequence[str]
-) -> tuple[Graph, list[dict[str, str]]]:
+def merge(graphs: Sequence[Graph], names: Sequence[str]) -> tuple[Graph, list[dict[str, str]]]:
     """One graph of all, and for each its nodes' names in it.
 
     Two nodes are one when their stages are equal and take the same inputs. A node keeps its name
-    where no other has it; else the label of its graph is put behind an `@`.
+    where no other has it; else what the labels of its graphs have in common is put behind an `@`.
+    In: the nodes of each graph come after what they need, as `workflow.graph` gives them.
     """
     import networkx as nx
 
     known: dict[object, int] = {}  # what makes a node → its number
-    nodes: list[tuple[str, int, Stage, dict[str, tuple[int, str]]]] = []
+    nodes: list[_Node] = []
     numbers: list[dict[str, int]] = []
     for which, graph in enumerate(graphs):
         own: dict[str, int] = {}
-        for name in nx.topological_sort(graph):
-            stage = cast("Stage", graph.nodes[name]["stage"])
-            bound = cast("dict[str, tuple[str, str]]", graph.nodes[name]["inputs"])
+        for name in graph.nodes:
+            stage: Stage = graph.nodes[name]["stage"]
+            bound: dict[str, tuple[str, str]] = graph.nodes[name]["inputs"]
             inputs = {key: (own[node], output) for key, (node, output) in bound.items()}
             what = (name, type(stage), stage.model_dump_json(), tuple(sorted(inputs.items())))
             if what not in known:
                 known[what] = len(nodes)
-                nodes.append((name, which, stage, inputs))
+                nodes.append(_Node(name, stage, inputs))
             own[name] = known[what]
+            nodes[own[name]].graphs.append(which)
         numbers.append(own)
-    count: dict[str, int] = {}
-    for name, *_ in nodes:
-        count[name] = count.get(name, 0) + 1
-    called = [name if count[name] == 1 else f"{name}@{names[which]}" for name, which, *_ in nodes]
+    called = _names(nodes, names)
     merged: nx.DiGraph[str] = nx.DiGraph()
-    for text, (_, _, stage, inputs) in zip(called, nodes, strict=True):
-        bound = {key: (called[number], output) for key, (number, output) in inputs.items()}
-        merged.add_node(text, stage=stage, inputs=bound)
-        merged.add_edges_from((node, text) for node, _ in bound.values())
+    for text, node in zip(called, nodes, strict=True):
+        bound = {key: (called[number], output) for key, (number, output) in node.inputs.items()}
+        merged.add_node(text, stage=node.stage, inputs=bound)
+        merged.add_edges_from((source, text) for source, _ in bound.values())
     steps = [{name: called[number] for name, number in own.items()} for own in numbers]
     return cast("Graph", merged), steps  # networkx's views are no Mapping to the checker
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A node of the merged graph, before it has its name; `graphs` are those that it stands for."""
+
+    name: str
+    stage: Stage
+    inputs: dict[str, tuple[int, str]]
+    graphs: list[int] = field(default_factory=list[int])
+
+
+def _names(nodes: Sequence[_Node], labels: Sequence[str]) -> list[str]:
+    """Unique names, as short as what tells the nodes apart allows."""
+    short = [f"{one.name}@{_common([labels[which] for which in one.graphs])}" for one in nodes]
+    alone, unique = Counter(one.name for one in nodes), Counter(short)
+    return [
+        one.name
+        if alone[one.name] == 1
+        else text
+        if unique[text] == 1 and not text.endswith("@")
+        else f"{one.name}@{labels[one.graphs[0]]}"
+        for one, text in zip(nodes, short, strict=True)
+    ]
+
+
+def _common(labels: Sequence[str]) -> str:
+    """The parts that labels share, in the first one's order: those of its matrix's fields."""
+    rest = [set(label.split(",")) for label in labels[1:]]
+    return ",".join(part for part in labels[0].split(",") if all(part in one for one in rest))

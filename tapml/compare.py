@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from . import figures, plan, runs
+from . import explain, figures, runs
 from .errors import RecipeError
+from .explain import Change
 from .facts import Spread
-from .plan import Change
 from .results import StepResult
 from .runs import RunResult, Scalar
 from .store import Record, Store
@@ -224,7 +224,7 @@ def _changes(
         _record(run, step, store) for run, step in ((results[i], found[i]) for i in (0, -1))
     )
     if old is not None and new is not None:
-        for change in plan.differences(old.preimage, new.preimage):
+        for change in explain.differences(old.preimage, new.preimage, old.sources, new.sources):
             if change.kind not in ("param", "input"):
                 yield change
 

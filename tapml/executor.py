@@ -38,6 +38,7 @@ from .events import (
     StageStarted,
     State,
 )
+from .explain import Past
 from .plan import Plan, Step, resolve
 from .pools import InlinePool, Pool, SlotPool
 from .results import Options, Result, StepResult
@@ -108,6 +109,7 @@ def run_batch(
     admission.check(plan, options)
     store.prepare()
     started = time.time()
+    sweep = journal.new_id(f"{parts[0].recipe.name}-sweep") if len(parts) > 1 else ""
     with ExitStack() as stack:
         members: list[_Member] = []
         with disk.guarded(store.root):
@@ -115,7 +117,7 @@ def run_batch(
                 name = f"{part.recipe.name}-{part.label}" if part.label else part.recipe.name
                 run_id, folder = journal.new_run(store, name)
                 log = stack.enter_context(journal.Journal(folder))
-                members.append(_Member(part, run_id, folder, log))
+                members.append(_Member(part, run_id, folder, log, sweep))
                 _write_facts(folder, plan, part)
         signals = stack.enter_context(Signals())
         for member in members:
@@ -133,7 +135,9 @@ def run_batch(
             event = RunFinished(ended, member.run_id, code, round(seconds, 3))
             with disk.guarded(member.folder):
                 member.log.write(event)
-            results.append(Result(member.run_id, member.folder, steps, code, seconds))
+            results.append(
+                Result(member.run_id, member.folder, steps, code, seconds, started, sweep)
+            )
         emit(RunFinished(ended, members[0].run_id, results[0].exit_code, round(seconds, 3)))
     return tuple(results)
 
@@ -160,7 +164,8 @@ def _beginning(members: Sequence[_Member], plan: Plan, started: float) -> RunSta
     names = list(dict.fromkeys(member.part.recipe.name for member in members))
     return replace(
         first,
-        recipe=f"{len(members)} recipes of {', '.join(names[:3])}{' …' * (len(names) > 3)}",
+        run_id=first.sweep,
+        recipe=f"{len(members)} of {', '.join(names[:3])}{' …' * (len(names) > 3)}",
         stages=tuple(step.name for step in plan),
     )
 
@@ -173,6 +178,7 @@ class _Member:
     run_id: str
     folder: Path
     log: journal.Journal
+    sweep: str
 
     @property
     def steps(self) -> Iterable[tuple[str, str]]:
@@ -189,6 +195,8 @@ class _Member:
             stages=tuple(self.part.steps),
             fields=recipe.dotted(),
             host={**host.fingerprint(), "machine": host.machine()},
+            label=self.part.label,
+            sweep=self.sweep,
         )
 
 
@@ -231,12 +239,14 @@ class _Run:
             for above in step.needs:
                 self._below[above].append(step.name)
         self._store, self._options = store, options
+        self._past = Past(store)
         self._emit, self._signals = emit, signals
         self._owner = f"run {members[0].run_id} (process {os.getpid()})"
         self._look = deque(self._steps)  # what may have become ready, in the plan's order
         self._ready: dict[str, Step] = {}
         self._failed = ""
-        self._room = admission.Room.of(options, self._slots())
+        self._slots = admission.slots(plan, options.jobs)
+        self._room = admission.Room.of(self._slots)
         self._active: dict[Future[Done], _Active] = {}
         self._machine = locks.MachineLock(locks.machine_folder(), self._owner)
         self._crashes: dict[str, int] = {}
@@ -282,7 +292,7 @@ class _Run:
                 self._cancel(step, _root(stopped))
             elif None not in above:
                 if step.state == "pending":
-                    step = self._steps[name] = resolve(step, self._steps, self._store)
+                    step = self._steps[name] = resolve(step, self._steps, self._past)
                 if step.state == "hit":
                     self._hit(step)
                 else:
@@ -364,7 +374,7 @@ class _Run:
                 self._wait_note(step, f"waits for {lock.holder()}, which is making it")
                 return None
         if not step.forced and self._store.lookup(step.stage.name, step.key) is not None:
-            self._steps[step.name] = resolve(step, self._steps, self._store)
+            self._steps[step.name] = resolve(step, self._steps, self._past)
         return lock
 
     def _start(self, pool: Pool, step: Step, lock: locks.FileLock) -> None:
@@ -391,9 +401,10 @@ class _Run:
         )
         cores = host.threads()
         threads = self._options.threads or (
-            cores if resources.exclusive else max(1, cores // self._slots())
+            cores if resources.exclusive else max(1, cores // self._slots)
         )
-        self._tell(StageStarted(time.time(), step.name, step.reason, step.expected_s))
+        expected_s = None if step.expected is None else step.expected.seconds
+        self._tell(StageStarted(time.time(), step.name, step.reason, expected_s))
         future = pool.submit(job, threads=threads, fresh=resources.fresh_process)
         limit = resources.timeout_s or self._options.timeout_s
         self._active[future] = _Active(step, job, lock, time.monotonic(), limit)
@@ -649,16 +660,8 @@ class _Run:
         while self._litter:
             disk.remove(self._litter.pop())
 
-    def _slots(self) -> int:
-        if self._options.jobs is not None:
-            return max(1, self._options.jobs)
-        alone = any(
-            step.stage.resources.exclusive for step in self._steps.values() if step.state != "hit"
-        )
-        return 1 if alone else host.threads()
-
     def _open_pool(self) -> Pool:
-        self._pool = InlinePool() if self._options.jobs == 0 else SlotPool(self._slots())
+        self._pool = InlinePool() if self._options.jobs == 0 else SlotPool(self._slots)
         return self._pool
 
 
@@ -679,7 +682,8 @@ def _critical_paths(plan: Plan) -> dict[str, float]:
     """Step → seconds from its start to the end of the run, as far as earlier runs tell."""
     lengths = dict.fromkeys((step.name for step in plan), 0.0)
     for step in reversed(plan.steps):
-        lengths[step.name] += 1.0 if step.expected_s is None else step.expected_s
+        if step.state != "hit":
+            lengths[step.name] += step.expected.seconds if step.expected else 1.0
         for name in step.needs:
             lengths[name] = max(lengths[name], lengths[step.name])
     return lengths

@@ -44,10 +44,15 @@ class Journal:
         os.close(self._descriptor)
 
 
-def new_run(store: Store, recipe: str) -> tuple[str, Path]:
-    """The id and the new folder of a run; ids sort by time."""
-    slug = re.sub(r"[^A-Za-z0-9_-]+", "-", recipe).strip("-")[:40] or "run"
-    run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug}-{uuid4().hex[:4]}"
+def new_id(name: str) -> str:
+    """An id with a name in it; ids sort by time."""
+    slug = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:40] or "run"
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{slug}-{uuid4().hex[:4]}"
+
+
+def new_run(store: Store, name: str) -> tuple[str, Path]:
+    """The id and the new folder of a run."""
+    run_id = new_id(name)
     folder = store.runs / run_id
     (folder / "logs").mkdir(parents=True)
     return run_id, folder

@@ -60,6 +60,8 @@ class Result:
     """How a run ended, gates not judged yet.
 
     exit_code: that of the first failed step, 130 or 143 when interrupted, else 0
+    started:   Unix time
+    sweep:     the id that the runs of one batch share; "" for a single run
     """
 
     run_id: str
@@ -67,3 +69,5 @@ class Result:
     steps: Mapping[str, StepResult]
     exit_code: int
     seconds: float
+    started: float
+    sweep: str = ""

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Protocol, Self, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -58,12 +58,13 @@ class PythonRef(Frozen):
 
 class PythonFunction(Frozen):
     """A resolved `PythonRef`: keyed by the digest of the file, the modules beside it and what it
-    reads.
+    reads; `files` has the digest of each.
     """
 
     path: str = Field(exclude=True)
     function: str
     sha256: str
+    files: dict[str, str] = Field(default_factory=dict, exclude=True)
 
     def load(self, field_name: str = "") -> Callable[..., Any]:
         """The function itself, its folder on `sys.path` so that it can import its neighbours.
@@ -329,3 +330,30 @@ class Stage(Frozen):
     def run(self, inputs: Inputs, ctx: Context) -> Outputs:
         """Does the work, in a worker process. Imports heavy packages here."""
         raise NotImplementedError
+
+
+def functions(stage: Stage) -> dict[str, PythonFunction]:
+    """The functions of the recipe's author in a stage's parameters, by dotted field."""
+    return dict(_functions(stage, ""))
+
+
+def sources(stage: Stage) -> dict[str, dict[str, str]]:
+    """The files of those functions and their digests: no part of the key, but of its reasons."""
+    return {name: dict(one.files) for name, one in functions(stage).items()}
+
+
+def _functions(value: object, path: str) -> Iterator[tuple[str, PythonFunction]]:
+    match value:
+        case PythonFunction():
+            yield path, value
+        case BaseModel():
+            for name in type(value).model_fields:
+                yield from _functions(getattr(value, name), f"{path}.{name}" if path else name)
+        case tuple() | list():
+            for index, one in enumerate(cast("tuple[object, ...]", value)):
+                yield from _functions(one, f"{path}[{index}]")
+        case dict():
+            for name, one in cast("dict[str, object]", value).items():
+                yield from _functions(one, f"{path}.{name}")
+        case _:
+            pass

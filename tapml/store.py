@@ -53,6 +53,7 @@ class Record:
     preimage: what the key is the digest of
     report:   data of a `tapml.stage.Report`
     made_on:  the host's fingerprint and the machine's opaque id, for results that are timings
+    sources:  files of the recipe's Python and their digests, by the field that names the function
     """
 
     stage: str
@@ -66,6 +67,7 @@ class Record:
     made_on: dict[str, Any] = field(default_factory=dict[str, Any])
     log: str = ""
     views: str = ""
+    sources: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,18 @@ import click
 
 from . import figures
 from .compare import APART, NOISE, Comparison, Row
+from .estimate import Estimate
 from .facts import Facts, Spread
 from .markup import number
-from .plan import Plan
+from .plan import Step
+from .prepare import Prepared
 from .progress import duration
 from .report import by_share, failed_count, share_by_rule
 from .runs import VIEWS, RunResult, Scalar, local, marks, when
 from .terminal import columns, printable
 
 _KERNELS, _NAME = 5, 48
+_STEPS, _NAMES = 40, 6  # of a plan that are all shown
 _TEXT = 56  # columns that a value may take
 _COLOURS = {"good": "green", "bad": "red", "": ""}
 _STATES = {"hit": ("cached", "cyan"), "run": ("run", "yellow"), "pending": ("pending", "yellow")}
@@ -54,36 +57,84 @@ def of_views(run: RunResult) -> str:
     return "\n".join(lines)
 
 
-def of_plan(plan: Plan) -> str:
-    """A line per stage: what would happen and why."""
-    width = max((len(step.name) for step in plan), default=0)
-    lines: list[str] = []
-    for step in plan:
+def of_plan(prepared: Prepared) -> str:
+    """A line per stage: what would happen and why; of a long plan, those that are not cached.
+
+    The last lines tell how much of it there is, and what it takes.
+    """
+    plan = prepared.plan
+    todo = [step for step in plan if step.state != "hit"]
+    shown = plan.steps if len(plan.steps) <= _STEPS else tuple(todo)
+    width = max((columns(printable(step.name)) for step in shown), default=0)
+    names = [one.label or one.recipe.name for one in prepared.members]
+    several = f"{len(names)} recipes: " if len(names) > 1 else ""
+    head = printable(several + ", ".join(names[:_NAMES]) + ", …" * (len(names) > _NAMES))
+    lines = [f"{click.style(head, bold=True)}  in {prepared.store.root}"]
+    for step in shown:
         word, colour = _STATES[step.state]
-        cell = click.style(f"{word:<8}", fg=colour)
-        reason = (
-            step.reason
-            if step.state != "hit"
-            else f"made {local(step.record.made_at)}"
-            if step.record
-            else ""
-        )
-        lines.append(
-            f"{step.name:<{width}}  {cell}  {(step.key or '')[:12]:<12}  {reason}".rstrip()
-        )
+        reason = step.reason
+        if step.state == "hit":
+            reason = f"made {local(step.record.made_at)}" if step.record else ""
+        cell, key = click.style(f"{word:<8}", fg=colour), (step.key or "")[:12]
+        lines.append(printable(f"{step.name:<{width}}") + f"  {cell}  {key:<12}  {reason}".rstrip())
         lines += [f"{'':<{width}}  {note}" for note in step.notes if note != step.reason]
         if step.state != "hit":
             here = f"{Path.cwd()}/"
             named = [printable(one.removeprefix(here)) for one in step.python]
             lines += [f"{'':<{width}}  Python that it runs: {one}" for one in named]
-    todo = [step for step in plan if step.state != "hit"]
     count = len(plan.steps)
-    last = f"nothing to do: {count} of {count} stages cached"
-    if todo:
-        known = sum(step.expected_s or 0.0 for step in todo)
-        expected = f"; they took {duration(known)} last time" if known >= 1 else ""
-        last = f"{len(todo)} of {count} stages to run, {count - len(todo)} cached{expected}"
-    return "\n".join([*lines, last])
+    if not todo:
+        lines.append(f"nothing to do: {count} of {count} stages cached")
+    else:
+        lines.append(f"{len(todo)} of {count} stages to run, {count - len(todo)} cached")
+        lines.append(_expected(prepared.estimate(), len(todo)))
+    return "\n".join(lines)
+
+
+def _expected(found: Estimate, count: int) -> str:
+    """What a plan takes, from earlier runs on this machine."""
+    if len(found.unknown) == count:
+        return "this machine has run none of them yet: no estimate"
+    without = ""
+    if found.unknown:
+        names = ", ".join(map(printable, found.unknown[:4]))
+        more = f" and {len(found.unknown) - 4} more" * (len(found.unknown) > 4)
+        without = f", without {names}{more}, which it has not run yet"
+    return (
+        f"about {duration(found.seconds)}, {found.disk_mib:.0f} MiB of disk and "
+        f"{found.memory_mib:.0f} MiB of memory on this machine{without}"
+    )
+
+
+def of_step(step: Step) -> str:
+    """Why a stage runs, or that it is cached: each field, file, tool or input, old → new."""
+    name = printable(step.name)
+    if step.state == "hit" and step.record is not None:
+        return f"{name} is cached: made {local(step.record.made_at)}, key {step.key}"
+    lines = [f"{name} {'would run' if step.state == 'run' else 'may run'}: {step.reason}"]
+    if step.state == "pending" and not step.changes:
+        lines[0] += "; nothing of its own has changed"
+    for change in step.changes:
+        field = change.field
+        if change.kind == "input":
+            node, output = step.inputs.get(change.field, ("", ""))
+            field += f" ({output} of {node})" if node else ""
+        lines.append(f"  {change.kind:<8} {field}: {change.old} → {change.new}")
+    return printable("\n".join(lines), keep="\n")
+
+
+def of_batch(results: Sequence[RunResult]) -> str:
+    """The end of a run of several recipes: what ran, a line for each, and where all of it lies."""
+    steps = {step.key or (run.run_id, step.name): step for run in results for step in run.steps}
+    count = {state: sum(one.state == state for one in steps.values()) for state in ("ran", "hit")}
+    rest = len(steps) - sum(count.values())
+    head = f"ran {count['ran']} stages, {count['hit']} cached" + f", {rest} not done" * (rest > 0)
+    took = max(run.seconds for run in results)
+    store = results[0].folder.parent
+    lines = [f"{len(results)} runs: {head} ({duration(took)})", of_sweep(results)]
+    lines.append(f"report   file://{store / results[0].sweep}.html")
+    lines.append(f"bundles  {store}/RUN/bundle; `tapml export RUN DIR` copies one")
+    return "\n".join(lines)
 
 
 Cell = str | tuple[str, str]  # text, or text and colour

@@ -23,7 +23,7 @@ from uuid import uuid4
 
 from . import disk, errors, events, host, store
 from .errors import StageError, TapmlError
-from .stage import Context, Inputs, Outputs, Stage
+from .stage import Context, Inputs, Outputs, Stage, sources
 from .store import DamagedError, Durability, Record, Store
 
 _PR_SET_PDEATHSIG = 1
@@ -154,6 +154,7 @@ def _run(job: Job, kept: Store, started: float) -> Record:
         made_on={**host.fingerprint(), "machine": host.machine()},
         log=kept.put(job.log) if job.log.exists() else "",
         views=kept.put(job.views) if job.views is not None else "",
+        sources=sources(job.stage),
     )
     return kept.publish(record, force=job.replace)
 

@@ -105,7 +105,7 @@ def load(path: Path) -> Workflows:
     raise combined(errors)
 
 
-def graph(recipe: Recipe, workflow_file: Path) -> nx.DiGraph[str]:
+def graph(recipe: Recipe, workflows: Workflows) -> nx.DiGraph[str]:
     """The stages that the recipe's workflow runs, as instances.
 
     Out:    node → attributes `stage` (the instance) and `inputs` {input: (node, output)}; edges
@@ -115,7 +115,6 @@ def graph(recipe: Recipe, workflow_file: Path) -> nx.DiGraph[str]:
     """
     import networkx as nx
 
-    workflows = load(workflow_file)
     name = recipe.workflow
     if name not in workflows.file.workflows:
         known = list(workflows.file.workflows)

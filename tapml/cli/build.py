@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from ..errors import RecipeError
 from ..terminal import printable
-from .app import FILE, INTERRUPTED, RECIPE, WHICH, app, document, recipe_path
+from .app import FILE, RECIPE, WHICH, app, document, recipe_path
 
 if TYPE_CHECKING:
     from ..runs import RunResult
@@ -25,7 +24,10 @@ if TYPE_CHECKING:
 @click.option("--fail-fast", is_flag=True, help="Start nothing more after a failure.")
 @click.option("--dump-ir", is_flag=True, help="Keep readable IR of before and after passes.")
 @click.option(
-    "--out", type=FILE, metavar="DIR", help="Copy the bundle there (DIR/NAME for several recipes)."
+    "--out",
+    type=FILE,
+    metavar="DIR",
+    help="Copy the bundle there; of several, each into a folder of its own below.",
 )
 @click.option(
     "--track",
@@ -52,61 +54,58 @@ def run(
     store: Path | None,
     as_json: bool,
 ) -> int:
-    """Build, tune, validate and measure what RECIPE says; what is cached is not done again."""
+    """Build, tune, validate and measure what RECIPE says; what is cached is not done again.
+
+    Several recipes, and all points of a matrix, are one plan: what they share is done once.
+    """
     from .. import api, progress, summary
 
-    paths = [recipe_path(text) for text in recipes]
-    which: dict[str, Any] = {
-        "set": overrides,
-        "to": to,
-        "force": force,
-        "from_": from_,
-        "store": store,
-        "workflows": workflows,
-    }
-    names = [""]
-    if len(paths) > 1:  # every mistake in any of them, before the first one runs
-        names = [api.prepare(path, **which).recipe.name for path in paths]
-    if out is not None and len(set(names)) < len(names):
-        raise RecipeError(message="--out: two recipes have one name", hint="run them one by one")
-    click.echo(f"store {api.store_root(store, paths[0], workflows)}", err=True)
-    done: list[RunResult] = []
-    for path, name in zip(paths, names, strict=True):
-        with progress.watching() as watch:
-            result = api.run(
-                path,
-                **which,
-                jobs=jobs,
-                threads=threads,
-                fail_fast=fail_fast,
-                dump_ir=dump_ir,
-                out=out / name if out else None,
-                track=track,
-                check=False,
-                watch=watch,
-            )
-        done.append(result)
+    prepared = api.prepare(
+        [recipe_path(text) for text in recipes],
+        set=overrides,
+        to=to,
+        force=force,
+        from_=from_,
+        store=store,
+        workflows=workflows,
+    )
+    click.echo(f"store {prepared.store.root}", err=True)
+    for text in prepared.warnings(jobs):
+        click.echo(f"{click.style('warning:', fg='yellow')} {text}", err=True)
+    with progress.watching() as watch:
+        results = api.execute(
+            prepared,
+            jobs=jobs,
+            threads=threads,
+            fail_fast=fail_fast,
+            dump_ir=dump_ir,
+            out=out,
+            track=track,
+            check=False,
+            watch=watch,
+        )
+    for result in results:
         _tell(result)
-        if not as_json:
-            click.echo(summary.of_run(result))
-            if dump_ir and (views := summary.of_views(result)):
-                click.echo(views)
-            if out is not None and result.exit_code == 0:
-                click.echo(f"copied   {out / name}")
-        if result.exit_code >= INTERRUPTED:
-            break
-    code = next((result.exit_code for result in done if result.exit_code), 0)
+    code = next((result.exit_code for result in results if result.exit_code), 0)
     if as_json:
-        document({"exit_code": code, "runs": [summary.to_data(result) for result in done]})
+        document({"exit_code": code, "runs": [summary.to_data(result) for result in results]})
+        return code
+    click.echo(summary.of_batch(results) if len(results) > 1 else summary.of_run(*results))
+    for result in results:
+        if dump_ir and (views := summary.of_views(result)):
+            click.echo(views)
+    if out is not None and (copied := [one for one in results if one.exit_code == 0]):
+        click.echo(f"copied   {', '.join(str(out / one.label) for one in copied)}")
     return code
 
 
 def _tell(result: RunResult) -> None:
     """The errors of a run, on stderr."""
+    of = f"{result.label}: " if result.label else ""
 
     def tell(text: str) -> None:
         head = click.style("error: ", fg="red", bold=True)
-        click.echo(head + printable(text, keep="\n"), err=True)
+        click.echo(head + printable(of + text, keep="\n"), err=True)
 
     failed = [step for step in result.steps if step.state == "failed" and step.error]
     for step in failed:
@@ -133,26 +132,21 @@ def plan(
     """Show what would run, what is cached, and why; runs nothing."""
     from .. import api, summary
 
-    plans: list[api.Prepared] = [
-        api.prepare(
-            recipe_path(text),
-            set=overrides,
-            to=to,
-            force=force,
-            from_=from_,
-            store=store,
-            workflows=workflows,
-        )
-        for text in recipes
-    ]
+    prepared = api.prepare(
+        [recipe_path(text) for text in recipes],
+        set=overrides,
+        to=to,
+        force=force,
+        from_=from_,
+        store=store,
+        workflows=workflows,
+    )
     if as_json:
-        document({"plans": [{"recipe": p.recipe.name, "stages": p.plan.to_data()} for p in plans]})
+        document(prepared.to_data())
         return
-    for prepared in plans:
-        click.echo(
-            click.style(f"{prepared.recipe.name}", bold=True) + f"  in {prepared.store.root}"
-        )
-        click.echo(summary.of_plan(prepared.plan))
+    click.echo(summary.of_plan(prepared))
+    for text in prepared.warnings():
+        click.echo(f"{click.style('warning:', fg='yellow')} {text}")
 
 
 @app.command()
@@ -168,26 +162,16 @@ def explain(
     as_json: bool,
 ) -> None:
     """Tell which field, file or tool version made STAGE stale: old → new."""
-    from .. import api
-    from .. import runs as folders
-    from ..errors import nearest
+    from .. import api, summary
 
-    prepared = api.prepare(recipe_path(recipe), set=overrides, store=store, workflows=workflows)
-    names = [step.name for step in prepared.plan]
-    if stage not in names:
-        raise RecipeError(
-            message=f"no stage {stage!r} in this workflow", hint=nearest(stage, names)
-        )
-    step = prepared.plan[stage]
+    prepared = api.prepare([recipe_path(recipe)], set=overrides, store=store, workflows=workflows)
+    names = prepared.named(stage)
     if as_json:
-        document(next(row for row in prepared.plan.to_data() if row["name"] == stage))
+        rows = [row for row in prepared.plan.to_data() if row["name"] in names]
+        document(rows[0] if len(rows) == 1 else {"stages": rows})
         return
-    if step.state == "hit" and step.record is not None:
-        click.echo(f"{stage} is cached: made {folders.local(step.record.made_at)}, key {step.key}")
-        return
-    click.echo(f"{stage} {'would run' if step.state == 'run' else 'may run'}: {step.reason}")
-    for change in step.changes:
-        click.echo(f"  {change.kind:<8} {change.field}: {change.old} → {change.new}")
+    for name in names:
+        click.echo(summary.of_step(prepared.plan[name]))
 
 
 @app.command()
@@ -203,23 +187,24 @@ def validate(
     """Check recipe, workflow, target, and that the files and Python functions they name exist."""
     from .. import api
 
-    found: list[dict[str, Any]] = []
-    for text in recipes:
-        prepared = api.prepare(recipe_path(text), set=overrides, store=store, workflows=workflows)
-        loaded = prepared.recipe
-        found.append(
-            {
-                "recipe": str(loaded.path),
-                "name": loaded.name,
-                "workflow": loaded.workflow,
-                "workflows": str(prepared.workflows),
-                "stages": [step.name for step in prepared.plan],
-                "target": f"{loaded.target.kind} {loaded.target.mcpu}".strip(),
-            }
-        )
+    paths = [recipe_path(text) for text in recipes]
+    prepared = api.prepare(paths, set=overrides, store=store, workflows=workflows)
+    found = [
+        {
+            "recipe": str(one.recipe.path),
+            "name": one.recipe.name,
+            "label": one.label,
+            "workflow": one.recipe.workflow,
+            "workflows": str(one.workflows),
+            "stages": list(one.steps),
+            "target": f"{one.recipe.target.kind} {one.recipe.target.mcpu}".strip(),
+        }
+        for one in prepared.members
+    ]
     if as_json:
         document({"valid": found})
         return
     for row in found:
+        label = f" [{row['label']}]" if row["label"] else ""
         stages = f"{len(row['stages'])} stages of {row['workflow']} ({row['workflows']})"
-        click.echo(f"{row['recipe']}: valid; {stages}; target {row['target']}")
+        click.echo(f"{row['recipe']}{label}: valid; {stages}; target {row['target']}")

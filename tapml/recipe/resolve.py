@@ -133,23 +133,29 @@ def python(ref: PythonRef, located: Located, text: str, reads: dict[str, Path]) 
     function = ref.python.rpartition(":")[2]
     if located.path.is_file() and located.path.stat().st_size > MAX_PYTHON_BYTES:
         raise RecipeError(message=f"{shorten(text)} has more than {MAX_PYTHON_BYTES} bytes")
-    parts = [f"self\0{digest_file(located, text)}"]
+    own = digest_file(located, text)
+    parts, files = [f"self\0{own}"], {located.path.name: own}
     names = _top_level_names(located.path, text)
     if "*" not in names and function not in names:
         message = f"{shorten(text)} has no function {function!r}"
         raise RecipeError(message=message, hint=nearest(function, names, noun="it has"))
     if located.package is not None:
         inside = located.path.relative_to(located.root)
-        parts.append(f"package\0{located.package}\0{_version(located.package)}\0{inside}")
+        version = _version(located.package)
+        parts.append(f"package\0{located.package}\0{version}\0{inside}")
+        files[f"package {located.package}"] = version
     else:
         for path in sorted(located.path.parent.glob("*.py")):
             if path.is_file():
                 digest = digest_file(Located(path, located.root), path.name)
                 parts.append(f"module\0{path.name}\0{digest}")
+                files[path.name] = digest
     for name, path in sorted(reads.items()):
-        parts.append(f"reads\0{name}\0{digest_file(Located(path, located.root), name)}")
+        digest = digest_file(Located(path, located.root), name)
+        parts.append(f"reads\0{name}\0{digest}")
+        files[name] = digest
     total = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    return PythonFunction(path=str(located.path), function=function, sha256=total)
+    return PythonFunction(path=str(located.path), function=function, sha256=total, files=files)
 
 
 def expand_glob(pattern: str, folder: Path, *, may_be_absolute: bool) -> dict[str, Path]:

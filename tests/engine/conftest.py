@@ -10,7 +10,7 @@ from types import ModuleType
 import networkx as nx
 import pytest
 
-from tapml import executor
+from tapml import batch, executor
 from tapml import plan as plans
 from tapml.store import Store
 
@@ -316,6 +316,19 @@ class Bench:
             executor.Options(**options),
             self.events.append,
         )
+
+    def batch(self, graphs: dict[str, nx.DiGraph], **options) -> dict[str, executor.Result]:
+        """Runs several graphs as one plan, by label."""
+        merged, steps = batch.merge(list(graphs.values()), list(graphs))
+        parts = [
+            executor.Part(FakeRecipe(), own, label)
+            for own, label in zip(steps, graphs, strict=True)
+        ]
+        self.events = []
+        options = executor.Options(**{"jobs": 0, **options})
+        planned = plans.make(merged, self.store)
+        done = executor.run_batch(planned, parts, self.store, options, self.events.append)
+        return dict(zip(graphs, done, strict=True))
 
     def text(self, result: executor.Result, step: str, output: str = "out") -> str:
         return self.store.read(result.steps[step].outputs[output]).decode()

@@ -135,7 +135,7 @@ def test_explain_names_field_old_and_new(cli: Cli) -> None:
 def test_plan_predicts_what_runs(cli: Cli) -> None:
     cli("run", "little.yaml")
     changed = ("little.yaml", "--set", "scaling.shipped=3")
-    (planned,) = json.loads(cli("plan", *changed, "--json").out)["plans"]
+    planned = json.loads(cli("plan", *changed, "--json").out)
     assert [stage["state"] for stage in planned["stages"]] == ["hit", "run", "pending"]
     (run,) = json.loads(cli("run", *changed, "--json").out)["runs"]
     # pack gives equal bytes again, so that judge, which was pending, is a hit

@@ -97,7 +97,7 @@ def graph(tmp_path: Path) -> Graph:
         (tmp_path / "recipe.yaml").write_text(f"version: 1\nname: tiny\n{sections}")
         (tmp_path / "workflows.yaml").write_text(text, encoding="utf-8")
         recipe = recipes.load(tmp_path / "recipe.yaml", (), REGISTRY)
-        return workflow.graph(recipe, workflow.find(recipe.path))
+        return workflow.graph(recipe, workflow.load(workflow.find(recipe.path)))
 
     return build
 
@@ -325,7 +325,7 @@ def test_the_shipped_workflow_names_installed_stages() -> None:
 def test_a_shipped_recipe_has_a_graph_and_resolves_to_itself(name: str, tmp_path: Path) -> None:
     path = shipped.recipe(name)
     recipe = recipes.load(path)
-    built = workflow.graph(recipe, shipped.workflows())
+    built = workflow.graph(recipe, workflow.load(shipped.workflows()))
     assert "validation" in built
     assert ("prune" in built) == recipe.has("sparsity")
     (tmp_path / "again.yaml").write_text(recipe.resolved_yaml(), encoding="utf-8")

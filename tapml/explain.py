@@ -1,0 +1,193 @@
+"""Why a stage is stale: what differs between its key's preimage and an earlier one's."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from . import host
+from .store import DamagedError, Record, Store
+
+ChangeKind = Literal["version", "param", "python", "file", "input", "tool", "package", "host"]
+Sources = Mapping[str, Mapping[str, str]]  # dotted field of a function → its files → digests
+_CANDIDATES = 256  # newest earlier records that a stage is compared with
+_DIGEST = 12  # characters that people see of one
+
+
+@dataclass(frozen=True)
+class Change:
+    """One difference from an earlier result of the same stage; `old` and `new` are short texts."""
+
+    kind: ChangeKind
+    field: str
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        match self.kind:
+            case "input":
+                return f"input {self.field} changed"
+            case "python":
+                return f"{self.field}: its Python changed"
+            case "file":
+                return f"{self.field}: the file changed"
+            case "package":
+                return "the stage's own package changed"
+            case _:
+                return f"{self.field} {self.old} → {self.new}"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a stage took on this machine when it last ran in its nearest form."""
+
+    seconds: float
+    rss_mib: float
+    disk_mib: float
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The earlier result with the fewest differences, if any, and what a run will take."""
+
+    changes: tuple[Change, ...] = ()
+    record: Record | None = None
+    expected: Expected | None = None
+
+
+class Past:
+    """The earlier results in a store, those of each stage read once."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._earlier: dict[str, list[tuple[Record, frozenset[tuple[str, str]]]]] = {}
+        self._expected: dict[str, Expected] = {}
+
+    def nearest(
+        self, preimage: Mapping[str, Any], sources: Sources, *, unknown: Collection[str] = ()
+    ) -> Nearest:
+        """The nearest earlier result of a stage; of several, the newest.
+
+        In: `unknown`: inputs whose digests are not known yet, and do not count.
+        """
+        earlier = self._of(str(preimage["stage"]))
+        if not earlier:
+            return Nearest()
+        facts = frozenset(_facts(preimage))
+        unknown = {f"inputs.{name}" for name in unknown}
+
+        def distance(other: frozenset[tuple[str, str]]) -> int:
+            return len({name for name, _ in facts ^ other if name not in unknown})
+
+        ranked = [(distance(known), record) for record, known in earlier]
+        record = min(ranked, key=lambda one: one[0])[1]
+        here = [one for one in ranked if one[1].made_on.get("machine") == host.machine()]
+        local = min(here, key=lambda one: one[0])[1] if here else None
+        partial = set(preimage["inputs"]) if unknown else None
+        return Nearest(
+            tuple(differences(record.preimage, preimage, record.sources, sources, partial)),
+            record,
+            None if local is None else self._expect(local),
+        )
+
+    def _of(self, stage: str) -> list[tuple[Record, frozenset[tuple[str, str]]]]:
+        if stage not in self._earlier:
+            self._earlier[stage] = [
+                (record, frozenset(_facts(record.preimage)))
+                for record in self.store.newest(stage, _CANDIDATES)
+            ]
+        return self._earlier[stage]
+
+    def _expect(self, record: Record) -> Expected:
+        if record.key not in self._expected:
+            size = 0
+            for digest in record.outputs.values():
+                with suppress(DamagedError):
+                    size += self.store.size(digest)
+            self._expected[record.key] = Expected(record.seconds, record.rss_mib, size / 2**20)
+        return self._expected[record.key]
+
+
+def differences(
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    old_sources: Sources | None = None,
+    new_sources: Sources | None = None,
+    known_inputs: Collection[str] | None = None,
+) -> Iterator[Change]:
+    """What differs between the preimages of two results of one stage.
+
+    In: `…_sources`: files of the recipe's Python; `known_inputs`: only these inputs count.
+    """
+    if old["version"] != new["version"]:
+        yield Change(
+            "version", f"{new['stage']}'s version", str(old["version"]), str(new["version"])
+        )
+    before, after = dict(_flat(old["params"])), dict(_flat(new["params"]))
+    for name in sorted(before.keys() | after.keys()):
+        if (a := before.get(name, "–")) == (b := after.get(name, "–")):
+            continue
+        owner, _, last = name.rpartition(".")
+        if last != "sha256":  # else it is a File or a PythonFunction of tapml.stage
+            yield Change("param", name, a, b)
+        elif f"{owner}.function" not in (after if name in after else before):
+            yield Change("file", owner, a[:_DIGEST], b[:_DIGEST])
+        else:
+            files = (old_sources or {}).get(owner, {}), (new_sources or {}).get(owner, {})
+            yield from _python_changes(owner, *files) or [
+                Change("python", owner, a[:_DIGEST], b[:_DIGEST])
+            ]
+    sections: tuple[tuple[ChangeKind, str], ...] = (
+        ("input", "inputs"),
+        ("tool", "tools"),
+        ("host", "host"),
+    )
+    for kind, section in sections:
+        rows, others = old.get(section, {}), new.get(section, {})
+        names = rows.keys() | others.keys()
+        if kind == "input" and known_inputs is not None:
+            names = set(known_inputs)
+        for name in sorted(names):
+            if (a := str(rows.get(name, "–"))) != (b := str(others.get(name, "–"))):
+                short = _DIGEST if kind == "input" else None
+                yield Change(kind, name, a[:short], b[:short])
+    if (a := old.get("package", "–")) != (b := new.get("package", "–")):
+        yield Change("package", "package", a[:_DIGEST], b[:_DIGEST])
+
+
+def _python_changes(owner: str, old: Mapping[str, str], new: Mapping[str, str]) -> list[Change]:
+    """The files of a function that differ: its own, the modules beside it, what it reads."""
+    if not old or not new:  # made before files were recorded
+        return []
+    return [
+        Change(
+            "python", f"{owner}: {name}", old.get(name, "–")[:_DIGEST], new.get(name, "–")[:_DIGEST]
+        )
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+
+
+def _facts(preimage: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a preimage says, flat."""
+    for section, value in preimage.items():
+        yield from _flat(value, section)
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted fields of plain data, scalars as text; a list of scalars is one field."""
+    match value:
+        case dict() if value:
+            for name, one in cast("dict[str, Any]", value).items():
+                yield from _flat(one, f"{path}.{name}" if path else name)
+        case list() | tuple():
+            rows = cast("list[Any]", value)
+            if any(isinstance(one, dict) for one in rows):
+                for index, one in enumerate(rows):
+                    yield from _flat(one, f"{path}[{index}]")
+            else:
+                yield path, "[" + ", ".join(map(str, rows)) + "]"
+        case _:
+            yield path, str(value)

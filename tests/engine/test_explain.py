@@ -1,0 +1,109 @@
+"""Why a stage is stale, and what it will take."""
+
+import os
+import shutil
+
+import pytest
+
+from tapml import estimate, host
+from tapml.stage import PythonFunction
+
+
+@pytest.fixture
+def custom(stages):
+    class Custom(stages.Text):
+        """Has a function of the recipe's author."""
+
+        inputs_function: PythonFunction
+
+    Custom.__module__ = stages.__name__
+    return Custom
+
+
+def function(**files):
+    return PythonFunction(
+        path="/a/inputs.py", function="files", sha256=str(sorted(files.items())), files=files
+    )
+
+
+def test_the_file_of_the_recipes_python_that_changed_is_named(bench, custom, graph):
+    before = function(**{"inputs.py": "aa", "helper.py": "bb", "data/x.npz": "cc"})
+    bench.run(graph(text=(custom(inputs_function=before), {})))
+    after = function(**{"inputs.py": "aa", "helper.py": "dd", "data/x.npz": "cc", "new.py": "ee"})
+    (step,) = bench.plan(graph(text=(custom(inputs_function=after), {})))
+    assert [(one.kind, one.field, one.old, one.new) for one in step.changes] == [
+        ("python", "inputs_function: helper.py", "bb", "dd"),
+        ("python", "inputs_function: new.py", "–", "ee"),
+    ]
+
+
+def test_the_files_of_python_are_in_no_key(bench, custom, graph):
+    one = function(**{"inputs.py": "aa"})
+    bench.run(graph(text=(custom(inputs_function=one), {})))
+    two = one.model_copy(update={"files": {"inputs.py": "aa", "other.py": "bb"}})
+    result = bench.run(graph(text=(custom(inputs_function=two), {})))
+    assert result.steps["text"].state == "hit"
+
+
+def test_an_upstream_output_that_changed_is_shown_old_to_new(bench, stages, graph):
+    def make(text):
+        return graph(
+            text=(stages.Text(text=text), {}), last=(stages.Constant(), {"a": ("text", "out")})
+        )
+
+    old = bench.run(make("one")).steps["text"].outputs["out"]
+    new = bench.run(graph(text=(stages.Text(text="two"), {}))).steps["text"].outputs["out"]
+    (change,) = bench.plan(make("two"))["last"].changes
+    assert (change.kind, change.field) == ("input", "a")
+    assert (change.old, change.new) == (old[:12], new[:12])
+
+
+def test_of_earlier_results_the_one_with_the_fewest_differences_counts(bench, stages, graph):
+    for upper, text in enumerate(["a", "b", "c"]):
+        bench.run(graph(text=(stages.Text(text=text, counter=os.devnull * (upper == 0)), {})))
+    (step,) = bench.plan(graph(text=(stages.Text(text="d", counter=os.devnull), {})))
+    assert [str(change) for change in step.changes] == ["text a → d"]
+
+
+def test_a_stage_is_expected_to_take_what_it_took_on_this_machine(
+    bench, stages, graph, monkeypatch
+):
+    bench.run(graph(text=(stages.Act(act="nothing", arg="x"), {})), jobs=1)
+    (step,) = bench.plan(graph(text=(stages.Act(act="nothing", arg="y"), {})))
+    assert step.expected.seconds < 5
+    assert step.expected.rss_mib > 1
+    assert step.expected.disk_mib == pytest.approx(len("acted") / 2**20)
+    monkeypatch.setattr(host, "machine", lambda: "another")
+    (step,) = bench.plan(graph(text=(stages.Act(act="nothing", arg="y"), {})))
+    assert step.expected is None
+    assert step.changes  # what changed is known all the same
+
+
+def test_a_pending_stage_is_expected_to_take_what_it_took(bench, chain):
+    bench.run(chain())
+    planned = bench.plan(chain(text="changed"))
+    assert planned["last"].state == "pending"
+    assert planned["last"].expected is not None
+    found = estimate.estimate(planned, 1)
+    assert found.unknown == ()
+    assert found.seconds == pytest.approx(
+        sum(step.expected.seconds for step in planned if step.state != "hit")
+    )
+
+
+def test_stages_that_never_ran_here_are_named(bench, chain):
+    found = estimate.estimate(bench.plan(chain()), 2)
+    assert found.unknown == ("text", "other", "join", "last")
+    assert (found.seconds, found.disk_mib, found.memory_mib) == (0, 0, 0)
+
+
+def test_what_does_not_fit_is_a_warning_with_what_to_do(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=100 * 2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(host, "memory_mib", lambda: 1000.0)
+    store = tmp_path / "not" / "made"
+    assert estimate.warnings(estimate.Estimate(1, 80, 800, ()), store) == []
+    disk, memory = estimate.warnings(estimate.Estimate(1, 95, 950, ()), store)
+    assert "95 MiB of disk" in disk
+    assert "100 MiB free" in disk
+    assert "--jobs 1" in memory
