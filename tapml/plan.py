@@ -145,7 +145,8 @@ def resolve(step: Step, known: Mapping[str, Step], past: Past) -> Step:
     }
     stage, preimage = step.stage, keys.preimage(step.stage, inputs)
     if waiting := [node for node, _ in step.inputs.values() if known[node].outputs is None]:
-        above = ", ".join(dict.fromkeys(waiting))
+        lower = {name for node in waiting for name in known[node].needs}  # wait themselves
+        above = ", ".join(node for node in dict.fromkeys(waiting) if node not in lower)
         earlier = past.nearest(preimage, sources(stage), unknown=step.inputs.keys() - inputs)
         return replace(
             step,

@@ -75,6 +75,8 @@ def of_plan(prepared: Prepared) -> str:
         reason = step.reason
         if step.state == "hit":
             reason = f"made {local(step.record.made_at)}" if step.record else ""
+        if "@" in step.name:  # what stands beside it needs no label
+            reason = reason.replace(step.name[step.name.index("@") :], "")
         cell, key = click.style(f"{word:<8}", fg=colour), (step.key or "")[:12]
         lines.append(printable(f"{step.name:<{width}}") + f"  {cell}  {key:<12}  {reason}".rstrip())
         lines += [f"{'':<{width}}  {note}" for note in step.notes if note != step.reason]

@@ -31,8 +31,8 @@ class Answer:
     @property
     def states(self) -> dict[str, str]:
         """State by stage, of a run or of a plan."""
-        if "plans" in self.data:
-            return {stage["name"]: stage["state"] for stage in self.data["plans"][0]["stages"]}
+        if "stages" in self.data:
+            return {stage["name"]: stage["state"] for stage in self.data["stages"]}
         return {name: stage["state"] for name, stage in self.run["stages"].items()}
 
     @property

@@ -63,7 +63,7 @@ def test_the_stages_of_the_guide_run_from_an_outside_package_and_are_cached(outs
 
     module = outside / "site" / "count_operators.py"
     module.write_text(module.read_text() + "\n# changed\n")
-    planned = tapml(outside, "plan", "recipe.yaml")["plans"][0]["stages"]
+    planned = tapml(outside, "plan", "recipe.yaml")["stages"]
     states = {stage["name"]: stage["state"] for stage in planned}
     assert states["count_operators"] == "run"
     assert states["import"] == "hit"

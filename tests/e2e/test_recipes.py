@@ -24,6 +24,21 @@ def test_a_shipped_recipe_passes_its_gates_untuned(tapml: Callable, recipe: str)
     assert answer.bundle.is_dir()
 
 
+def test_the_points_of_a_matrix_share_what_does_not_differ(tapml: Callable) -> None:
+    answer = tapml("run", "recipes/operator_formats.yaml")
+    assert answer.code == 0, answer.stderr
+    rows = answer.data["runs"]
+    assert len({row["label"] for row in rows}) == 4
+
+    def keys(stage: str) -> set[str]:
+        return {row["stages"][stage]["key"] for row in rows}
+
+    assert [len(keys(name)) for name in ("import", "prune", "reference", "codegen")] == [1, 2, 2, 4]
+    again = tapml("run", "recipes/operator_formats.yaml")
+    states = [stage["state"] for row in again.data["runs"] for stage in row["stages"].values()]
+    assert set(states) == {"hit"}
+
+
 def test_magika_is_tuned_and_the_second_run_runs_nothing(tapml: Callable) -> None:
     first = tapml("run", MAGIKA)
     assert first.code == 0, first.stderr

@@ -33,7 +33,8 @@ def test_shipped_recipes_hold_what_it_demands(path: Path, schema: dict[str, Any]
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_resolved_recipes_hold_what_it_demands(path: Path, schema: dict[str, Any]) -> None:
-    Draft202012Validator(schema).validate(recipes.load(path).resolved())
+    for recipe in recipes.load_all(path):
+        Draft202012Validator(schema).validate(recipe.resolved())
 
 
 @pytest.mark.parametrize(
