@@ -132,12 +132,14 @@ def run_batch(
         for member in members:
             steps = {name: active.result(step, name, member) for name, step in member.steps}
             code = signals.exit_code or _exit_code(steps.values())
-            event = RunFinished(ended, member.run_id, code, round(seconds, 3))
+            ran = sum(one.seconds for one in steps.values() if one.state == "ran")
+            took = (
+                seconds if len(members) == 1 else ran
+            )  # of a batch, what it had itself to wait for
+            event = RunFinished(ended, member.run_id, code, round(took, 3))
             with disk.guarded(member.folder):
                 member.log.write(event)
-            results.append(
-                Result(member.run_id, member.folder, steps, code, seconds, started, sweep)
-            )
+            results.append(Result(member.run_id, member.folder, steps, code, took, started, sweep))
         emit(RunFinished(ended, members[0].run_id, results[0].exit_code, round(seconds, 3)))
     return tuple(results)
 

@@ -61,6 +61,7 @@ class Result:
 
     exit_code: that of the first failed step, 130 or 143 when interrupted, else 0
     started:   Unix time
+    seconds:   from start to end; of one of several recipes, of its own stages that ran
     sweep:     the id that the runs of one batch share; "" for a single run
     """
 

@@ -125,15 +125,14 @@ def of_step(step: Step) -> str:
     return printable("\n".join(lines), keep="\n")
 
 
-def of_batch(results: Sequence[RunResult]) -> str:
+def of_batch(results: Sequence[RunResult], seconds: float) -> str:
     """The end of a run of several recipes: what ran, a line for each, and where all of it lies."""
     steps = {step.key or (run.run_id, step.name): step for run in results for step in run.steps}
     count = {state: sum(one.state == state for one in steps.values()) for state in ("ran", "hit")}
     rest = len(steps) - sum(count.values())
     head = f"ran {count['ran']} stages, {count['hit']} cached" + f", {rest} not done" * (rest > 0)
-    took = max(run.seconds for run in results)
     store = results[0].folder.parent
-    lines = [f"{len(results)} runs: {head} ({duration(took)})", of_sweep(results)]
+    lines = [f"{len(results)} runs: {head} ({duration(seconds)})", of_sweep(results)]
     lines.append(f"report   file://{store / results[0].sweep}.html")
     lines.append(f"bundles  {store}/RUN/bundle; `tapml export RUN DIR` copies one")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -72,6 +73,7 @@ def run(
     click.echo(f"store {prepared.store.root}", err=True)
     for text in prepared.warnings(jobs):
         click.echo(f"{click.style('warning:', fg='yellow')} {text}", err=True)
+    started = time.monotonic()
     with progress.watching() as watch:
         results = api.execute(
             prepared,
@@ -90,7 +92,8 @@ def run(
     if as_json:
         document({"exit_code": code, "runs": [summary.to_data(result) for result in results]})
         return code
-    click.echo(summary.of_batch(results) if len(results) > 1 else summary.of_run(*results))
+    took = time.monotonic() - started
+    click.echo(summary.of_batch(results, took) if len(results) > 1 else summary.of_run(*results))
     for result in results:
         if dump_ir and (views := summary.of_views(result)):
             click.echo(views)
