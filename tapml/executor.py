@@ -140,7 +140,8 @@ def run_batch(
             with disk.guarded(member.folder):
                 member.log.write(event)
             results.append(Result(member.run_id, member.folder, steps, code, took, started, sweep))
-        emit(RunFinished(ended, members[0].run_id, results[0].exit_code, round(seconds, 3)))
+        code = max(result.exit_code for result in results)
+        emit(RunFinished(ended, sweep or members[0].run_id, code, round(seconds, 3)))
     return tuple(results)
 
 
