@@ -50,9 +50,9 @@ def test_the_plan_is_what_the_run_does(bench, chain):
         assert state == "hit" if step.state == "hit" else state == "ran"
 
 
-def test_a_stage_is_compared_with_the_nearest_earlier_result(bench, chain):
+def test_a_stage_is_compared_with_the_nearest_earlier_result(bench, chain, tmp_path):
     bench.run(chain(act="nothing", times=1))
-    bench.run(chain(act="nothing", times=2, mark="x"))
+    bench.run(chain(act="nothing", times=2, mark=str(tmp_path / "marks")))
     planned = bench.plan(chain(act="nothing", times=3))
     assert [str(change) for change in planned["last"].changes] == ["times 1 → 3"]
 
