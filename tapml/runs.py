@@ -185,7 +185,7 @@ def killed(folder: Path) -> RunResult | None:
         folder=folder,
         exit_code=_KILLED,
         steps=tuple(
-            _step_of(ended[name])
+            step_of(ended[name])
             if name in ended
             else StepResult(name, "interrupted" if name in begun else "cancelled")
             for name in start.stages
@@ -339,7 +339,7 @@ def _started(path: Path) -> tuple[float, str]:
     return (path / RECORD).stat().st_mtime, path.name
 
 
-def _step_of(event: events.StageFinished) -> StepResult:
+def step_of(event: events.StageFinished) -> StepResult:
     facts = {name: one for name, one in vars(event).items() if name not in ("time", "stage")}
     facts["error"] = None if event.error is None else from_data(dict(event.error))
     facts["log"] = Path(event.log) if event.log else None
