@@ -24,7 +24,7 @@ from .plan import Plan
 from .prepare import Member, Overrides, Prepared, prepare, store_root
 from .recipe import Recipe
 from .runs import RunResult, Scalar
-from .settings import Track
+from .settings import Track, Tracking
 from .store import Store
 
 __all__ = ["RunResult", "execute", "export", "load", "prepare", "run", "run_all", "store_root"]
@@ -51,7 +51,7 @@ class How(TypedDict, total=False):
     fail_fast: bool
     dump_ir: bool
     out: str | Path | None
-    track: Track
+    track: Track | None
     check: bool
     watch: Callable[[events.Event], None]
 
@@ -96,14 +96,15 @@ def execute(
     fail_fast: bool = False,
     dump_ir: bool = False,
     out: str | Path | None = None,
-    track: Track = "auto",
+    track: Track | None = None,
     check: bool = True,
     watch: Callable[[events.Event], None] = lambda event: None,
 ) -> tuple[RunResult, ...]:
     """Runs what is prepared; what is cached is not done again. One result for each recipe.
 
     In:     `out`: copy the bundle there, of several recipes each below its own name; `watch`:
-            called with each event.
+            called with each event; `track`: MLflow not at all (off), in the background (auto), or
+            waited for (required).
     Raises: RecipeError and EnvironmentalError before anything runs. With `check` (as in
             `subprocess.run`) also what made the exit code other than 0: the first failed stage's
             StageError, or GateError. With `check=False` the results are returned whatever
@@ -115,6 +116,7 @@ def execute(
         if any(prepared.plan[step].state != "hit" for step in member.steps.values()):
             requirements.check(member.recipe.requires)
     places = _destinations(out, prepared.members)
+    where = prepared.tracking(track)
     reasons: dict[str, str] = {}
 
     def tell(event: events.Event) -> None:
@@ -140,8 +142,8 @@ def execute(
     with disk.guarded(prepared.store.root):
         if results[0].sweep:
             sweep.write(results[0].sweep, results, prepared.store.root)
-        if track != "off":
-            results = _track(results, prepared.store, required=track == "required")
+        if where.mode != "off":
+            results = _track(results, prepared.store, where)
     if check:
         for result in results:
             result.raise_for_failure()
@@ -290,20 +292,21 @@ def _output(plan: Plan, member: Member, done: executor.Result, kind: str) -> tup
     return found[-1] if found else None
 
 
-def _track(results: list[RunResult], store: Store, *, required: bool) -> list[RunResult]:
+def _track(results: list[RunResult], store: Store, where: Tracking) -> list[RunResult]:
     from . import tracking
 
-    if not required:
-        for result in results:
-            tracking.start(result.folder, store.root)
+    folders = [result.folder for result in results]
+    if where.mode == "auto":
+        tracking.start(store.root, folders, where)
         return results
     try:
-        tracking.sync(store.root, [result.folder for result in results])
+        tracking.sync(store.root, folders, where)
     except TrackingError as error:
         for index, result in enumerate(results):
-            code = result.exit_code or error.exit_code
-            results[index] = replace(result, untracked=error.message, exit_code=code)
-            runs.save(results[index])
+            if tracking.place(result.folder) is None:
+                code = result.exit_code or error.exit_code
+                results[index] = replace(result, untracked=error.message, exit_code=code)
+                runs.save(results[index])
     return results
 
 

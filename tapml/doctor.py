@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import host, registry
+from . import host, registry, tracking
 from .errors import EnvironmentalError, TapmlError
 
 _FREE_GIB = 2.0
@@ -41,6 +41,7 @@ def examine(store: Path) -> list[Finding]:
         _cpu,
         _disk,
         _stages,
+        _tracking,
     )
     return [finding for check in checks for finding in check(store)]
 
@@ -145,6 +146,17 @@ def _stages(store: Path) -> Iterator[Finding]:
             yield Finding(f"stage {name}", error.message, is_met=False, mend=error.hint)
         else:
             yield Finding(f"stage {name}", f"version {cls.version}", is_met=True)
+
+
+def _tracking(store: Path) -> Iterator[Finding]:
+    missed = tracking.missed(store)
+    yield Finding(
+        "MLflow",
+        missed or "has all runs that were to go there",
+        is_met=not missed,
+        required=False,
+        mend="tapml track sync",
+    )
 
 
 def error(findings: list[Finding]) -> EnvironmentalError | None:

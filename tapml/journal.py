@@ -12,6 +12,7 @@ import json
 import os
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 from uuid import uuid4
@@ -59,13 +60,11 @@ def new_run(store: Store, name: str) -> tuple[str, Path]:
 
 
 def read_events(folder: Path) -> list[Event]:
-    """The events of a run, up to a torn line."""
+    """The events of a run; lines that are torn, or of another tapml, are left out."""
     found: list[Event] = []
     for line in (folder / "events.jsonl").read_bytes().split(b"\n")[:-1]:
-        try:
+        with suppress(ValueError, KeyError, TypeError, AttributeError):
             found.append(events.from_data(json.loads(line)))
-        except ValueError:
-            break
     return found
 
 

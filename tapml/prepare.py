@@ -18,8 +18,9 @@ from .plan import Graph, Plan
 from .recipe import Recipe
 from .recipe.loader import combined
 from .recipe.positions import shorten
-from .settings import Engine
+from .settings import Engine, Track, Tracking
 from .settings import store_root as named_store
+from .settings import tracking as named_tracking
 from .store import Store
 from .workflow import Workflows
 
@@ -67,6 +68,10 @@ class Prepared:
     def warnings(self, jobs: int | None = None) -> list[str]:
         """What of that does not fit this machine."""
         return estimate.warnings(self.estimate(jobs), self.store.root)
+
+    def tracking(self, mode: Track | None = None) -> Tracking:
+        """How to track it; `mode` is the command line's."""
+        return named_tracking(self.engine, self.members[0].workflows, mode)
 
     def to_data(self) -> dict[str, Any]:
         """The plan as JSON-able data, with what each recipe has of it."""
@@ -155,7 +160,17 @@ def store_root(
     start = recipe_path.resolve().parent if recipe_path else Path.cwd()
     above = (folder / workflow.FILE for folder in (start, *start.parents))
     path = workflows or next((path for path in above if path.is_file()), shipped.workflows())
-    return _root(explicit, path, workflow.load(path).file.engine if path.is_file() else Engine())
+    return _root(explicit, path, _engine(path))
+
+
+def tracking() -> Tracking:
+    """How to track, as a command about runs takes it: of the working folder's workflow file."""
+    path = workflow.find(Path.cwd() / workflow.FILE)
+    return named_tracking(_engine(path), path)
+
+
+def _engine(workflows: Path) -> Engine:
+    return workflow.load(workflows).file.engine if workflows.is_file() else Engine()
 
 
 def _root(explicit: str | Path | None, workflows: Path, engine: Engine) -> Path:

@@ -8,6 +8,7 @@ later command.
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from . import events, facts, journal, verdicts
+from . import events, facts, host, journal, verdicts
 from .errors import RecipeError, StageError, TapmlError, TrackingError, from_data, nearest, to_data
 from .facts import Facts
 from .results import StepResult
@@ -171,7 +172,7 @@ def killed(folder: Path) -> RunResult | None:
     told = journal.read_events(folder)
     if not told or not isinstance(start := told[0], events.RunStarted):
         return None
-    if any(isinstance(event, events.RunFinished) for event in told):
+    if any(isinstance(event, events.RunFinished) for event in told) and _concludes(start):
         return None
     begun = {event.stage for event in told if isinstance(event, events.StageStarted)}
     ended = {event.stage: event for event in told if isinstance(event, events.StageFinished)}
@@ -194,6 +195,19 @@ def killed(folder: Path) -> RunResult | None:
         label=start.label,
         sweep=start.sweep,
     )
+
+
+def _concludes(start: events.RunStarted) -> bool:
+    """Whether the process of a run whose stages ended may still write its record."""
+    if start.host.get("machine") != host.machine():
+        return True
+    try:
+        os.kill(start.pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def find(run: str | Path, store: Path, *, recipe: str = "") -> RunResult:

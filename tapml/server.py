@@ -6,64 +6,79 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import click
 
-from . import guard, runs, tracking
+from . import guard, tracking
 from .errors import EnvironmentalError, TrackingError
 from .runs import RunResult
+from .settings import Tracking
 
 _START_S = 120.0
 
 
-def serve(store: Path, run: RunResult | None, port: int) -> int:
-    """Serves until Ctrl-C or the server's end; prints the link of the view that compares once it
-    answers.
+def serve(
+    store: Path, where: Tracking, chosen: Sequence[RunResult], port: int, opens: bool = False
+) -> int:
+    """Brings what is missing, prints links to the runs, and serves until Ctrl-C or the server's
+    end; a server that is there already is only linked to.
 
-    Raises: TrackingError when there is nothing to show or the server does not start.
+    Raises: TrackingError when a run does not come into MLflow or the server does not start.
     """
-    folders = (
-        [run.folder] if run else [runs.folder_of(store) / name for name in runs.ids(store)[:1]]
-    )
-    if not folders:
-        raise TrackingError(message=f"no runs in {store}", hint="`tapml run RECIPE` makes one")
-    remote = tracking.uri(store)
-    waiting = [*tracking.pending(store)]
+    uri = tracking.uri(store, where)
+    waiting = tracking.pending(store, where)
     if waiting:
         click.echo(f"bringing {len(waiting)} runs into MLflow", err=True)
-        tracking.sync(store, waiting)
-    where = tracking.place(folders[0])
-    if remote.startswith("http"):
-        click.echo(tracking.deep_link(remote.rstrip("/"), where, run.run_id if run else ""))
+        tracking.sync(store, waiting, where)
+    if uri.startswith("http"):
+        _tell(_without_password(uri), chosen, opens)
         return 0
+    database = tracking.sqlite_path(uri)
+    if database is not None:
+        tracking.check(database)
     port = _free(port)
-    base = f"http://127.0.0.1:{port}"
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    command += ["--workers", "1", "--backend-store-uri", remote]
+    address = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", *address]
     log = tracking.database(store).with_name("server.log")
+    log.parent.mkdir(exist_ok=True)
     with _guard() as mark, log.open("ab") as out:
-        environment = tracking.environment() | {guard.VARIABLE: mark}
+        environment = tracking.environment(store, where) | {
+            guard.VARIABLE: mark,
+            "MLFLOW_BACKEND_STORE_URI": uri,  # may hold a password, and a command line is public
+        }
         server = subprocess.Popen(command, stdout=out, stderr=out, env=environment, cwd=store)
         try:
             _await(server, port, log)
-            click.echo(tracking.deep_link(base, where, run.run_id if run else ""))
+            _tell(f"http://127.0.0.1:{port}", chosen, opens)
             click.echo("Ctrl-C ends it", err=True)
             return server.wait()
         except KeyboardInterrupt:
             return 0
+
+
+def _tell(base: str, chosen: Sequence[RunResult], opens: bool) -> None:
+    """Links on stdout: all runs of the recipe or of the sweep, then the chosen ones by themselves.
+
+    The last one is the one to open.
+    """
+    places = [place for run in chosen if (place := tracking.place(run.folder)) is not None]
+    links = [tracking.list_link(base, places[0], chosen[0].sweep)]
+    if len(places) <= tracking.COMPARED:
+        links.append(tracking.link(base, places))
+    for link in links:
+        click.echo(link)
+    if opens:
+        click.launch(links[-1])
+
+
+def _without_password(uri: str) -> str:
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
 
 
 @contextmanager

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast, get_args
 
 from pydantic import Field
 
+from .errors import RecipeError
 from .stage import Frozen
 
 Track = Literal["off", "auto", "required"]
@@ -91,3 +92,30 @@ def remote_cache(engine: Engine) -> RemoteCache | None:
 def store_root(engine: Engine, workflows: Path) -> Path | None:
     """The folder of results that a workflow file names, absolute."""
     return None if engine.store is None else (workflows.resolve().parent / engine.store).resolve()
+
+
+def tracking(engine: Engine, workflows: Path, mode: Track | None = None) -> Tracking:
+    """How to track: `mode` of the command line, then `TAPML_TRACK`, `TAPML_TRACKING_URI`, MLflow's
+    own `MLFLOW_TRACKING_URI` and `MLFLOW_EXPERIMENT_NAME`, then the file. No `uri` is the embedded
+    database; that of a file is absolute.
+
+    Raises: RecipeError when `TAPML_TRACK` is no mode.
+    """
+    said, file = os.environ, engine.tracking
+    named = said.get("TAPML_TRACKING_URI") or said.get("MLFLOW_TRACKING_URI")
+    chosen = mode or said.get("TAPML_TRACK") or file.mode
+    if chosen not in get_args(Track):
+        raise RecipeError(message=f"TAPML_TRACK is {chosen!r}", hint="off, auto or required")
+    folder = Path.cwd() if named else workflows.resolve().parent
+    return Tracking(
+        uri=_absolute(named or file.uri, folder),
+        experiment=said.get("MLFLOW_EXPERIMENT_NAME") or file.experiment,
+        mode=cast("Track", chosen),
+    )
+
+
+def _absolute(uri: str | None, folder: Path) -> str | None:
+    """The same URI; the file of an SQLite database made absolute."""
+    if uri is None or not uri.startswith("sqlite:///"):
+        return uri or None
+    return f"sqlite:///{(folder / uri.removeprefix('sqlite:///')).resolve()}"

@@ -134,6 +134,7 @@ def of_batch(results: Sequence[RunResult], seconds: float) -> str:
     store = results[0].folder.parent
     lines = [f"{len(results)} runs: {head} ({duration(seconds)})", of_sweep(results)]
     lines.append(f"report   file://{store / results[0].sweep}.html")
+    lines.append(f"MLflow   tapml ui {results[0].sweep}")
     lines.append(f"bundles  {store}/RUN/bundle; `tapml export RUN DIR` copies one")
     return "\n".join(lines)
 

@@ -13,14 +13,16 @@ import argparse
 import hashlib
 import itertools
 import json
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tapml import events, host, journal, recipe, runs
+from tapml import events, host, journal, recipe, runs, settings, tracking
 from tapml.events import StageFinished
 from tapml.runs import RunResult
 from tapml.stage import Curve, Report
@@ -36,9 +38,7 @@ STAGES = ("import", "prune", "reference", "relax", "sparsetir", "tensorir", "met
 STAGES += ("codegen", "validation")
 
 
-def save(
-    store: Path, name: str, steps: list[StageFinished], **changes: Any
-) -> Path:
+def save(store: Path, name: str, steps: list[StageFinished], **changes: Any) -> Path:
     """A run folder as `tapml run` leaves it: journal, recipe, plan, logs, facts, report, record."""
     run_id, folder = journal.new_run(Store(store), name)
     loaded = recipe.load(RECIPE)
@@ -109,9 +109,7 @@ def sweep(store: Path, name: str = "bench") -> list[Path]:
     return [_member(store, name, *point) for point in points]
 
 
-def _member(
-    store: Path, name: str, form: tuple[str, float], density: float, trials: int
-) -> Path:
+def _member(store: Path, name: str, form: tuple[str, float], density: float, trials: int) -> Path:
     kind, slow = form
     ms = round(0.4 + slow * density * (0.7 if trials else 1.0), 4)
     steps = [
@@ -132,9 +130,7 @@ def _member(
         "tuning.trials": trials,
     }
     label = f"kind={kind},density={density},trials={trials}"
-    return save(
-        store, "bench-sweep", steps, sweep=name, label=label, facts=facts, fields=fields
-    )
+    return save(store, "bench-sweep", steps, sweep=name, label=label, facts=facts, fields=fields)
 
 
 def _latency(size: int, ours: float, theirs: float) -> Mapping[str, Any]:
@@ -146,3 +142,51 @@ def _latency(size: int, ours: float, theirs: float) -> Mapping[str, Any]:
         "peer_ms": {"p50": theirs, "low": theirs * 0.98, "high": theirs * 1.05, "n": 30},
         "ratio": ours / theirs,
     }
+
+
+@contextmanager
+def timed(rows: dict[str, float], what: str) -> Iterator[None]:
+    """Adds the seconds that its body takes to `rows`, and prints them."""
+    start = time.perf_counter()
+    yield
+    rows[what] = round(time.perf_counter() - start, 3)
+    print(f"{rows[what]:8.2f} s  {what}", flush=True)
+
+
+def measure(store: Path, uri: str) -> dict[str, float]:
+    """Seconds of each step, in this process, as the detached one does them."""
+    from tapml import syncer
+
+    rows: dict[str, float] = {}
+    long, members = long_run(store, 300), sweep(store)
+    with timed(rows, "import MLflow"):
+        __import__("mlflow")
+    with timed(rows, "make or check the database"):
+        client = syncer.Syncer(uri, store)
+    with timed(rows, "open it"):
+        client.client.search_experiments()
+    for again in ("", ", again"):
+        with timed(rows, f"replay 300 stages{again}"):
+            client.replay(long)
+        with timed(rows, f"replay a sweep of 50 runs{again}"):
+            assert not client.bring(members)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--store", type=Path, help="keep the runs there")
+    parser.add_argument("--uri", help="an MLflow server instead of the embedded database")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        store = (chosen.store or Path(temporary)).resolve()
+        where = settings.Tracking(uri=chosen.uri)
+        os.environ.update(tracking.environment(store, where))
+        rows = measure(store, tracking.uri(store, where))
+    if chosen.uri is None:
+        facts = {"host": host.fingerprint(), "mlflow": version("mlflow"), "seconds": rows}
+        RESULTS.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

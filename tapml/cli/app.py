@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
+from ..terminal import printable
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
 INTERRUPTED = 130
@@ -68,6 +70,15 @@ WHICH = _options(
         help="Run this stage and all below it again.",
     ),
 )
+
+
+def tell_untracked(store: Path, mode: str) -> None:
+    """A line on stderr about runs that did not come to MLflow, unless tracking is off."""
+    from .. import tracking
+
+    if mode != "off" and (missed := tracking.missed(store)):
+        head = click.style("warning:", fg="yellow")
+        click.echo(f"{head} {printable(missed)}; `tapml track sync` brings them", err=True)
 
 
 def recipe_path(text: str) -> Path:

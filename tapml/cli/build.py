@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from ..terminal import printable
-from .app import FILE, RECIPE, WHICH, app, document, recipe_path
+from .app import FILE, RECIPE, WHICH, app, document, recipe_path, tell_untracked
 
 if TYPE_CHECKING:
     from ..runs import RunResult
@@ -33,10 +33,8 @@ if TYPE_CHECKING:
 @click.option(
     "--track",
     type=click.Choice(["off", "auto", "required"]),
-    default="auto",
-    envvar="TAPML_TRACK",
-    show_default=True,
-    help="MLflow: not at all, in the background, or wait for it and exit 5 when it fails.",
+    help="MLflow: not at all, in the background, or wait for it and exit 5 when it fails. "
+    "[default: $TAPML_TRACK, else `engine:` of workflows.yaml, else auto]",
 )
 @RECIPE
 def run(
@@ -49,7 +47,7 @@ def run(
     fail_fast: bool,
     dump_ir: bool,
     out: Path | None,
-    track: Literal["off", "auto", "required"],
+    track: Literal["off", "auto", "required"] | None,
     overrides: tuple[str, ...],
     workflows: Path | None,
     store: Path | None,
@@ -73,6 +71,7 @@ def run(
     click.echo(f"store {prepared.store.root}", err=True)
     for text in prepared.warnings(jobs):
         click.echo(f"{click.style('warning:', fg='yellow')} {text}", err=True)
+    tell_untracked(prepared.store.root, prepared.tracking(track).mode)
     started = time.monotonic()
     with progress.watching() as watch:
         results = api.execute(

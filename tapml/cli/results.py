@@ -9,7 +9,7 @@ import click
 
 from ..errors import RecipeError
 from ..terminal import printable
-from .app import FILE, JSON, STORE, app, document
+from .app import FILE, JSON, STORE, app, document, tell_untracked
 
 if TYPE_CHECKING:
     from ..runs import RunResult
@@ -57,7 +57,7 @@ def runs(
     as_json: bool,
 ) -> None:
     """List runs, the newest first, killed ones too; or mark some."""
-    from .. import api, listing, summary
+    from .. import api, listing, prepare, summary
     from .. import runs as folders
 
     root = api.store_root(store)
@@ -77,6 +77,7 @@ def runs(
         if as_json:
             document({"marked": {run.run_id: folders.marks(run) for run in marked}})
         return
+    tell_untracked(root, prepare.tracking().mode)
     found = listing.select(query, root)
     if as_json:
         document({"runs": [summary.to_data(one) for one in found.runs]})
@@ -147,19 +148,26 @@ def report(run: str, opens: bool, store: Path | None) -> None:
     """Write the report of RUN, or of a whole sweep by its id, and print its path."""
     from .. import api, sweep
     from .. import report as reports
-    from .. import runs as folders
 
     root = api.store_root(store)
-    try:
-        found = folders.find(run, root)
-    except RecipeError:
-        found = sweep.members(run, root)
-        if not found:
-            raise
-    path = sweep.write(run, found, root) if isinstance(found, list) else reports.write(found)
+    found = _found(run, root)
+    path = sweep.write(run, found, root) if run == found[0].sweep else reports.write(found[0])
     click.echo(path)
     if opens:
         click.launch(f"file://{path}")
+
+
+def _found(name: str, root: Path) -> list[RunResult]:
+    """The run of this name, or the runs of this sweep."""
+    from .. import runs as folders
+    from .. import sweep
+
+    try:
+        return [folders.find(name, root)]
+    except RecipeError:
+        if members := sweep.members(name, root):
+            return members
+        raise
 
 
 @app.command()
@@ -176,14 +184,18 @@ def export(run: str, folder: Path, store: Path | None) -> None:
 @app.command()
 @click.argument("run", required=False)
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+@click.option("--open", "opens", is_flag=True, help="Open it in the browser.")
 @STORE
-def ui(run: str | None, port: int, store: Path | None) -> int:
-    """Serve MLflow on 127.0.0.1 until Ctrl-C, and print the link to the view that compares runs."""
-    from .. import api, server
-    from .. import runs as folders
+def ui(run: str | None, port: int, opens: bool, store: Path | None) -> int:
+    """Serve MLflow on 127.0.0.1 until Ctrl-C, and print links to it.
+
+    RUN may be a sweep, whose runs are compared. Of a server that is named in settings it prints the
+    links only.
+    """
+    from .. import api, prepare, server
 
     root = api.store_root(store)
-    return server.serve(root, folders.find(run, root) if run else None, port)
+    return server.serve(root, prepare.tracking(), _found(run or "last", root), port, opens)
 
 
 @app.group()
@@ -195,13 +207,16 @@ def track() -> None:
 @click.argument("run_ids", nargs=-1, metavar="[RUN]...")
 @STORE
 def track_sync(run_ids: tuple[str, ...], store: Path | None) -> None:
-    """Bring RUNs, or all that are not there yet, into MLflow. Doing it twice changes nothing."""
-    from .. import api, tracking
-    from .. import runs as folders
+    """Bring RUNs or sweeps, or all runs that are not there yet, into MLflow.
 
-    root = api.store_root(store)
-    chosen = [folders.find(run, root).folder for run in run_ids] or tracking.pending(root)
-    tracking.sync(root, chosen)
-    click.echo(
-        f"{len(chosen)} runs brought to {tracking.uri(root)}" if chosen else "nothing to bring"
-    )
+    Doing it twice changes nothing.
+    """
+    from .. import api, prepare, tracking
+
+    root, where = api.store_root(store), prepare.tracking()
+    found = [one.folder for name in run_ids for one in _found(name, root)]
+    chosen = found or tracking.pending(root, where)
+    tracking.sync(root, chosen, where)
+    count = "1 run" if len(chosen) == 1 else f"{len(chosen)} runs"
+    told = f"{count} brought to {tracking.told(root, where)}"
+    click.echo(told if chosen else "nothing to bring")

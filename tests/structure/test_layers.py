@@ -34,12 +34,12 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
 
 
 @pytest.mark.parametrize("path", ENGINE, ids=lambda p: str(p.relative_to(ROOT)))
-def test_the_engine_knows_neither_tvm_nor_the_stages_and_mlflow_only_in_tracking(
+def test_the_engine_knows_neither_tvm_nor_the_stages_and_mlflow_only_in_the_syncer(
     path: Path,
 ) -> None:
     roots = {name.split(".")[0] for name, _ in imports(path)}
     forbidden = HEAVY | {"tapml_stages"}
-    if path.name == "tracking.py":
+    if path.name == "syncer.py":
         forbidden -= {"mlflow"}
     if path.name == "inspection.py":
         forbidden -= {"onnx"}
