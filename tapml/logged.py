@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from click import unstyle
+
 from . import bundle, runs
 from .mask import is_secret_name, mask
 from .runs import RunResult
@@ -23,6 +25,7 @@ from .terminal import printable
 
 Point = tuple[str, float, int, int]  # name, value, time in ms, step
 
+LATENCY = "latency/p50_ms"  # at the first size: the headline
 BUNDLE_MIB = 32.0  # a larger bundle is tracked by manifest and path
 _LINES = 24  # of one stage's curves
 _LONGEST_PARAMETER, _LONGEST_TAG = 6000, 5000
@@ -64,7 +67,7 @@ def _headline(run: RunResult) -> Iterator[tuple[str, float]]:
         return
     for index, row in enumerate(facts.latency):
         at = "" if index == 0 else "_".join(f"{name}_{size}_" for name, size in row.sizes.items())
-        yield f"latency/{at}p50_ms", row.ours.p50
+        yield f"latency/{at}p50_ms" if at else LATENCY, row.ours.p50
         if row.ratio:
             yield f"speedup/{at}vs_{(row.peer.split() or ['peer'])[0]}", 1 / row.ratio
     yield from ((f"quality/{name}", value) for name, value in facts.metric.items())
@@ -186,8 +189,8 @@ def sanitised(name: str) -> str:
 
 
 def text(value: str) -> str:
-    """Free of secrets and of what a terminal or a page might obey."""
-    return printable(mask(value), keep="\n")
+    """Free of colours, which hide where a secret begins, of secrets and of control characters."""
+    return printable(mask(unstyle(value)), keep="\n")
 
 
 def user() -> str:

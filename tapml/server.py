@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import click
 
-from . import guard, tracking
+from . import guard, logged, tracking
 from .errors import EnvironmentalError, TrackingError
 from .runs import RunResult
 from .settings import Tracking
@@ -67,7 +67,9 @@ def _tell(base: str, chosen: Sequence[RunResult], opens: bool) -> None:
     The last one is the one to open.
     """
     places = [place for run in chosen if (place := tracking.place(run.folder)) is not None]
-    links = [tracking.list_link(base, places[0], chosen[0].sweep)]
+    timed = any(run.facts and run.facts.latency for run in chosen)
+    order = logged.LATENCY if timed else ""
+    links = [tracking.list_link(base, places[0], chosen[0].sweep, order)]
     if len(places) <= tracking.COMPARED:
         links.append(tracking.link(base, places))
     for link in links:

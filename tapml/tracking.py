@@ -163,9 +163,14 @@ def link(base: str, found: Sequence[Place]) -> str:
     return f"{base}/#/compare-runs?{_encoded(query)}"
 
 
-def list_link(base: str, found: Place, sweep: str = "") -> str:
-    """The page that lists and charts the runs of an experiment, or those of a sweep."""
+def list_link(base: str, found: Place, sweep: str = "", order: str = "") -> str:
+    """The page that lists and charts the runs of an experiment, or those of a sweep.
+
+    It draws the first ten only, so that `order` is the metric whose least values are to be seen.
+    """
     query = {"workflowType": "machine_learning", "compareRunsMode": "CHART"}
+    if order:
+        query |= {"orderByKey": f"metrics.`{order}`", "orderByAsc": "true"}
     if sweep:
         query["searchFilter"] = f"tags.`tapml.sweep` = '{sweep}'"
     return f"{base}/#/experiments/{found.experiment_id}/runs?{_encoded(query)}"

@@ -19,6 +19,7 @@ from tapml.results import StepResult
 
 HERE = Path(__file__).parent
 SITE = HERE / "site"
+TRACKING = ("TAPML_TRACK", "TAPML_TRACKING_URI", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(str(SITE))
     monkeypatch.setenv("PYTHONPATH", str(SITE))
     monkeypatch.setenv("TAPML_LOCKS", str(tmp_path))
-    for name in ("TAPML_STORE", "TAPML_TRACKING_URI", "MLFLOW_TRACKING_URI", "NO_COLOR"):
+    for name in ("TAPML_STORE", *TRACKING, "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     _forget()
     yield folder
