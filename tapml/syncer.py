@@ -32,6 +32,7 @@ from .runs import RunResult
 from .tracking import LOG, TRACKED
 
 RUN_S = 300  # longest that one run may take where someone waits
+_NO_SQL = ("http://", "https://", "databricks", "file:", "/", ".")  # where others keep files
 _PAUSE_S = 2.0
 _LONGEST = 400  # characters of a reason
 _LOCK = "tracking.lock"
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     deadline, store = int(arguments[0]), Path(arguments[1])
     folders = [runs.folder_of(store) / name for name in arguments[2:]]
     if deadline:
+        os.nice(10)  # the next run may be timing
         signal.alarm(deadline)  # ends this process; what is left is replayed by the next sync
     uri = os.environ["MLFLOW_TRACKING_URI"]
     try:
@@ -69,6 +71,8 @@ class Syncer:
         if (path := tracking.sqlite_path(uri)) is not None:
             initialise(path, artifacts(store))
             tracking.check(path)
+        elif (revision := _revision(uri)) is not None:
+            tracking.check_revision(revision, mask(uri))
         mlflow: Any = importlib.import_module("mlflow")
         self.client: Any = mlflow.MlflowClient(tracking_uri=uri)
         self._uri, self._store, self._experiment = uri, store, experiment
@@ -154,12 +158,11 @@ class Syncer:
         errors: Any = importlib.import_module("mlflow.exceptions")
         found = self.client.get_experiment_by_name(name)
         if found is None:
-            is_server = self._uri.startswith(("http", "databricks"))
             folder = artifacts(self._store) / logged.sanitised(name)
             try:
                 self.client.create_experiment(
                     name,
-                    artifact_location=None if is_server else folder.as_uri(),
+                    artifact_location=None if self._uri.startswith(_NO_SQL) else folder.as_uri(),
                     tags={"mlflow.experimentKind": "custom_model_development"},
                 )
             except errors.MlflowException:  # another syncer was first
@@ -205,6 +208,20 @@ def initialise(path: Path, default_artifacts: Path) -> None:
         with closing(sqlite3.connect(draft)) as connection:
             connection.execute("pragma journal_mode=wal")
         draft.rename(path)
+
+
+def _revision(uri: str) -> str | None:
+    """That of MLflow's database in another SQL server; None where none is made yet, or no SQL."""
+    if uri.startswith(_NO_SQL):
+        return None
+    sqlalchemy: Any = importlib.import_module("sqlalchemy")
+    engine = sqlalchemy.create_engine(uri)
+    with closing(engine.connect()) as connection:
+        if not sqlalchemy.inspect(connection).has_table("alembic_version"):
+            return None
+        found = connection.exec_driver_sql("select version_num from alembic_version").scalar()
+    engine.dispose()
+    return str(found)
 
 
 def artifacts(store: Path) -> Path:

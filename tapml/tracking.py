@@ -200,14 +200,19 @@ def check(database: Path) -> None:
         raise TrackingError(message=f"{database}: {error}", hint=hint) from error
     except (sqlite3.DatabaseError, TypeError) as error:
         raise TrackingError(message=f"{database} is damaged: {error}", hint=hint) from error
+    check_revision(found, f"sqlite:///{database}")
+
+
+def check_revision(found: str, uri: str) -> None:
+    """Raises: TrackingError when the installed MLflow's database is of another revision."""
     known, head = _revisions()
     if found == head:
         return
     if found in known:
-        mend = f"keep a copy, then: {sys.executable} -m mlflow db upgrade sqlite:///{database}"
-        raise TrackingError(message=f"{database} is of an older MLflow; {mend}", hint=_LATER)
+        mend = f"keep a copy, then: {sys.executable} -m mlflow db upgrade {uri}"
+        raise TrackingError(message=f"{uri} is of an older MLflow; {mend}", hint=_LATER)
     mend = f"{sys.executable} -m pip install --upgrade mlflow"
-    raise TrackingError(message=f"{database} is of a newer MLflow; {mend}", hint=_LATER)
+    raise TrackingError(message=f"{uri} is of a newer MLflow; {mend}", hint=_LATER)
 
 
 def _revisions() -> tuple[set[str], str]:

@@ -145,6 +145,15 @@ def test_the_detached_process_ends_at_its_deadline(result: RunResult, project: P
 # --- a real one
 
 
+def is_up(port: int) -> bool:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """The address of MLflow's server, and its database."""
@@ -166,9 +175,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
         )
         try:
             end = time.monotonic() + 120
-            while socket.socket().connect_ex(("127.0.0.1", port)) and time.monotonic() < end:
+            while not is_up(port) and time.monotonic() < end:
                 assert process.poll() is None, (folder / "log").read_text()
-                time.sleep(0.2)
+                time.sleep(0.5)
             yield f"http://127.0.0.1:{port}", folder / "m.db"
         finally:
             os.killpg(process.pid, signal.SIGTERM)
@@ -188,42 +197,56 @@ def stored(database: Path, run_uid: str) -> tuple[list[Any], list[Any]]:
         return found.fetchall(), points.fetchall()
 
 
-def test_a_server_that_dies_in_the_middle_of_a_replay_gets_the_rest_later(
-    server: tuple[str, Path], result: RunResult, project: Path
-) -> None:
-    upstream, left = http.client.urlsplit(server[0]).netloc, [0]
+class Way:
+    """A way to the real server that can be cut, or slow."""
 
-    def forward(to: BaseHTTPRequestHandler) -> None:
-        """What the real server says, as long as any requests are left; then nothing."""
-        left[0] -= 1
-        if left[0] < 0:
+    def __init__(self, server: str, left: int, delay_s: float = 0.0) -> None:
+        self._upstream = http.client.urlsplit(server).netloc
+        self.left, self._delay_s = left, delay_s
+
+    def __call__(self, to: BaseHTTPRequestHandler) -> None:
+        self.left -= 1
+        if self.left < 0:
             to.close_connection = True
             return
+        time.sleep(self._delay_s)
         body = to.rfile.read(int(to.headers.get("Content-Length", 0)))
         headers = {k: v for k, v in to.headers.items() if k not in ("Host", "Connection")}
-        with closing(http.client.HTTPConnection(upstream)) as connection:
+        with closing(http.client.HTTPConnection(self._upstream)) as connection:
             connection.request(to.command, to.path, body, headers)
             answer = connection.getresponse()
             reply(to, answer.status, answer.read())
 
-    store = project / "artifacts"
-    with serving(forward) as uri:
-        where, took = Tracking(uri=uri), 0
-        for allowed in (3, 5, 8):  # dies after the run, its points, some of its files
-            left[0] = allowed
+
+def test_a_server_that_dies_in_the_middle_of_a_replay_gets_the_rest_later(
+    server: tuple[str, Path], result: RunResult, project: Path
+) -> None:
+    store, way = project / "artifacts", Way(server[0], 0)
+    with serving(way) as uri:
+        where = Tracking(uri=uri)
+        for allowed in (4, 5, 8):  # dies after the run, its points, some of its files
+            way.left = allowed
             with pytest.raises(TrackingError, match=uri):
                 tracking.sync(store, [result.folder], where)
             assert tracking.pending(store, where) == [result.folder]
             assert len(stored(server[1], result.run_id)[0]) == 1
-        left[0] = 1000
+        way.left = 1000
         tracking.sync(store, [result.folder], where)
-        took = 1000 - left[0]
+    assert 1000 - way.left < 25  # few requests: each takes a while far away
     once = stored(server[1], result.run_id)
     assert once[0] == [("FINISHED",)]
     assert tracking.pending(store, where) == []
-    assert took < 25  # few requests: each takes a while far away
     tracking.sync(store, [result.folder], Tracking(uri=server[0]))  # under another name
     assert stored(server[1], result.run_id) == once
+
+
+def test_a_slow_server_is_waited_for_where_tracking_is_required(
+    server: tuple[str, Path], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(Way(server[0], 1000, delay_s=1.0)) as uri:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        result = tapml.run("little.yaml", jobs=0, track="required")
+    assert stored(server[1], result.run_id)[0] == [("FINISHED",)]
 
 
 def test_ui_links_to_a_server_that_is_there_and_sync_uses_the_same_settings(
