@@ -61,8 +61,9 @@ def new_run(store: Store, name: str) -> tuple[str, Path]:
 
 def read_events(folder: Path) -> list[Event]:
     """The events of a run; lines that are torn, or of another tapml, are left out."""
+    path = folder / "events.jsonl"
     found: list[Event] = []
-    for line in (folder / "events.jsonl").read_bytes().split(b"\n")[:-1]:
+    for line in path.read_bytes().split(b"\n")[:-1] if path.is_file() else ():
         with suppress(ValueError, KeyError, TypeError, AttributeError):
             found.append(events.from_data(json.loads(line)))
     return found

@@ -45,9 +45,9 @@ def main(arguments: Sequence[str]) -> int:
     """0 when every run is in MLflow; else why not is in each run's log, and on stderr."""
     deadline, store = int(arguments[0]), Path(arguments[1])
     folders = [runs.folder_of(store) / name for name in arguments[2:]]
+    signal.alarm(deadline or RUN_S)  # ends this process; what is left is replayed by the next sync
     if deadline:
         os.nice(10)  # the next run may be timing
-        signal.alarm(deadline)  # ends this process; what is left is replayed by the next sync
     uri = os.environ["MLFLOW_TRACKING_URI"]
     try:
         failed = Syncer(uri, store, os.environ.get("MLFLOW_EXPERIMENT_NAME")).bring(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tapml import shipped, tracking
+from tapml import settings, shipped, tracking
 from tapml.journal import Journal
 
 Cli = Callable[..., Any]
@@ -238,7 +238,7 @@ def test_a_killed_run_is_listed_with_what_it_did(cli: Cli, project: Path) -> Non
     (run,) = json.loads(cli("runs", "--json").out)["runs"]
     assert [step["state"] for step in run["stages"].values()] == ["ran", "cancelled", "cancelled"]
     assert "KILLED" in Path(cli("report", folder.name).out.strip()).read_text()
-    assert tracking.pending(project / "artifacts") == [folder]
+    assert tracking.pending(project / "artifacts", settings.Tracking()) == [folder]
 
 
 def test_a_run_that_goes_on_is_not_called_killed(cli: Cli, project: Path) -> None:
