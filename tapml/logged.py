@@ -19,7 +19,7 @@ from pathlib import Path
 from click import unstyle
 
 from . import bundle, runs
-from .mask import is_secret_name, mask
+from .mask import mask
 from .runs import RunResult
 from .terminal import printable
 
@@ -35,7 +35,7 @@ _LONGEST_LOG = 2**20  # characters of one stage's log, from its end
 def parameters(run: RunResult) -> dict[str, str]:
     """The recipe's dotted fields; compared and charted in MLflow."""
     return {
-        sanitised(name): text("•••" if is_secret_name(name) else str(value))[:_LONGEST_PARAMETER]
+        sanitised(name): _said(name, value)[:_LONGEST_PARAMETER]
         for name, value in run.fields.items()
     }
 
@@ -112,7 +112,7 @@ def tags(run: RunResult) -> dict[str, str]:
         for name_, value in step.report.metrics.items():
             if not math.isfinite(value):
                 found[f"tapml.not_finite.{name_}"] = str(value)
-    return {sanitised(name_): text(value)[:_LONGEST_TAG] for name_, value in found.items()}
+    return {sanitised(name_): _said(name_, value)[:_LONGEST_TAG] for name_, value in found.items()}
 
 
 def write_files(run: RunResult, folder: Path) -> None:
@@ -186,6 +186,11 @@ def sanitised(name: str) -> str:
     found = re.sub(r"[^A-Za-z0-9_\-. :/]", "_", name)
     parts = [re.sub(r"^\.+$", "_", part) for part in found.split("/") if part]
     return "/".join(parts)[:250] or "_"
+
+
+def _said(name: str, value: object) -> str:
+    """A value as text; its name may tell that it is a secret."""
+    return text(f"{name}={value}").partition("=")[2]
 
 
 def text(value: str) -> str:

@@ -90,7 +90,7 @@ def test_neither_secrets_nor_control_characters_are_sent(result: RunResult, tmp_
         steps=(step, *result.steps[1:]),
         fields={"a.url": f"https://u:{key}@h/{escape}", "a.token": "hunter2hunter2"},
         tags={"team": f"{escape}{key}"},
-        environment={"note": f"password={key}"},
+        environment={"note": f"password={key}", "env.API_KEY": "hunter2hunter2"},
         label=f"{key}{escape}",
         sweep="s",
     )
@@ -106,6 +106,8 @@ def test_neither_secrets_nor_control_characters_are_sent(result: RunResult, tmp_
     said += "".join(path.read_text() for path in sent.rglob("*") if path.is_file())
     assert key not in said
     assert "hunter2" not in said
+    run = replace(result, fields={"model.tokenizer": "bert", "model.inputs.token_type_ids": "i"})
+    assert set(logged.parameters(run).values()) == {"bert", "i"}
     assert "\x1b" not in said
     assert "\\u001b" not in said
 
