@@ -9,7 +9,7 @@ _VALUE = re.compile(
     r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"  # AWS
     r"|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_[A-Za-z0-9_]{20,}"
     r"|\bhf_[A-Za-z0-9]{20,}"  # Hugging Face
-    r"|\bsk-[A-Za-z0-9_-]{16,}"  # OpenAI and others
+    r"|\bsk-(?:(?:proj|ant|or|svcacct)-[A-Za-z0-9_-]{16,}|[A-Za-z0-9]{20,})"  # OpenAI and others
     r"|\bxox[abeprs]-[A-Za-z0-9-]{10,}"  # Slack
     r"|\bglpat-[A-Za-z0-9_-]{16,}"
     r"|\bAIza[A-Za-z0-9_-]{30,}"  # Google
@@ -23,6 +23,7 @@ _ASSIGNED = re.compile(  # `token=…`, but no `tokenizer: …`, no `token_type_
     re.IGNORECASE,
 )
 _BLOT = "•••"
+HINT = "recipes are recorded and shared: let the code that needs a secret read it"
 
 
 def is_secret_name(name: str) -> bool:

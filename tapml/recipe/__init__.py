@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from pydantic import ValidationError
 
+from .. import mask
 from .. import target as targets
 from ..errors import EnvironmentalError, RecipeError, RecipeErrors
 from ..registry import Registry, installed
@@ -26,6 +27,9 @@ from .variables import Variables
 
 __all__ = ["Gates", "Recipe", "json_schema", "load", "load_all"]
 _WORKFLOWS = "workflows.yaml"  # marks the folder that recipes may extend one another in
+_ENV, _TARGET = f"{NOTE}env", f"{NOTE}target"  # notes that the resolved recipe gets
+_OF_CPU = ("target.mcpu", "target.mtriple")  # given by the preset
+_OF_MACHINE = ("target.cores", "target.device.threads")
 
 _T = TypeVar("_T")
 
@@ -120,9 +124,18 @@ class Recipe:
         return locate(self.tree, path_of(self.tree, field)).where
 
     def origin(self, field: str) -> str:
-        """What gave a dotted field its value: `file:line`, the `--set`, or `default`."""
+        """What gave a dotted field its value: `file:line`, the `--set`, `default`, or for what only
+        the machine tells `this machine`.
+        """
         node = find(self.tree, path_of(self.tree, field))
-        return "default" if node is None else node.position.origin
+        if node is not None:
+            return node.position.origin
+        if field.startswith(f"{_ENV}."):
+            return "the environment"
+        if field in _OF_CPU or field.startswith(f"{_TARGET}."):
+            preset = find(self.tree, ("target", "preset"))
+            return "this machine" if preset is None else f"preset, {preset.position.origin}"
+        return "this machine" if field in _OF_MACHINE else "default"
 
     def locate(self, error: RecipeError) -> RecipeError:
         """The error with the place and the text of its field, unless it has them."""
@@ -142,18 +155,19 @@ class Recipe:
         return text.dump(self.resolved())
 
     def resolved(self) -> dict[str, Any]:
-        """The recipe with every default and the full target, as plain data."""
+        """The recipe with every default and the full target, as plain data; in notes, what it read
+        of the environment and what the target's CPU has.
+        """
         head = self.head.model_dump(mode="json", exclude_defaults=True)
         notes = {key: value for key, value in self.data.items() if key.startswith(NOTE)}
-        full = self.target.model_dump(mode="json")
-        note = {key: full[key] for key in ("features", "vector_bits", "vector_registers")}
-        return {
-            **head,
-            "workflow": self.workflow,
-            **self._resolved(),
-            **notes,
-            f"{NOTE}target": note,
+        if self.env_used:
+            notes[_ENV] = dict(self.env_used)
+        notes[_TARGET] = {
+            "features": " ".join(self.target.features),
+            "vector_bits": self.target.vector_bits,
+            "vector_registers": self.target.vector_registers,
         }
+        return {**head, "workflow": self.workflow, **self._resolved(), **notes}
 
     def explained_yaml(self) -> str:
         """`resolved_yaml` with a comment on each line that tells where its value came from."""
@@ -327,7 +341,7 @@ def _load(
     broken += [(key,) for key in empty]
     root, wrong = validate(schema.root, checked, broken=broken)
     references, missing = _wrong_references(checked)
-    if errors := _independent([*errors, *wrong], references):
+    if errors := _independent([*errors, *wrong], [*_secrets(written), *references]):
         raise RecipeErrors(errors=tuple(errors))  # the caller combines those of all points
     if composed.document.errors:
         raise RecipeErrors()  # they are told by the caller, once
@@ -380,6 +394,14 @@ def _independent(errors: list[RecipeError], more: list[RecipeError]) -> list[Rec
         return not any(".".join(parts[:n]) in fields for n in range(1, len(parts) + 1))
 
     return [*errors, *(error for error in more if is_new(error.field))]
+
+
+def _secrets(tree: Node) -> Iterator[RecipeError]:
+    """An error for each text that looks like a key or a password."""
+    for path, node in tree.nodes():
+        if isinstance(node.value, str) and mask.is_secret(node.value):
+            message, hint = "this looks like a secret, which no recipe may hold", mask.HINT
+            yield loader.error_at(node.position, path, message, hint)
 
 
 def _wrong_references(tree: Node) -> tuple[list[RecipeError], list[EnvironmentalError]]:

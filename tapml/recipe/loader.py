@@ -15,6 +15,7 @@ from typing import cast
 import yaml
 
 from ..errors import RecipeError, RecipeErrors
+from ..mask import mask
 from ..terminal import printable
 from .positions import (
     Entry,
@@ -118,7 +119,8 @@ def override(root: Node, text: str) -> Node:
     section.
     """
     name, equals, value_text = text.partition("=")
-    shown = printable(text[:MAX_SHOWN]) + ("…" if len(text) > MAX_SHOWN else "")
+    shown = printable(mask(text))
+    shown = shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
     source = Source(f"--set {shown}", value_text, is_override=True)
     place = Position(source, 0, 0, len(value_text))
     parts = name.strip().split(".")

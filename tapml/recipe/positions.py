@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
+from ..mask import mask
 from ..terminal import columns, printable
 
 Scalar = str | int | float | bool | None
@@ -55,13 +56,15 @@ class Position:
 
     @property
     def excerpt(self) -> str:
-        """The line with a caret below it: at most 160 columns, no control characters."""
+        """The line with a caret below it: at most 160 columns, no control characters, no secret."""
         if self.source.is_override or self.line >= len(self.source.lines):
             return ""
         text = self.source.lines[self.line]
+        if mask(text) != text:
+            return ""
         room = EXCERPT_COLUMNS - 9
         start = 0 if len(text) <= room // 2 else max(0, self.column - room // 4)
-        before = _fit(printable(text[start : self.column]), room - 1)
+        before = _fit(("…" if start else "") + printable(text[start : self.column]), room - 1)
         after = _fit(printable(text[self.column : self.column + room]), room - columns(before))
         marked = printable(text[self.column : self.column + min(room, max(1, self.width))])
         carets = "^" * max(1, min(columns(marked), columns(after)))
@@ -158,7 +161,7 @@ def dotted(path: Sequence[str | int]) -> str:
 
 def shorten(value: object, limit: int = 60) -> str:
     """A value for a message: its literal form, cut."""
-    text = printable(repr(value))
+    text = printable(mask(repr(value)))
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

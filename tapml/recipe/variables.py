@@ -146,8 +146,7 @@ class Variables:
             raise _Unfilled(message)
         name = match["name"]
         if mask.is_secret_name(name):
-            hint = "recipes are recorded and shared: let the code that needs a secret read it"
-            raise _Unfilled(f"{name} holds a secret, which no recipe may", hint)
+            raise _Unfilled(f"{name} holds a secret, which no recipe may", mask.HINT)
         if name not in self.allowed and not name.startswith(FREE_PREFIX):
             hint = (
                 f"list it in workflows.yaml (engine: {{env: [{name}]}}), or name it {FREE_PREFIX}…"
@@ -159,7 +158,8 @@ class Variables:
             raise _Unfilled(f"the environment has no variable {name}", hint)
         text = match["value"] if value is None else value
         if mask.is_secret(text):
-            raise _Unfilled(f"the value of {name} looks like a secret, which no recipe may hold")
+            message = f"the value of {name} looks like a secret, which no recipe may hold"
+            raise _Unfilled(message, mask.HINT)
         if len(text) > MAX_TEXT or not text.isprintable():
             raise _Unfilled(f"the value of {name} is no line of text")
         self.used[name] = text
