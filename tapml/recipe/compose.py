@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
@@ -101,15 +102,17 @@ class _Reader:
     def parent(
         self, name: str, place: Position, path: FilePath, chain: tuple[FilePath, ...]
     ) -> Document:
-        above = _located(name, place, path, self.root, chain)
+        above = _located(name, place, chain, self.root)
         self.count += 1
         if self.count > MAX_PARENTS:
             raise error_at(place, (EXTENDS,), f"more than {MAX_PARENTS} recipes are extended")
         if above not in self.made:
+            shown = FilePath(os.path.normpath(path.parent / name))
+            shown = shown if shown.resolve() == above else above  # `..` after a link
             try:
-                self.made[above] = self.read(above, (*chain, above))
+                self.made[above] = self.read(shown, (*chain, above))
             except RecipeError as error:
-                if error.where == printable(str(above)) and not error.excerpt:  # no such file
+                if error.where == printable(str(shown)) and not error.excerpt:  # no such file
                     message = f"{shorten(name)}: {error.message}"
                     raise error_at(place, (EXTENDS,), message, error.hint) from error
                 raise
@@ -128,11 +131,10 @@ def _parents(root: Node) -> Iterator[tuple[str, Position]]:
         yield row.value, row.position
 
 
-def _located(
-    name: str, place: Position, path: FilePath, root: FilePath, chain: tuple[FilePath, ...]
-) -> FilePath:
+def _located(name: str, place: Position, chain: tuple[FilePath, ...], root: FilePath) -> FilePath:
+    """The file that the last of a chain extends, links followed."""
     try:
-        above = (path.resolve().parent / name).resolve()
+        above = (chain[-1].parent / name).resolve()
     except (OSError, ValueError, RuntimeError) as error:
         raise error_at(place, (EXTENDS,), f"{shorten(name)}: {printable(str(error))}") from error
     if not above.is_relative_to(root):

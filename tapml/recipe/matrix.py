@@ -14,11 +14,11 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from ..errors import RecipeError
+from ..errors import RecipeError, nearest
 from .loader import combined, error_at, placed
 from .positions import Node, Position, find, path_of
 
@@ -101,7 +101,7 @@ class _Matrix:
         count = 1
         for values in axes.values():
             count *= len(values)
-        include, exclude = self._rows("include"), self._rows("exclude")
+        include, exclude = self._rows("include"), self._rows("exclude", axes)
         if count > LIMIT * 16:  # before `exclude`, so that nothing huge is built
             message = f"{count} combinations; at most {LIMIT * 16} are looked at"
             self._wrong(self.section.position, (), message)
@@ -128,7 +128,10 @@ class _Matrix:
             return True
         return False
 
-    def _rows(self, name: str) -> list[dict[str, tuple[Position, Node]]]:
+    def _rows(
+        self, name: str, axes: Collection[str] | None = None
+    ) -> list[dict[str, tuple[Position, Node]]]:
+        """The combinations of a list; of `axes` alone, where those are given."""
         node = self.section.child(name)
         if node is None:
             return []
@@ -141,9 +144,12 @@ class _Matrix:
                 message = "expected a mapping of fields to values"
                 self._wrong(row.position, (name, str(index)), message)
                 continue
-            wrong = [key for key in row.value if key.split(".")[0] in _NOT_VARIED]
-            for key in wrong:
-                self._wrong(row.value[key].key, (name, key), "a matrix cannot vary this field")
+            for key, entry in row.value.items():
+                if axes is not None and key not in axes:
+                    hint = nearest(key, list(axes), noun="it varies")
+                    self._wrong(entry.key, (name, key), "the matrix does not vary this field", hint)
+                elif key.split(".")[0] in _NOT_VARIED:
+                    self._wrong(entry.key, (name, key), "a matrix cannot vary this field")
             rows.append({key: (entry.key, entry.node) for key, entry in row.value.items()})
         return rows
 

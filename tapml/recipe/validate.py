@@ -155,8 +155,10 @@ def _message(problem: _Problem) -> tuple[str, str]:
         case kind if kind in _KIND_OF:
             return f"expected {_KIND_OF[kind]}, not {_kind(value)}", ""
         case "literal_error" | "enum":
-            known = _alternatives(str(context["expected"]))
-            return _unknown_value(value, known)
+            known = str(context["expected"])
+            if not isinstance(value, str) or "'" not in known:  # no spelling of one of them
+                return f"expected {known}, not {_kind(value)}", ""
+            return _unknown_value(value, _alternatives(known))
         case "union_tag_invalid":
             known = _alternatives(str(context["expected_tags"]))
             return _unknown_value(context["tag"], known, str(context["discriminator"]))
@@ -220,14 +222,26 @@ def _json_schema(model: type[Frozen]) -> JsonSchema:
     return model.model_json_schema()
 
 
+def takes_text(model: type[Frozen], root: Node, path: Path) -> bool:
+    """Whether the field at `path` holds text and nothing else, by the model's JSON Schema."""
+    return {arm.get("type") for arm in _at(_json_schema(model), root, path)} - {"null"} == {
+        "string"
+    }
+
+
 def _fields(schema: JsonSchema, root: Node, path: Path) -> list[str]:
     """Names of the fields that the mapping at `path` may have, by the model's JSON Schema."""
+    return sorted({name for arm in _at(schema, root, path) for name in arm.get("properties", {})})
+
+
+def _at(schema: JsonSchema, root: Node, path: Path) -> list[JsonSchema]:
+    """The schemas that a value at `path` may follow."""
     arms = [schema]
     node: Node | None = root
     for part in path:
         arms = [below for arm in _arms(schema, arms, node) for below in _below(arm, part)]
         node = node.child(part) if node is not None else None
-    return sorted({name for arm in _arms(schema, arms, node) for name in arm.get("properties", {})})
+    return _arms(schema, arms, node)
 
 
 def _arms(schema: JsonSchema, arms: list[JsonSchema], node: Node | None) -> list[JsonSchema]:

@@ -1,13 +1,13 @@
 """`${vars.x}` and `${env:NAME:-default}`: what a recipe's text stands in for.
 
-A value that is nothing but one reference takes the type of what it names; inside a longer text a
-reference is text. There are no expressions.
+A value that is nothing but one reference takes the type of what it names; in a field of text, and
+inside a longer text, a reference is text. There are no expressions.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .. import mask
@@ -20,7 +20,7 @@ FREE_PREFIX = "TAPML_VAR_"  # variables of the environment that need no permissi
 MAX_TEXT = 4096
 _REFERENCE = re.compile(r"\$\{([^{}]*)\}")
 _ENV = re.compile(r"env:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<default>:-(?P<value>.*))?\Z", re.DOTALL)
-_AS_IS = ("description", VARS, "matrix")  # fields whose text is left alone
+_AS_IS = (VARS, "matrix")  # filled in where they are used
 
 
 @dataclass
@@ -29,12 +29,14 @@ class Variables:
 
     allowed: names of environment variables that recipes may read
     environ: the environment
+    is_text: whether the field at a path holds text, so that no number is read out of it
     used:    environment variables that were read, with their values: what the run records
     """
 
     tree: Node
     allowed: Sequence[str]
     environ: Mapping[str, str]
+    is_text: Callable[[Path], bool] = lambda path: False
     used: dict[str, str] = field(default_factory=dict[str, str])
     errors: list[RecipeError] = field(default_factory=list[RecipeError])
     broken: list[Path] = field(default_factory=list[Path])
@@ -87,7 +89,11 @@ class Variables:
         whole = _REFERENCE.fullmatch(text)
         if whole is not None:
             found = self._value(node, whole[1], path, seen)
-            return node if found is None else found
+            if found is None:
+                return node
+            if isinstance(found.value, int | float) and self.is_text(path):
+                return replace(found, value=_written(found.value))
+            return found
         pieces, end = list[str](), 0
         for match in _REFERENCE.finditer(text):
             pieces.append(text[end : match.start()])
@@ -100,8 +106,7 @@ class Variables:
                 what = "nothing" if found.value is None else what
                 raise _Unfilled(f"{shorten(match[0])} is {what}, which a text cannot hold")
             else:
-                raw = found.value
-                pieces.append(str(raw).lower() if isinstance(raw, bool) else str(raw))
+                pieces.append(_written(found.value))
         pieces.append(text[end:])
         if sum(map(len, pieces)) > MAX_TEXT:
             raise _Unfilled(f"a text of more than {MAX_TEXT} characters when filled in")
@@ -112,7 +117,7 @@ class Variables:
         if inside.startswith("vars."):
             return self._variable(inside.removeprefix("vars."), path, seen)
         if inside.startswith("env:"):
-            return self._environment(node, inside)
+            return self._environment(node, inside, path)
         return None  # ${package:…} and what is unknown: tapml.recipe.resolve
 
     def _variable(self, name: str, path: Path, seen: tuple[str, ...]) -> Node:
@@ -137,7 +142,7 @@ class Variables:
             raise error_at(node.position, path[:8], f"more than {MAX_NODES} values when filled in")
         return node
 
-    def _environment(self, node: Node, inside: str) -> Node:
+    def _environment(self, node: Node, inside: str, path: Path) -> Node:
         match = _ENV.match(inside)
         if match is None:
             message = (
@@ -164,13 +169,18 @@ class Variables:
             raise _Unfilled(f"the value of {name} is no line of text")
         self.used[name] = text
         try:
-            return replace(node, value=scalar(text))
+            return replace(node, value=text if self.is_text(path) else scalar(text))
         except ValueError as error:
             raise _Unfilled(f"the value of {name} is {error}") from error
 
     def _report(self, node: Node, path: Path, message: str, hint: str = "") -> None:
         self.errors.append(error_at(node.position, path, message, hint))
         self.broken.append(path)
+
+
+def _written(value: str | int | float) -> str:
+    """A scalar as YAML writes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 class _Unfilled(Exception):

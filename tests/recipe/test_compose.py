@@ -125,6 +125,26 @@ def test_a_path_is_relative_to_the_file_that_it_stands_in(tmp_path: Path) -> Non
     assert found.file("m.onnx", field="model.path").path == str(tmp_path / "models/m.onnx")
 
 
+def test_what_is_extended_is_named_as_the_recipe_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, {"workflows.yaml": "workflows: {}\n", "shared/base.yaml": BASE})
+    write(tmp_path, {"team/recipe.yaml": "extends: ../shared/base.yaml\nname: team\n"})
+    monkeypatch.chdir(tmp_path)
+    found = recipes.load(Path("team/recipe.yaml"), registry=REGISTRY)
+    assert found.origin("tuning.seed") == "shared/base.yaml:3"
+
+
+def test_what_the_machine_gives_to_the_target_is_told(tmp_path: Path) -> None:
+    found = load(tmp_path, "extends: base.yaml\n")
+    assert found.origin("target.mcpu") == "this machine"
+    assert found.origin("target.kind") == "default"
+    found = load(tmp_path, "extends: base.yaml\ntarget: {preset: x86-64-v3, cores: 2}\n")
+    assert found.origin("target.mcpu") == f"preset, {tmp_path}/recipe.yaml:2"
+    assert found.origin("target.cores") == f"{tmp_path}/recipe.yaml:2"
+    assert found.origin("target.device.threads") == "this machine"
+
+
 def test_an_error_names_the_file_that_the_value_came_from(tmp_path: Path) -> None:
     (error,) = errors(
         tmp_path, "extends: bad.yaml\nname: x\n", bad="version: 1\ntuning: {trials: many}\n"
@@ -181,6 +201,49 @@ def test_a_wrong_variable_is_told_at_its_value(tmp_path: Path) -> None:
     assert error.where.endswith("recipe.yaml:3:6")
 
 
+@pytest.mark.parametrize("text", ["0123456", "1234567", "12e345678", "true", "~"])
+def test_no_number_is_read_out_of_a_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("TAPML_VAR_COMMIT", text)
+    child = "extends: base.yaml\nvars: {year: 2026}\n"
+    child += "tags: {commit: '${env:TAPML_VAR_COMMIT}', year: '${vars.year}'}\n"
+    assert load(tmp_path, child).tags == {"commit": text, "year": "2026"}
+
+
+def test_a_description_is_filled_in_and_may_hold_what_is_no_reference(tmp_path: Path) -> None:
+    child = "extends: base.yaml\nvars: {n: 5}\ndescription: '${vars.n} $x ${y} ${package:z}'\n"
+    assert load(tmp_path, child).head.description == "5 $x ${y} ${package:z}"
+
+
+SECRET = "ghp_abcdefghijklmnopqrstuvwxyz0123"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (f"tags:\n  t: {SECRET}\n", "tags.t"),
+        (f"tags:\n  t: 's3://me:{SECRET}@host/x'\n", "tags.t"),
+        (f"vars:\n  v: [1, {SECRET}]\ntags: {{t: '${{vars.v.1}}'}}\n", "vars.v.1"),
+        (f"x-note:\n  {{why: 'use {SECRET}'}}\n", "x-note.why"),
+        (f"tags:\n  t: '${{env:TAPML_VAR_X:-{SECRET}}}'\n", "tags.t"),
+        (f"tuning:\n  trials: {SECRET}\n", "tuning.trials"),
+    ],
+)
+def test_a_secret_is_refused_wherever_it_stands_and_not_repeated(
+    tmp_path: Path, body: str, field: str
+) -> None:
+    found = errors(tmp_path, f"extends: base.yaml\n{body}")
+    assert field in [error.field for error in found if "secret" in error.message]
+    assert all(SECRET not in str(error) for error in found)
+
+
+def test_a_secret_of_the_command_line_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    found = errors(tmp_path, "extends: base.yaml\n", f"tags.t={SECRET}", f"tuning.seed={SECRET}")
+    assert {error.field for error in found} == {"tags.t", "tuning.seed"}
+    assert all(SECRET not in str(error) for error in found)
+
+
 @pytest.mark.parametrize(
     ("variables", "text", "message", "hint"),
     [
@@ -221,6 +284,8 @@ def test_variables_of_the_environment_are_recorded(
     assert found.data["tuning"]["trials"] == 12
     assert found.tags == {"m": "v3"}
     assert found.env_used == {"TAPML_VAR_TRIALS": "12", "MODEL": "v3"}
+    assert found.resolved()["x-env"] == found.env_used
+    assert found.origin("x-env.MODEL") == "the environment"
 
 
 def test_variables_cannot_blow_a_recipe_up(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,10 @@ def test_a_mistake_outside_the_matrix_is_told_once(tmp_path: Path) -> None:
         ("  tuning.seed: [1]\n  exclude: [{tuning.seed: 1}]\n", "no combination is left"),
         ("  exclude: 3\n", "expected a list of combinations"),
         ("  version.x: [1]\n", "a matrix cannot vary this field"),
+        (
+            "  tuning.seed: [1, 2]\n  exclude: [{tuning.sed: 1}]\n",
+            "the matrix does not vary this field",
+        ),
         ("  sparsity.layers.x: [1]\n", "sparsity.layers is a list, not a section"),
     ],
 )
@@ -135,8 +140,11 @@ def test_a_huge_product_is_refused_before_it_is_made(tmp_path: Path) -> None:
 
 def test_one_recipe_is_asked_for_and_several_found(tmp_path: Path) -> None:
     load(tmp_path, "  tuning.seed: [1, 2]\n")
-    with pytest.raises(RecipeError, match="the matrix makes 2 recipes"):
+    with pytest.raises(RecipeError, match="the matrix makes 2 recipes") as caught:
         recipes.load(tmp_path / "recipe.yaml", registry=REGISTRY)
+    hint = shlex.split(caught.value.hint.partition("for instance ")[2])
+    assert hint == ["--set", "tuning.seed=1"]
+    assert recipes.load(tmp_path / "recipe.yaml", hint[1::2], REGISTRY).data["tuning"]["seed"] == 1
 
 
 values = st.integers(0, 3) | st.sampled_from(["a", "a b", "ü", ""]) | st.booleans()

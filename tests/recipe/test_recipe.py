@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ import yaml
 from tapml.errors import EnvironmentalError, RecipeError
 from tapml.recipe import Recipe, json_schema
 from tapml.recipe.schema import compose
-from tapml.registry import Registry
+from tapml.registry import Registry, installed
 from tapml.stage import Frozen, PythonRef, Stage
 
 HEAD = "version: 1\nname: tiny\n"
@@ -91,8 +92,22 @@ def test_a_section_that_no_stage_declares_is_an_unknown_key(errors_of: ErrorsOf)
 
 def test_another_version_is_the_only_error(errors_of: ErrorsOf) -> None:
     (error,) = errors_of("version: 2\nname: tiny\nfuture: {}\n")
-    assert error.message == "this tapml reads version 1 of the recipe language, not 2"
+    mine = metadata.version("tapml")
+    assert error.message == f"tapml {mine} reads version 1 of the recipe language, not 2"
+    assert "pip install --upgrade tapml" in error.hint
     assert error.where == "recipe.yaml:1:10"
+
+
+@pytest.mark.parametrize("version", ["'1'", "1.0", "true", "0", "[1]", ""])
+def test_what_is_nearly_the_version_is_not_it(errors_of: ErrorsOf, version: str) -> None:
+    (error,) = errors_of(f"version: {version}\nname: tiny\nfuture: {{}}\n")
+    assert error.field == "version"
+    assert error.hint == "write version: 1"
+
+
+def test_a_number_in_quotes_is_not_offered_as_its_own_correction(load: Load) -> None:
+    with pytest.raises(RecipeError, match=r"opt_level: expected 0, 1, 2 or 3, not the string '3'"):
+        load(HEAD + "build: {opt_level: '3'}\n", registry=installed())
 
 
 @pytest.mark.parametrize(
