@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 from importlib import metadata
@@ -22,7 +23,8 @@ def _requirement(text: str) -> str:
     try:
         Requirement(text)
     except InvalidRequirement as error:
-        raise ValueError(f"no requirement such as `onnx>=1.19`: {error}") from error
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{text!r:.60} is no requirement such as `onnx>=1.19`: {reason}") from error
     return text
 
 
@@ -39,41 +41,38 @@ class Requires(Frozen):
     )
 
 
-def missing(requires: Requires) -> list[EnvironmentalError]:
-    """What this machine lacks, each with what mends it."""
-    found = [error for text in requires.packages if (error := _package(text)) is not None]
-    if "cuda" in requires.devices and not _has_cuda():
-        hint = "run on a machine where `nvidia-smi -L` lists a GPU"
-        found.append(EnvironmentalError(message="the recipe requires a CUDA device", hint=hint))
-    return found
-
-
 def check(requires: Requires) -> None:
-    """Raises: EnvironmentalError that names everything this machine lacks, in one."""
-    errors = missing(requires)
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        told = "\n".join(f"  {error.message}: {error.hint}" for error in errors)
-        raise EnvironmentalError(message=f"{len(errors)} requirements are missing\n{told}")
+    """Raises: EnvironmentalError that names everything this machine lacks, with one command that
+    installs all that pip can.
+    """
+    lacking, wanted = list[str](), list[str]()
+    for text in requires.packages:
+        if found := _package(text):
+            lacking.append(found)
+            wanted.append(text.partition(";")[0].strip())
+    hints = [f"pip install {shlex.join(wanted)}"] if wanted else []
+    if "cuda" in requires.devices and not _has_cuda():
+        lacking.append("a CUDA device")
+        hints.append("run on a machine where `nvidia-smi -L` lists a GPU")
+    if lacking:
+        message = f"this machine lacks what the recipe requires: {'; '.join(lacking)}"
+        raise EnvironmentalError(message=message, hint="\n  ".join(hints))
 
 
-def _package(text: str) -> EnvironmentalError | None:
+def _package(text: str) -> str:
+    """What this machine lacks of a requirement; empty when it has it, or needs it not."""
     from packaging.requirements import Requirement
 
     wanted = Requirement(text)
     if wanted.marker is not None and not wanted.marker.evaluate():
-        return None
-    hint = f"pip install '{wanted.name}{wanted.specifier}'"
+        return ""
     try:
         version = metadata.version(wanted.name)
     except metadata.PackageNotFoundError:
-        message = f"the recipe requires the package {wanted.name}, which is not installed"
-        return EnvironmentalError(message=message, hint=hint)
+        return f"{wanted.name}{wanted.specifier}"
     if wanted.specifier.contains(version, prereleases=True):
-        return None
-    message = f"the recipe requires {wanted.name}{wanted.specifier}; {version} is installed"
-    return EnvironmentalError(message=message, hint=hint)
+        return ""
+    return f"{wanted.name}{wanted.specifier} ({version} is installed)"
 
 
 def _has_cuda() -> bool:

@@ -32,8 +32,8 @@ class Verdict:
         if self.figure == self.limit:
             return "exactly at the limit"
         small, large = sorted((abs(self.figure), abs(self.limit)))
-        if small > 0 and large / small >= 2:
-            return f"{large / small:.3g}x {side}"
+        if small > 0 and (ratio := large / small) >= 2:
+            return f"{ratio:,.0f}x {side}" if ratio >= 1000 else f"{ratio:.3g}x {side}"
         return f"{abs(self.figure - self.limit):.2g} {side}"
 
     def __str__(self) -> str:

@@ -23,6 +23,7 @@ from uuid import uuid4
 
 from . import disk, errors, events, host, store
 from .errors import StageError, TapmlError
+from .mask import mask
 from .stage import Context, Inputs, Outputs, Stage, sources
 from .store import DamagedError, Durability, Record, Store
 
@@ -96,13 +97,25 @@ def _run_watched(job: Job) -> Done:
             BaseException
         ) as error:  # the boundary; SystemExit too, which a stage's libraries may raise
             print(traceback.format_exc(), file=sys.stderr)
+            _blot(job.log)
             facts = _data(_told(error, job))
             return Done(error=facts, seconds=time.perf_counter() - started, rss_mib=peak_mib())
         return Done(record=record, seconds=record.seconds, rss_mib=record.rss_mib)
 
 
 def _data(error: TapmlError) -> dict[str, Any]:
-    return json.loads(json.dumps(errors.to_data(error), default=str))
+    data = json.loads(json.dumps(errors.to_data(error), default=str))
+    data["facts"] |= {name: mask(data["facts"][name]) for name in ("message", "hint")}
+    return data
+
+
+def _blot(log: Path) -> None:
+    """Blots out what looks like a secret; whoever has the log open goes on at its end."""
+    _flush()
+    if log.exists():
+        text = log.read_text(encoding="utf-8", errors="surrogateescape")
+        if (masked := mask(text)) != text:
+            log.write_text(masked, encoding="utf-8", errors="surrogateescape")
 
 
 class _DamagedInput(Exception):
@@ -141,7 +154,7 @@ def _run(job: Job, kept: Store, started: float) -> Record:
                 hint="inputs are read-only: copy it first",
             )
     artifacts = _checked(job.stage, outputs, work)
-    _flush()
+    _blot(job.log)
     record = Record(
         stage=job.stage.name,
         key=job.key,

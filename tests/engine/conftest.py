@@ -110,6 +110,14 @@ class Act(Stage):
     def do_raise(self, inputs, ctx):
         raise ValueError("the sky fell")
 
+    def do_leak(self, inputs, ctx):
+        """Says `arg` in every way that a stage has; raises at its first time."""
+        print("printed", self.arg)
+        os.system(f"echo a child said '{self.arg}'")
+        ctx.logger.info("logged %s", self.arg)
+        if self.times == 1:
+            raise ValueError(f"no entry with {self.arg}")
+
     def do_exit(self, inputs, ctx):
         sys.exit(7)
 

@@ -86,6 +86,22 @@ def test_an_exception_becomes_type_message_and_the_line_that_raised(bench, stage
     assert error.log == str(result.steps["bad"].log)
 
 
+@pytest.mark.parametrize("jobs", [0, 1])
+def test_secrets_stand_neither_in_logs_nor_in_errors(bench, stages, graph, jobs):
+    secret = "ghp_abcdefghijklmnopqrstuvwxyz0123"
+    kept = stages.Act(act="leak", arg=f"https://me:{secret}@host")
+    broken = stages.Act(act="leak", arg=f"token={secret}", times=1)
+    result = bench.run(graph(good=(kept, {}), bad=(broken, {})), jobs=jobs)
+    assert states(result) == {"good": "ran", "bad": "failed"}
+    assert result.steps["bad"].error.message == "ValueError: no entry with token=•••"
+    for step in result.steps.values():
+        text = step.log.read_text()
+        assert "logged" in text
+        assert "•••" in text
+        assert secret not in text
+    assert all(secret not in path.read_text() for path in result.folder.glob("*.jsonl"))
+
+
 def test_a_failure_is_not_cached(bench, stages, graph, tmp_path):
     made = graph(bad=(stages.Act(act="raise", times=1, mark=str(tmp_path / "mark")), {}))
     assert states(bench.run(made)) == {"bad": "failed"}

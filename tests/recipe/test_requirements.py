@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from tapml import requirements
 from tapml.errors import EnvironmentalError
@@ -13,36 +14,43 @@ from tapml.requirements import Requires
 
 
 def test_a_package_that_is_there_is_fine() -> None:
-    assert requirements.missing(Requires(packages=("numpy>=1", "pyyaml"))) == []
+    requirements.check(Requires(packages=("numpy>=1", "pyyaml"), devices=("cpu",)))
 
 
 def test_a_missing_package_is_told_with_what_installs_it() -> None:
-    (error,) = requirements.missing(Requires(packages=("no-such-package>=2",)))
-    assert error.hint == "pip install 'no-such-package>=2'"
+    with pytest.raises(EnvironmentalError, match=r"requires: no-such-package>=2\n") as caught:
+        requirements.check(Requires(packages=("no-such-package>=2",)))
+    assert caught.value.hint == "pip install 'no-such-package>=2'"
 
 
 def test_an_older_package_is_told_with_its_version() -> None:
-    with pytest.raises(EnvironmentalError, match=r"requires numpy>=999; .* is installed"):
+    with pytest.raises(EnvironmentalError, match=r"numpy>=999 \(.* is installed\)"):
         requirements.check(Requires(packages=("numpy>=999",)))
 
 
 def test_a_requirement_of_another_system_is_none() -> None:
-    wanted = Requires(packages=("no-such-package; sys_platform == 'win32'",))
-    assert requirements.missing(wanted) == []
+    requirements.check(Requires(packages=("no-such-package; sys_platform == 'win32'",)))
 
 
 def test_everything_missing_is_told_at_once() -> None:
-    wanted = Requires(packages=("no-such-a", "no-such-b"))
-    with pytest.raises(EnvironmentalError, match="2 requirements are missing") as caught:
+    wanted = Requires(packages=("no-such-a[x]>1 ; python_version > '3'", "numpy", "no-such-b"))
+    with pytest.raises(EnvironmentalError, match="no-such-a>1; no-such-b") as caught:
         requirements.check(wanted)
-    assert "no-such-a" in str(caught.value)
-    assert "pip install 'no-such-b'" in str(caught.value)
+    assert caught.value.hint == "pip install 'no-such-a[x]>1' no-such-b"
+
+
+def test_what_is_no_requirement_is_refused_in_one_line() -> None:
+    with pytest.raises(ValidationError, match="'two words' is no requirement") as caught:
+        Requires(packages=("two words",))
+    assert "^" not in caught.value.errors()[0]["msg"]
 
 
 def test_a_gpu_is_required_where_none_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requirements, "_has_cuda", lambda: False)
-    (error,) = requirements.missing(Requires(devices=("cuda",)))
-    assert "CUDA" in error.message
+    with pytest.raises(EnvironmentalError, match="a CUDA device") as caught:
+        requirements.check(Requires(devices=("cuda",), packages=("no-such-a",)))
+    assert "pip install no-such-a" in caught.value.hint
+    assert "nvidia-smi" in caught.value.hint
 
 
 @pytest.mark.parametrize(
