@@ -24,7 +24,9 @@ def _requirement(text: str) -> str:
         Requirement(text)
     except InvalidRequirement as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{text!r:.60} is no requirement such as `onnx>=1.19`: {reason}") from error
+        raise ValueError(
+            f"{text!r:.60} is no requirement such as `onnx>=1.19`: {reason}"
+        ) from error
     return text
 
 

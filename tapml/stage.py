@@ -50,9 +50,15 @@ class File(Frozen):
 class PythonRef(Frozen):
     """Python of the recipe's author: `file.py:function`, with the data files that it reads."""
 
-    python: str = Field(pattern=r"^.+\.py:[A-Za-z_]\w*$", description="`file.py:function`")
+    python: str = Field(
+        pattern=r"^.+\.py:[A-Za-z_]\w*$",
+        description="`file.py:function`",
+        examples=["inputs.py:files"],
+    )
     reads: tuple[str, ...] = Field(
-        default=(), description="Files (globs) that it reads; they enter the key"
+        default=(),
+        description="Files (globs) that it reads; they enter the key",
+        examples=[["files/**"]],
     )
 
 

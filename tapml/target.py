@@ -180,6 +180,8 @@ class DeviceSection(Frozen):
         ge=1,
         le=4096,
         description="Threads of the library and its peer; all cores if left out",
+        examples=[1],
+        json_schema_extra={"unit": "threads"},
     )
 
 
@@ -187,17 +189,32 @@ class TargetSection(Frozen):
     """What to compile for, and where to run it."""
 
     preset: str | None = Field(
-        default=None, description="`cpu`: this machine (the default); or a level such as x86-64-v3"
+        default=None,
+        description="`cpu`: this machine (the default); or a level such as x86-64-v3",
+        examples=["x86-64-v3"],
     )
     kind: Literal["llvm"] = Field(default="llvm", description="Code generator")
     mcpu: str | None = Field(
-        default=None, description="LLVM's name of the CPU (znver3), over the preset's"
+        default=None,
+        description="LLVM's name of the CPU, over the preset's",
+        examples=["znver3"],
     )
-    mtriple: str | None = Field(default=None, description="LLVM's target triple, over the preset's")
+    mtriple: str | None = Field(
+        default=None,
+        description="LLVM's target triple, over the preset's",
+        examples=["aarch64-linux-gnu"],
+    )
     cores: int | None = Field(
-        default=None, ge=1, le=4096, description="Cores to compile for; this machine's if left out"
+        default=None,
+        ge=1,
+        le=4096,
+        description="Cores to compile for; this machine's if left out",
+        examples=[8],
+        json_schema_extra={"unit": "cores"},
     )
-    device: DeviceSection = Field(default_factory=DeviceSection, description="Where it is run")
+    device: DeviceSection = Field(
+        default_factory=DeviceSection, description="Where it is run", examples=[{"threads": 1}]
+    )
 
 
 def resolve(section: TargetSection) -> Target:

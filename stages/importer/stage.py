@@ -30,15 +30,27 @@ SymbolName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
 class InputSpec(Frozen):
     """One input: sizes, and names of dims where the size may differ from call to call."""
 
-    shape: tuple[PositiveInt | SymbolName, ...]
-    dtype: str = Field(pattern=r"^(float|int|uint)\d+$|^bool$", description="NumPy's name of it")
+    shape: tuple[PositiveInt | SymbolName, ...] = Field(
+        description="Size of each axis; a name where it may differ from call to call",
+        examples=[["batch", 2048]],
+        json_schema_extra={"unit": "elements"},
+    )
+    dtype: str = Field(
+        pattern=r"^(float|int|uint)\d+$|^bool$",
+        description="NumPy's name of it",
+        examples=["int32"],
+    )
 
 
 class DimBounds(Frozen):
     """Smallest and largest size that a dim may take; the library refuses others."""
 
-    min: PositiveInt = Field(default=1, description="Smallest size")
-    max: PositiveInt = Field(description="Largest size")
+    min: PositiveInt = Field(
+        default=1, description="Smallest size", examples=[1], json_schema_extra={"unit": "elements"}
+    )
+    max: PositiveInt = Field(
+        description="Largest size", examples=[64], json_schema_extra={"unit": "elements"}
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -53,18 +65,30 @@ class Model(Frozen):
     source: Literal["onnx", "operator"] = Field(
         description="An ONNX file, or an operator that Python of yours builds"
     )
-    path: str | None = Field(None, description="The model file (source: onnx)")
+    path: str | None = Field(
+        None,
+        description="The model file (source: onnx)",
+        examples=["${package:magika}/models/standard_v3_3/model.onnx"],
+    )
     python: str | None = Field(
         None,
         pattern=r"^[^:]+\.py:[A-Za-z_]\w*$",
         description="`file.py:function` that returns an Operator (source: operator)",
+        examples=["operator_sparse.py:linear"],
     )
     inputs: dict[str, InputSpec] = Field(
-        {}, description="By name; as the file has them if left out"
+        {},
+        description="By name; as the file has them if left out",
+        examples=[{"bytes": {"shape": ["batch", 2048], "dtype": "int32"}}],
     )
-    dims: dict[SymbolName, DimBounds] = Field({}, description="Bounds of each symbolic dim")
+    dims: dict[SymbolName, DimBounds] = Field(
+        {}, description="Bounds of each symbolic dim", examples=[{"batch": {"min": 1, "max": 64}}]
+    )
     buckets: tuple[dict[str, PositiveInt], ...] = Field(
-        (), description="Sizes compiled exactly; every other size runs the symbolic program"
+        (),
+        description="Sizes compiled exactly; every other size runs the symbolic program",
+        examples=[[{"batch": 1}, {"batch": 16}]],
+        json_schema_extra={"unit": "elements"},
     )
 
     @model_validator(mode="after")

@@ -16,13 +16,31 @@ Chooser = Literal["measured", "sparse", "dense"]
 class Tuning(Frozen):
     """The budget of a search. `trials: 0` ships the default schedules."""
 
-    trials: int = Field(default=0, ge=0, description="Finished measurements over all kernels")
-    seed: int = Field(default=0, ge=0, description="An equal seed resumes a search")
+    trials: int = Field(
+        default=0,
+        ge=0,
+        description="Finished measurements over all kernels",
+        examples=[64],
+        json_schema_extra={"unit": "measurements"},
+    )
+    seed: int = Field(
+        default=0,
+        ge=0,
+        description="An equal seed resumes a search",
+        examples=[7],
+        json_schema_extra={"unit": "none"},
+    )
     max_seconds: PositiveFloat | None = Field(
-        default=None, description="Stops the search after this time, budget spent or not"
+        default=None,
+        description="Stops the search after this time, budget spent or not",
+        examples=[600.0],
+        json_schema_extra={"unit": "s"},
     )
     max_trials_per_kernel: PositiveInt | None = Field(
-        default=None, description="No kernel gets more trials than this"
+        default=None,
+        description="No kernel gets more trials than this",
+        examples=[32],
+        json_schema_extra={"unit": "measurements"},
     )
 
 

@@ -24,9 +24,18 @@ class Magnitude(Frozen):
     """Keeps the largest weights of each layer, one by one or as blocks."""
 
     method: Literal["magnitude"]
-    density: float = Field(gt=0, le=1, description="Share of each layer that is kept")
+    density: float = Field(
+        gt=0,
+        le=1,
+        description="Share of each layer's weights that is kept",
+        examples=[0.7],
+        json_schema_extra={"unit": "share"},
+    )
     block: tuple[PositiveInt, PositiveInt] | None = Field(
-        None, description="Rows and columns that live or die together; edges are padded"
+        None,
+        description="Rows and columns that live or die together; edges are padded",
+        examples=[[16, 16]],
+        json_schema_extra={"unit": "weights"},
     )
 
 
@@ -42,8 +51,14 @@ Method = Annotated[Magnitude | Existing, Field(discriminator="method")]
 class Pruning(Frozen):
     """Which layers become sparse, and how. Patterns are shell wildcards, as in `*Dense_*`."""
 
-    layers: tuple[str, ...] = Field(min_length=1, description="Names of source nodes or of weights")
-    prune: Method = Existing(method="none")
+    layers: tuple[str, ...] = Field(
+        min_length=1,
+        description="Names of source nodes or of weights",
+        examples=[["*Dense_*"]],
+    )
+    prune: Method = Field(
+        Existing(method="none"), examples=[{"method": "magnitude", "density": 0.7}]
+    )
 
 
 class Prune(Stage):

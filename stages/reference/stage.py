@@ -28,10 +28,15 @@ class ReferenceInputs(Frozen):
     """Realistic inputs. Without them only random ones are used, and no metric can be judged."""
 
     inputs: PythonRef | str | None = Field(
-        None, description="Function that returns {input: array} or a list of them, or an .npz file"
+        None,
+        description="Function that returns {input: array} or a list of them, or an .npz file",
+        examples=["inputs.npz", {"python": "inputs.py:files"}],
     )
     random: dict[str, tuple[float, float]] = Field(
-        {}, description="Least and largest random value, by input; else as in the real inputs"
+        {},
+        description="Least and largest random value, by input; else as in the real inputs",
+        examples=[{"image": [0.0, 1.0]}],
+        json_schema_extra={"unit": "the input's"},
     )
 
 

@@ -28,6 +28,8 @@ class Bsr(Frozen):
         (16, 16),
         strict=False,
         description="Rows and columns of a block, in the weight's source layout",
+        examples=[[32, 1]],
+        json_schema_extra={"unit": "weights"},
     )
 
 
@@ -44,7 +46,7 @@ class SparseFormat(Frozen):
     """How pruned weights are stored. The choice between these formats and dense is made by
     measuring."""
 
-    format: Format = Auto()
+    format: Format = Field(Auto(), examples=[{"kind": "bsr", "block": [16, 16]}])
 
 
 class SparseTIR(Stage):

@@ -32,11 +32,22 @@ class Compare(Frozen):
         None,
         description="`metric(outputs, reference, inputs) -> float | dict`; reference: outputs of "
         "the original weights",
+        examples=[{"python": "inputs.py:same_label"}],
     )
     repeats: int = Field(
-        30, ge=3, le=10_000, description="Timed calls of each runtime at each size"
+        30,
+        ge=3,
+        le=10_000,
+        description="Timed calls of each runtime at each size",
+        examples=[100],
+        json_schema_extra={"unit": "calls"},
     )
-    max_seconds: PositiveFloat = Field(20.0, description="Time limit of one size's timing, seconds")
+    max_seconds: PositiveFloat = Field(
+        20.0,
+        description="Time limit of one size's timing",
+        examples=[60.0],
+        json_schema_extra={"unit": "s"},
+    )
 
 
 class Validation(Stage):

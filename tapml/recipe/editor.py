@@ -12,6 +12,7 @@ Json = dict[str, Any]
 _FILLED = {"type": "string", "pattern": r"^\$\{(vars\.|env:)[^{}]*\}$"}
 _SCALARS = {"integer", "number", "boolean"}
 _PARTIAL = ".partial"  # of definitions whose fields may come from another recipe
+_TOLD = ("title", "description", "examples")  # of a key, whatever its value is checked against
 _COMBINATION = {"type": "object", "description": "Dotted field → value", "minProperties": 1}
 
 
@@ -25,6 +26,7 @@ def json_schema(registry: Registry | None = None) -> Json:
     properties, models = schema["properties"], schema.pop("$defs")
     for model in (schema, *models.values()):
         for field in model.get("properties", {}).values():
+            _tell_unit(field)
             _may_be_filled_in(field)
     properties["matrix"] = _matrix(properties["matrix"])
     partial = {f"{name}{_PARTIAL}": _partial(model) for name, model in models.items()}
@@ -52,8 +54,14 @@ def model_schema(registry: Registry | None = None) -> Json:
 
 
 def _brief(field: Json) -> Json:
-    """What an editor shows of a key, whatever its value is checked against."""
-    return {name: one for name, one in field.items() if name in ("title", "description")}
+    """What an editor shows of a key."""
+    return {name: one for name, one in field.items() if name in _TOLD}
+
+
+def _tell_unit(field: Json) -> None:
+    """Editors show no keyword of ours: the unit joins the description."""
+    if (unit := field.pop("unit", "none")) != "none":
+        field["description"] = f"{field['description']} ({unit})"
 
 
 def _may_be_filled_in(field: Json) -> None:
@@ -61,7 +69,7 @@ def _may_be_filled_in(field: Json) -> None:
     if "const" in field or "$ref" in field or "anyOf" in field:
         return
     if field.get("type") in _SCALARS or "enum" in field:
-        kept = {name: field[name] for name in ("title", "description", "default") if name in field}
+        kept = {name: field[name] for name in (*_TOLD, "default") if name in field}
         own = {name: one for name, one in field.items() if name not in kept}
         field.clear()
         field.update(kept, anyOf=[own, dict(_FILLED)])
@@ -70,7 +78,7 @@ def _may_be_filled_in(field: Json) -> None:
 def _matrix(field: Json) -> Json:
     combinations = {"type": "array", "items": _COMBINATION}
     return {
-        **{name: one for name, one in field.items() if name in ("title", "description")},
+        **_brief(field),
         "type": "object",
         "minProperties": 1,
         "properties": {

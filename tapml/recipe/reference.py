@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 from ..registry import Registry
 from .editor import model_schema
-from .schema import NOTE
 
 Json = Mapping[str, Any]
-_HEAD = f"""# Recipes
-
-Written by `tapml schema --markdown` from the models that check recipes; do not edit.
-
-A recipe is YAML. Paths are relative to it, or begin with `${{package:NAME}}`, the folder of an
-installed package. `--set a.b=value` changes a field by its dotted name. Top-level keys that begin
-with `{NOTE}` are notes for people. `tapml schema` prints the JSON Schema for editors.
-"""
-_LONGEST = 40  # characters of a default that is shown
+_LANGUAGE = Path(__file__).with_name("language.md")  # what no model says
+_LONGEST = 80  # characters of a default or an example that is shown
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
 def markdown(registry: Registry | None = None) -> str:
-    """The reference as Markdown: a table of dotted fields for each section."""
+    """The reference as Markdown: the language, then a table of dotted fields for each section."""
     schema = model_schema(registry)
     models: dict[str, Json] = schema["$defs"]
     fields: dict[str, Json] = schema["properties"]
     sections = {name: field for name, field in fields.items() if "$ref" in field}
     required = set(schema["required"])
     top = {name: field for name, field in fields.items() if name not in sections}
-    parts = [_HEAD, _table(_rows(top, required, models, ""))]
+    parts = [_LANGUAGE.read_text(encoding="utf-8"), _table(_rows(top, required, models, ""))]
     for name, field in sections.items():
         model = _model(field, models)
         needed = " Required." if name in required else ""
@@ -40,7 +33,8 @@ def markdown(registry: Registry | None = None) -> str:
     return "\n".join(parts)
 
 
-Row = tuple[str, str, str, str]  # field, values, default, meaning
+_COLUMNS = ("field", "values", "unit", "default", "example", "meaning")
+Row = tuple[str, ...]  # a cell for each column
 
 
 def _rows(
@@ -48,12 +42,30 @@ def _rows(
 ) -> Iterator[Row]:
     """A row per field, and those of the models in it below."""
     for name, field in fields.items():
-        default = "**required**" if name in required else _literal(field.get("default"))
-        yield f"{path}{name}", _values(field, models), default, _meaning(field, models)
+        yield (
+            f"`{path}{name}`",
+            _values(field, models),
+            str(field.get("unit", "")),
+            "**required**" if name in required else _literal(field.get("default")),
+            _literal(_example(field)),
+            _meaning(field, models),
+        )
         for kind, model in _below(field, models):
             inner = set(model.get("required", ()))
             below = {key: one for key, one in model["properties"].items() if "const" not in one}
             yield from _rows(below, inner, models, f"{path}{name}{kind}.")
+
+
+def _example(field: Json) -> Any:
+    """The field's own example, else the first of its fixed values that is not the default."""
+    for example in field.get("examples", ()):
+        return example
+    for arm in _arms(field):
+        given = [False, True] if arm.get("type") == "boolean" else [arm.get("const")]
+        for value in arm.get("enum", given):
+            if value is not None and (value != field.get("default") or "const" in arm):
+                return value
+    return None
 
 
 def _below(field: Json, models: Mapping[str, Json]) -> Iterator[tuple[str, Json]]:
@@ -142,8 +154,7 @@ def _text(field: Json) -> str:
 
 
 def _table(rows: Iterator[Row]) -> str:
-    lines = ["| field | values | default | meaning |", "|---|---|---|---|"]
-    for name, values, default, text in rows:
-        cells = (f"`{name}`", values, default, text)
+    lines = [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
+    for cells in rows:
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(lines) + "\n"

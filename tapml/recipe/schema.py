@@ -22,8 +22,18 @@ NOTE = "x-"  # top-level keys that begin so are notes for people
 class Limits(Frozen):
     """Smallest and largest value that a gate lets pass."""
 
-    min: float | None = Field(default=None, description="Smallest value that passes")
-    max: float | None = Field(default=None, description="Largest value that passes")
+    min: float | None = Field(
+        default=None,
+        description="Smallest value that passes",
+        examples=[0.99],
+        json_schema_extra={"unit": "the metric's"},
+    )
+    max: float | None = Field(
+        default=None,
+        description="Largest value that passes",
+        examples=[0.05],
+        json_schema_extra={"unit": "the metric's"},
+    )
 
 
 class LatencyLimit(Frozen):
@@ -33,8 +43,14 @@ class LatencyLimit(Frozen):
         default="peer",
         description="What it is compared with: `peer`, the reference runtime; `baseline`, the run "
         "that `tapml runs --baseline RUN` marked; or a run, by its id or its recipe's name",
+        examples=["baseline"],
     )
-    max_ratio: float = Field(gt=0, description="Largest ratio of our latency to the other's")
+    max_ratio: float = Field(
+        gt=0,
+        description="Largest ratio of our latency to the other's",
+        examples=[1.05],
+        json_schema_extra={"unit": "ratio"},
+    )
 
 
 def _limits_kind(value: object) -> str:
@@ -56,23 +72,39 @@ class Gates(Frozen):
         ]
         | None
     ) = Field(
-        default=None, description="Limits of the metric; of each by name when it returns several"
+        default=None,
+        description="Limits of the metric; of each by name when it returns several",
+        examples=[{"min": 0.99}, {"top1": {"min": 0.7}}],
     )
     max_error: float | None = Field(
-        default=None, gt=0, description="Largest error relative to the range of the output"
+        default=None,
+        gt=0,
+        description="Largest error relative to the range of the output",
+        examples=[1e-3],
+        json_schema_extra={"unit": "share"},
     )
     latency_vs: LatencyLimit | None = Field(
-        default=None, description="Limit of our latency beside another's"
+        default=None,
+        description="Limit of our latency beside another's",
+        examples=[{"run": "peer", "max_ratio": 1.0}],
     )
     bundle_mib: float | None = Field(
-        default=None, gt=0, description="Largest size of the bundle, MiB"
+        default=None,
+        gt=0,
+        description="Largest size of the bundle",
+        examples=[10.0],
+        json_schema_extra={"unit": "MiB"},
     )
 
 
 class GateFields(Frozen):
     """What a run must keep."""
 
-    gates: Gates = Field(default_factory=Gates, description="Limits that a run must keep")
+    gates: Gates = Field(
+        default_factory=Gates,
+        description="Limits that a run must keep",
+        examples=[{"max_error": 1e-3, "bundle_mib": 10.0}],
+    )
 
 
 class Head(Frozen):
@@ -82,16 +114,23 @@ class Head(Frozen):
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
         description="Name of the recipe; runs are compared under it",
+        examples=["magika-sparse"],
     )
-    description: str = Field(default="", description="What the recipe is for")
-    workflow: str = Field(default="deploy", description="Name of a workflow of workflows.yaml")
+    description: str = Field(
+        default="", description="What the recipe is for", examples=["magika, half its weights"]
+    )
+    workflow: str = Field(
+        default="deploy", description="Name of a workflow of workflows.yaml", examples=["deploy"]
+    )
     tags: dict[str, str] = Field(
         default_factory=dict,
         description="Tags of the run in MLflow; `tapml runs --tag` filters by them",
         examples=[{"team": "vision"}],
     )
     requires: Requires = Field(
-        default_factory=Requires, description="What the machine that runs it must have"
+        default_factory=Requires,
+        description="What the machine that runs it must have",
+        examples=[{"packages": ["magika>=1.0"]}],
     )
 
 
