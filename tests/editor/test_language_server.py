@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tapml.recipe.schema import compose
+from tapml.registry import installed
+
 if TYPE_CHECKING:
     from conftest import LanguageServer
 
@@ -16,15 +19,15 @@ SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))
 MODELINE = "# yaml-language-server: $schema=recipe.schema.json\n"
 HEAD = MODELINE + "version: 1\nname: x\n"
 MODEL = "model: {source: onnx, path: m.onnx}\n"
-KEYS = {  # a field of each section, and a word of what is told of it
-    "model": ("buckets", "compiled exactly"),
-    "target": ("preset", "cpu"),
-    "sparsity": ("layers", "names"),
-    "tuning": ("trials", "measurements"),
-    "validation": ("gates", "must keep"),
-    "relax": ("reciprocal", ""),
-    "requires": ("packages", ""),
-    "build": ("opt_level", ""),
+KEYS = {  # a field of each section, a word of what is told of it, a value that it does not take
+    "model": ("buckets", "compiled exactly", "many"),
+    "target": ("cores", "compile for", "all"),
+    "sparsity": ("choose", "by measurement", "fastest"),
+    "tuning": ("trials", "(measurements)", "many"),
+    "validation": ("repeats", "timed calls", "twice"),
+    "relax": ("reciprocal", "divides by a constant", "maybe"),
+    "requires": ("packages", "as pip names them", "numpy"),
+    "build": ("opt_level", "optimisation level", "9"),
 }
 HEAD_KEYS = ("extends", "vars", "matrix", "tags", "workflow", "description", *KEYS)
 COMPOSED = """\
@@ -88,11 +91,26 @@ def test_fields_are_offered_in_each_section(
     assert KEYS[section][0] in server.completions(page, 4, 2)
 
 
+def test_each_section_is_looked_at() -> None:
+    assert set(KEYS) == {*compose(installed()).sections, "requires"}
+
+
+@pytest.mark.parametrize("section", KEYS)
+def test_a_wrong_value_is_underlined_in_each_section(
+    server: LanguageServer, page: Path, section: str
+) -> None:
+    field, _, wrong = KEYS[section]
+    more = {"model": "source: onnx", "sparsity": "layers: [a]"}.get(section, "")
+    text = HEAD + ("" if section == "model" else MODEL)
+    text += f"{section}:\n  {field}: {wrong}\n  {more}\n"
+    assert underlined(text, server.open(page, text)) == [wrong]
+
+
 @pytest.mark.parametrize("section", KEYS)
 def test_a_field_of_each_section_is_explained(
     server: LanguageServer, page: Path, section: str
 ) -> None:
-    field, words = KEYS[section]
+    field, words, _ = KEYS[section]
     server.open(page, HEAD + f"{section}:\n  {field}: \n")
     told = server.hover(page, 4, 3)
     assert len(told) > 20, told
