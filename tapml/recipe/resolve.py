@@ -9,7 +9,9 @@ import importlib.util
 import os
 import re
 import stat
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +24,7 @@ from .positions import shorten
 REFERENCE = re.compile(r"\$\{([^}]*)\}")
 MAX_PYTHON_BYTES = 4 << 20
 MAX_FILES = 20_000
+MAX_ENTRIES = 200_000  # looked at for one glob
 
 # import name → what installs it, where that is no distribution of the same name
 _EXTRAS = {
@@ -161,7 +164,8 @@ def python(ref: PythonRef, located: Located, text: str, reads: dict[str, Path]) 
 def expand_glob(pattern: str, folder: Path, *, may_be_absolute: bool) -> dict[str, Path]:
     """The files that a glob of `reads` names, by the name that the recipe knows them by.
 
-    Raises: RecipeError when there is none, or too many.
+    Links to files are followed, as far as they stay in the folder.
+    Raises: RecipeError when there is none, or too many, or a wildcard meets a link to a folder.
     """
     head, magic, _ = (
         re.split(r"([*?\[])", pattern, maxsplit=1)[:3]
@@ -176,7 +180,10 @@ def expand_glob(pattern: str, folder: Path, *, may_be_absolute: bool) -> dict[st
     rest = pattern[len(base_text) :].lstrip("/")
     base = locate(base_text or ".", folder, may_be_absolute=may_be_absolute)
     found: dict[str, Path] = {}
-    for name in glob.iglob(rest, root_dir=base.path, recursive=True):
+    parts = [part for part in rest.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise RecipeError(message=f"{shorten(pattern)} leaves the folder by '..'")
+    for name in _matching(base.path, parts):
         path = (base.path / name).resolve()
         if not path.is_file():
             continue
@@ -188,6 +195,49 @@ def expand_glob(pattern: str, folder: Path, *, may_be_absolute: bool) -> dict[st
     if not found:
         raise RecipeError(message=f"no file matches {shorten(pattern)}")
     return found
+
+
+def _matching(base: Path, parts: Sequence[str]) -> Iterator[str]:
+    """What of a folder is named by the parts of a glob, as paths from it.
+
+    A folder is looked at once for each part, and links lead into none: nothing makes it endless.
+    """
+    looked_at = 0
+    seen: set[tuple[str, int]] = set()
+    todo = [("", 0)]
+    while todo:
+        folder, index = todo.pop()
+        if (folder, index) in seen:
+            continue
+        seen.add((folder, index))
+        part, is_last = parts[index], index == len(parts) - 1
+        if part == "**" and not is_last:
+            todo.append((folder, index + 1))
+        for entry in _entries(base / folder):
+            looked_at += 1
+            if looked_at > MAX_ENTRIES:
+                message = f"more than {MAX_ENTRIES} files would have to be looked at"
+                raise RecipeError(message=message, hint="name folders, not `**`")
+            if entry.name.startswith(".") and not part.startswith("."):
+                continue
+            name = f"{folder}{entry.name}"
+            if part != "**" and not fnmatchcase(entry.name, part):
+                continue
+            if entry.is_dir() and (part == "**" or not is_last):
+                if entry.is_symlink():  # what lies behind it would be read and in no key
+                    message = f"{shorten(name)} is a link to a folder, which no wildcard follows"
+                    raise RecipeError(message=message, hint="name what is behind it by itself")
+                todo.append((f"{name}/", index if part == "**" else index + 1))
+            elif is_last:
+                yield name
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError:  # no folder, or not for us
+        return []
 
 
 @lru_cache(maxsize=4096)

@@ -105,11 +105,12 @@ def test_the_language_is_explained_by_examples_that_hold(
     for one in commands:
         command, _, expected = one.partition("\n")
         assignments, _, arguments = command.partition("tapml ")
-        with monkeypatch.context() as patched, pytest.raises(SystemExit) as ended:
+        with monkeypatch.context() as patched:
             for name, _, value in (part.partition("=") for part in assignments.split()):
                 patched.setenv(name, value)
             patched.setattr(sys, "argv", ["tapml", *shlex.split(arguments)])
-            main()
+            with pytest.raises(SystemExit) as ended:
+                main()
         shown = capsys.readouterr()
         assert ended.value.code == 0, shown.err
         lines = iter(shown.out.splitlines())

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from glob import glob
 from pathlib import Path
 
 import pytest
+
+from tapml.recipe import resolve
 
 Cli = Callable[..., tuple[int, str, str]]
 HEAD = "version: 1\nname: x\nworkflow: deploy\n"
@@ -81,6 +84,36 @@ def test_what_is_no_regular_file_is_refused_at_once(
 
 def test_a_glob_does_not_follow_links_out(refused: Callable[[str], str]) -> None:
     assert "leaves" in refused(FIELDS["validation.inputs.reads"].replace("@", "away/*"))
+
+
+@pytest.mark.parametrize("pattern", ["**", "**/x", "*/*/*/*/*/*/*/*/*/*/*/*/*/*/*/*/x", "ring*/**"])
+def test_links_in_a_ring_make_no_glob_endless(
+    refused: Callable[[str], str], stranger: Path, pattern: str
+) -> None:
+    for name in ("ring1", "ring2"):
+        (stranger / "folder" / name).symlink_to(".")
+    body = FIELDS["validation.inputs.reads"].replace("@", f"folder/{pattern}")
+    assert "is a link to a folder, which no wildcard follows" in refused(body)
+
+
+def test_a_glob_names_the_files_that_it_names_for_a_shell(tmp_path: Path) -> None:
+    files = ("a.txt", "b.md", "d/a.txt", "d/e/a.txt", "d/e/b.txt", "d/.hidden/a.txt", ".a.txt")
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    patterns = ("*", "*.txt", "**", "**/*.txt", "d/*", "d/**/b*", "d/e/[ab].txt", "d/*/a.txt")
+    for pattern in (*patterns, "**/e/**", "**/**/a.txt", ".*", "d/.h*/*", "./*.md", "d//e/*"):
+        wanted = {Path(one) for one in glob(pattern, root_dir=tmp_path, recursive=True)}
+        found = resolve.expand_glob(pattern, tmp_path, may_be_absolute=False)
+        assert set(found.values()) == {p for one in wanted if (p := tmp_path / one).is_file()}
+
+
+def test_a_glob_that_would_look_at_too_much_is_refused(
+    refused: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolve, "MAX_ENTRIES", 3)
+    body = FIELDS["validation.inputs.reads"].replace("@", "*.txt")
+    assert "more than 3 files would have to be looked at" in refused(body)
 
 
 def test_recipes_extend_one_another_up_to_the_workflow_file(cli: Cli, stranger: Path) -> None:
