@@ -1,13 +1,11 @@
 """The one tree of errors, and the exit code that each branch stands for.
 
 TapmlError                      1   base; facts are fields, `__str__` is the message
-├── StageError                  1   a stage failed on its input (broken model, unsupported
-operator, NaN)
+├── StageError                  1   a stage failed on its input (broken model, NaN)
 │   ├── WorkerError             1   the worker died or ran out of time
 │   └── CancelledError          1   not run, because of another stage
 ├── RecipeError                 2   recipe, workflow, usage, missing file named in them
-├── EnvironmentalError          3   package, compiler, device or disk; names the command that mends
-it
+├── EnvironmentalError          3   package, compiler, device, disk; names what mends it
 ├── GateError                   4   a gate of the recipe failed
 └── TrackingError               5   tracking was required and failed
 
@@ -21,19 +19,24 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, ClassVar
 
+from .mask import without_keys
+
 _LONG, _LISTED, _MANY = 160, 40, 1000  # characters, names told, names compared
 
 
 @dataclass(eq=False, kw_only=True)
 class TapmlError(Exception):
-    """An error that a user can act on. `message` says what; `hint` says what to do next."""
+    """An error that a user can act on. `message` says what; `hint` says what to do next.
+
+    As text it repeats no key and no password, wherever they came from.
+    """
 
     exit_code: ClassVar[int] = 1
     message: str = ""
     hint: str = ""
 
     def __str__(self) -> str:
-        return f"{self.message}\n  {self.hint}" if self.hint else self.message
+        return without_keys(f"{self.message}\n  {self.hint}" if self.hint else self.message)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return from_data, (to_data(self),)
@@ -66,8 +69,7 @@ class RecipeError(TapmlError):
     """A mistake in a recipe, a workflow or a command line.
 
     `where` is `file:line:col` once known. A stage raises it with `field` (dotted path of the
-    recipe) only;
-    the parent looks the position up. `excerpt` is the offending line with a caret below it.
+    recipe) only; the parent looks the position up. `excerpt` is the offending line with a caret below it.
     """
 
     exit_code: ClassVar[int] = 2
@@ -79,7 +81,7 @@ class RecipeError(TapmlError):
         place = self.field if len(self.field) <= _LONG else f"{self.field[:_LONG]}…"
         head = ": ".join(part for part in (self.where, place, self.message) if part)
         lines = [head, self.excerpt, f"  {self.hint}" if self.hint else ""]
-        return "\n".join(line for line in lines if line)
+        return without_keys("\n".join(line for line in lines if line))
 
 
 @dataclass(eq=False, kw_only=True)

@@ -213,9 +213,10 @@ def _independent(*groups: Iterable[RecipeError]) -> list[RecipeError]:
 
 
 def _secrets(tree: Node) -> Iterator[RecipeError]:
-    """An error for each text that looks like a key or a password."""
+    """An error for each text, or name of one, that looks like a key or a password."""
     for path, node in tree.nodes():
-        if isinstance(node.value, str) and mask.is_secret(node.value):
+        texts = (one for one in (*path[-1:], node.value) if isinstance(one, str))
+        if any(map(mask.is_secret, texts)):
             message, hint = "this looks like a secret, which no recipe may hold", mask.HINT
             yield loader.error_at(node.position, path, message, hint)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
-from ..mask import mask
+from ..mask import is_secret, without_keys
 from ..terminal import columns, printable
 
 Scalar = str | int | float | bool | None
@@ -60,7 +60,7 @@ class Position:
         if self.source.is_override or self.line >= len(self.source.lines):
             return ""
         text = self.source.lines[self.line]
-        if mask(text) != text:
+        if is_secret(text):
             return ""
         room = EXCERPT_COLUMNS - 9
         start = 0 if len(text) <= room // 2 else max(0, self.column - room // 4)
@@ -161,7 +161,7 @@ def dotted(path: Sequence[str | int]) -> str:
 
 def shorten(value: object, limit: int = 60) -> str:
     """A value for a message: its literal form, cut."""
-    text = printable(mask(repr(value)))
+    text = printable(without_keys(repr(value)))
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -66,6 +66,10 @@ PATHS = (
     "${package:no_such_package}/m.onnx",
     "${package:}",
     "**",
+    "**/x",
+    "ring1/**",
+    "*/*/*/*/*/*/*/*/*/*/*/*/*/*/*/*/x",
+    "[a-z]*/../../*",
     "../*",
     "/**/*",
     "[",
@@ -78,7 +82,13 @@ PATHS = (
     "pipe.py:f",
     "zero.py:f",
 )
+SECRET = "ghp_abcdefghijklmnopqrstuvwxyz0123"  # must not be repeated
 TEXTS = (
+    SECRET,
+    f"https://me:{SECRET}@host/x",
+    f"${{env:TAPML_VAR_X:-{SECRET}}}",
+    "${env:TAPML_VAR_WHO}",
+    "${env:TAPML_VAR_SECRET}",
     "\x1b[2J\x1b[31mred\x1b]0;title\x07",
     "\u202egnirts\u2066",
     "\ufeff",
@@ -181,6 +191,7 @@ SNIPPETS = (
     "matrix: {include: {a: b}, exclude: 3, limit: 0}",
     "matrix: {limit: 99999, include: [{model: null}]}",
     "matrix: {model: [1, null, {}], target: [[], {preset: cpu}]}",
+    "matrix: {tuning.trials: [1, 2], exclude: [{tuning.trails: 1}]}",
     "requires: {packages: ['numpy>=99', '../x', '-r x', '']}",
     "requires: {devices: [cuda, '']}",
     "requires: [numpy]",
@@ -264,6 +275,8 @@ def project(folder: Path) -> None:
     for name, to in {
         "outside": "/etc/passwd",
         "loop": "loop",
+        "ring1": ".",
+        "ring2": ".",
         "zero": "/dev/zero",
         "zero.py": "/dev/zero",
     }.items():
@@ -292,6 +305,12 @@ def case(seed: int) -> Case:
     if rng.random() < 0.2:
         content = _bytes(rng, content)
     files = {"recipe.yaml": content}
+    if rng.random() < 0.1:
+        above = rng.choice(SNIPPETS) if rng.random() < 0.5 else "name: x"
+        files |= {
+            "parent.yaml": content,
+            "recipe.yaml": f"extends: parent.yaml\n{above}\n".encode(),
+        }
     if rng.random() < 0.12:
         files["flows.yaml"] = _workflow(rng)
         arguments.append("--workflows=flows.yaml")

@@ -22,11 +22,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fuzz import mutations
+
+from tapml import host
 
 LIMIT_S, LIMIT_MIB = 5.0, 500.0
 EXCERPT_COLUMNS, LINE, MESSAGE = 160, 4000, 40_000  # the largest that a message may be
@@ -123,11 +126,14 @@ def judged(code: int, out: str, err: str, seconds: float) -> Iterator[str]:
         yield "no message"
     if len(err) > MESSAGE:
         yield f"a message of {len(err)} characters"
+    from tapml.mask import is_secret
     from tapml.terminal import columns
 
     for line in (out + err).split("\n"):
         if not line.isprintable():
             yield f"a line that is not printable: {line[:200]!r}"
+        elif is_secret(line):
+            yield f"a secret is repeated: {line[:200]}"
         elif len(line) > LINE:
             yield f"a line of {len(line)} characters: {line[:80]!r}"
         elif " | " in line[:12] and columns(line) > EXCERPT_COLUMNS:
@@ -189,6 +195,9 @@ def main() -> int:
     slowest = max(done, key=lambda one: one.seconds)
     largest = max(done, key=lambda one: one.mib)
     summary = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": host.fingerprint(),
+        "command": f"python tests/fuzz/run.py --first {options.first} --count {options.count}",
         "recipes": len(done),
         "commands": list(COMMANDS),
         "first_seed": options.first,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,6 +76,15 @@ def test_what_is_assigned_to_a_secret_name_is_blotted_out() -> None:
     assert mask("api_key=hunter2hunter2 and more").endswith("and more")
     assert is_secret_name("MY_API_KEY")
     assert not is_secret_name("MODEL_PATH")
+
+
+@pytest.mark.parametrize(
+    "piece", ["-eyJ", "-----BEGIN A", "://a:", "token ", "sk-", "ghp_", " ", "xoxb-", "-AKIA", "a"]
+)
+def test_no_text_takes_long_to_mask(piece: str) -> None:
+    start = time.perf_counter()
+    mask(piece * (1_000_000 // len(piece)))
+    assert time.perf_counter() - start < 5  # what is quadratic takes minutes
 
 
 @given(st.text("abc =:/.@-_0", max_size=60))
