@@ -69,7 +69,8 @@ class RecipeError(TapmlError):
     """A mistake in a recipe, a workflow or a command line.
 
     `where` is `file:line:col` once known. A stage raises it with `field` (dotted path of the
-    recipe) only; the parent looks the position up. `excerpt` is the offending line with a caret below it.
+    recipe) only; the parent looks the position up. `excerpt` is the offending line with a caret
+    below it.
     """
 
     exit_code: ClassVar[int] = 2

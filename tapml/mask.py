@@ -19,10 +19,7 @@ _KEYS = tuple(  # what every such text holds, which is quick to look for, and it
         ("xox", r"\bxox[abeprs]-[A-Za-z0-9-]{10,}"),  # Slack
         ("glpat-", r"\bglpat-[A-Za-z0-9_-]{16,}"),
         ("AIza", r"\bAIza[A-Za-z0-9_-]{30,}"),  # Google
-        (
-            "eyJ",
-            r"(?<![\w-])eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]*",
-        ),  # a web token
+        ("eyJ", r"(?<![\w-])eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*"),  # a signed web token
         ("-----BEGIN", r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
         ("://", r"(?<=://)[^/\s:@]*:[^/\s@]*(?=@)"),  # a password in a URL
     )

@@ -77,8 +77,8 @@ def load_all(
     missing: list[EnvironmentalError] = []
     seen: list[Any] = []
     for point in matrix.points(tree):
-        own = compose.without(tree, matrix.MATRIX)
-        root = _overridden(point.apply(own), overrides) if point.values else own
+        root = _overridden(point.apply(tree), overrides) if point.values else tree
+        root = compose.without(root, matrix.MATRIX)
         if (data := root.data) in seen:
             continue
         seen.append(data)

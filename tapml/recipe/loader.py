@@ -131,6 +131,10 @@ def override(root: Node, text: str) -> Node:
     if document.errors:
         raise combined(document.errors)
     path = tuple(str(part) for part in path_of(root, name.strip()))
+    if path[0] == "extends":
+        raise RecipeError(where=source.name, message="what a recipe extends stands in the recipe")
+    if path[0] == "matrix" and len(path) > 1:
+        path = "matrix", name.strip().partition(".")[2]  # its keys are dotted names themselves
     return placed(root, path, document.root, place)
 
 

@@ -51,7 +51,7 @@ def points(root: Node) -> list[Point]:
     Raises: RecipeError with every mistake in the matrix, or when it has more points than its limit.
     """
     section = root.child(MATRIX)
-    if section is None:
+    if section is None or (section.value is None and section.position.source.is_override):
         return [Point({})]
     matrix = _Matrix(section)
     found = matrix.points()

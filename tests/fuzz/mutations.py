@@ -307,10 +307,8 @@ def case(seed: int) -> Case:
     files = {"recipe.yaml": content}
     if rng.random() < 0.1:
         above = rng.choice(SNIPPETS) if rng.random() < 0.5 else "name: x"
-        files |= {
-            "parent.yaml": content,
-            "recipe.yaml": f"extends: parent.yaml\n{above}\n".encode(),
-        }
+        child = f"extends: parent.yaml\n{above}\n"
+        files = {"parent.yaml": content, "recipe.yaml": child.encode()}
     if rng.random() < 0.12:
         files["flows.yaml"] = _workflow(rng)
         arguments.append("--workflows=flows.yaml")

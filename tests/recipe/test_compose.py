@@ -77,6 +77,11 @@ def test_of_several_the_later_is_laid_over_the_earlier(tmp_path: Path) -> None:
     assert [path.name for path in found.reads] == ["recipe.yaml", "base.yaml", "more.yaml"]
 
 
+def test_what_is_extended_cannot_be_set(tmp_path: Path) -> None:
+    (error,) = errors(tmp_path, "extends: base.yaml\n", "extends=other.yaml")
+    assert error.message == "what a recipe extends stands in the recipe"
+
+
 def test_recipes_extend_each_other_only_in_one_direction(tmp_path: Path) -> None:
     (error,) = errors(tmp_path, "extends: a.yaml\n", a="extends: b.yaml\n", b="extends: a.yaml\n")
     assert "a.yaml → b.yaml → a.yaml" in error.message

@@ -75,6 +75,16 @@ def test_a_field_set_on_the_command_line_holds_for_all_and_equal_ones_are_one(
     assert {one.data["tuning"]["trials"] for one in found} == {3}
 
 
+def test_a_matrix_may_be_set_varied_and_taken_away_on_the_command_line(tmp_path: Path) -> None:
+    matrix = "  tuning.seed: [1, 2]\n"
+    found = load(tmp_path, matrix, "matrix.tuning.trials=[4, 8]", "matrix.tuning.seed=[1]")
+    assert [one.label for one in found] == ["trials=4", "trials=8"]
+    assert all("matrix" not in one.data for one in found)
+    assert len(load(tmp_path, matrix, "matrix={sparsity.density: [0.1, 0.2, 0.3]}")) == 3
+    (only,) = load(tmp_path, matrix, "matrix=")
+    assert "seed" not in only.data.get("tuning", {})
+
+
 def test_a_recipe_of_one_combination_has_no_label(tmp_path: Path) -> None:
     (only,) = load(tmp_path, "  tuning.trials: [4]\n")
     assert only.label == ""
