@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -73,7 +73,7 @@ def load_all(
     if error := _wrong_version(tree):
         raise error
     errors = list(composed.document.errors)
-    loaded: list[_Loaded] = []
+    made: list[Recipe] = []
     missing: list[EnvironmentalError] = []
     seen: list[Any] = []
     for point in matrix.points(tree):
@@ -83,7 +83,7 @@ def load_all(
             continue
         seen.append(data)
         try:
-            loaded.append(_load(root, composed, registry, env))
+            found = _checked(path, root, composed, registry, env)
         except RecipeErrors as error:
             errors += error.errors
         except RecipeError as error:
@@ -91,47 +91,20 @@ def load_all(
         except EnvironmentalError as error:
             missing.append(error)
         else:
-            names = list(point.values)
-            loaded[-1].point.update({name: matrix.value_at(root, name) for name in names})
+            values = {name: matrix.value_at(root, name) for name in point.values}
+            made.append(replace(found, point=values))
     if errors:
         raise loader.combined(errors)
     if missing:
         raise missing[0]
-    labels = matrix.labels([one.point for one in loaded])
-    return tuple(
-        Recipe(
-            path=path.resolve(),
-            head=one.head,
-            target=_target(one.sections, one.tree),
-            sections=one.sections,
-            tree=one.tree,
-            schema=one.schema,
-            registry=registry,
-            label=label,
-            point=one.point,
-            reads=tuple(composed.files),
-            env_used=one.env_used,
-        )
-        for one, label in zip(loaded, labels, strict=True)
-    )
+    labels = matrix.labels([one.point for one in made])
+    return tuple(replace(one, label=label) for one, label in zip(made, labels, strict=True))
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    """A recipe before it has its label."""
-
-    head: Head
-    sections: dict[str, Frozen]
-    tree: Node
-    schema: Schema
-    env_used: dict[str, str]
-    point: dict[str, Any] = field(default_factory=dict[str, Any])
-
-
-def _load(
-    written: Node, composed: compose.Composed, registry: Registry, env: Sequence[str]
-) -> _Loaded:
-    """One point of a recipe, checked. Raises: RecipeError, EnvironmentalError."""
+def _checked(
+    path: Path, written: Node, composed: compose.Composed, registry: Registry, env: Sequence[str]
+) -> Recipe:
+    """The recipe of one point. Raises: RecipeError, EnvironmentalError."""
     schema = compose_schema(registry)
 
     def is_text(path: FieldPath) -> bool:
@@ -147,22 +120,47 @@ def _load(
     broken: list[FieldPath] = [*composed.document.broken, *variables.broken]
     broken += [(key,) for key in empty]
     root, wrong = validate(schema.root, checked, broken=broken)
+    target, wrong_target = _target(checked, schema)
     references, missing = _wrong_references(checked)
     hollow = [_empty(key, fields[key].key) for key in empty]
-    if errors := _independent(variables.errors, _secrets(written), hollow, wrong, references):
+    groups = variables.errors, _secrets(written), hollow, wrong, wrong_target, references
+    if errors := _independent(*groups):
         raise RecipeErrors(errors=tuple(errors))  # the caller combines those of all points
     if composed.document.errors:
         raise RecipeErrors()  # they are told by the caller, once
     if missing:
         raise missing[0]
     assert root is not None
-    head = Head(**{key: getattr(root, key) for key in HEAD_KEYS})
-    sections = {
-        name: cast(Frozen, getattr(root, name))
-        for name in schema.sections
-        if getattr(root, name) is not None
-    }
-    return _Loaded(head, sections, tree, schema, variables.used)
+    assert target is not None
+    return Recipe(
+        path=path.resolve(),
+        head=Head(**{key: getattr(root, key) for key in HEAD_KEYS}),
+        target=target,
+        sections={
+            name: cast(Frozen, getattr(root, name))
+            for name in schema.sections
+            if getattr(root, name) is not None
+        },
+        tree=tree,
+        schema=schema,
+        registry=registry,
+        reads=tuple(composed.files),
+        env_used=variables.used,
+    )
+
+
+def _target(tree: Node, schema: Schema) -> tuple[Target | None, list[RecipeError]]:
+    """The target in full, or what is wrong with it beside what its model says."""
+    node, model = tree.child("target"), schema.sections["target"]
+    section = model() if node is None else validate(model, node)[0]
+    if section is None:
+        return None, []
+    assert isinstance(section, targets.TargetSection)
+    try:
+        return targets.resolve(section), []
+    except RecipeError as error:
+        place = locate(tree, path_of(tree, error.field))
+        return None, [replace(error, where=place.where, excerpt=place.excerpt)]
 
 
 def _overridden(tree: Node, overrides: Sequence[str]) -> Node:
@@ -235,13 +233,3 @@ def _wrong_references(tree: Node) -> tuple[list[RecipeError], list[Environmental
                 message = f"{node.position.where}: {dotted(path)}: {error.message}"
                 missing.append(replace(error, message=message))
     return errors, missing
-
-
-def _target(sections: dict[str, Frozen], tree: Node) -> Target:
-    section = sections.get("target") or targets.TargetSection()
-    assert isinstance(section, targets.TargetSection)
-    try:
-        return targets.resolve(section)
-    except RecipeError as error:
-        place = locate(tree, path_of(tree, error.field))
-        raise replace(error, where=place.where, excerpt=place.excerpt) from error

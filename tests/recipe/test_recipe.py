@@ -105,6 +105,14 @@ def test_what_is_nearly_the_version_is_not_it(errors_of: ErrorsOf, version: str)
     assert error.hint == "write version: 1"
 
 
+def test_an_unknown_target_is_told_with_all_else(errors_of: ErrorsOf) -> None:
+    text = HEAD + "target:\n  mcpu: zvner3\ntuning: {trials: many}\n"
+    target, tuning = errors_of(text)
+    assert (target.field, target.where) == ("target.mcpu", "recipe.yaml:4:9")
+    assert "did you mean 'znver3'?" in target.hint
+    assert tuning.field == "tuning.trials"
+
+
 def test_a_number_in_quotes_is_not_offered_as_its_own_correction(load: Load) -> None:
     with pytest.raises(RecipeError, match=r"opt_level: expected 0, 1, 2 or 3, not the string '3'"):
         load(HEAD + "build: {opt_level: '3'}\n", registry=installed())
