@@ -13,6 +13,7 @@ from jsonschema import Draft202012Validator
 from tapml.cli import main
 from tapml.recipe import json_schema, reference
 from tapml.recipe.editor import model_schema
+from tapml.recipe.loader import DISCRIMINATORS
 from tapml.recipe.schema import compose
 from tapml.registry import Registry, installed
 
@@ -86,6 +87,13 @@ def test_every_example_is_a_value_that_its_field_takes() -> None:
             assert list(validator.iter_errors(example)) == [], name
             checked += 1
     assert checked > 40
+
+
+def test_what_tells_alternatives_apart_is_what_replaces_a_mapping_when_recipes_are_laid_over() -> (
+    None
+):
+    text = json.dumps(model_schema(shipped()))
+    assert set(re.findall(r'"propertyName": "(\w+)"', text)) <= DISCRIMINATORS
 
 
 BLOCK = re.compile(r"```(yaml|console)\n(.*?)```", re.DOTALL)
