@@ -89,9 +89,7 @@ def test_every_example_is_a_value_that_its_field_takes() -> None:
     assert checked > 40
 
 
-def test_what_tells_alternatives_apart_is_what_replaces_a_mapping_when_recipes_are_laid_over() -> (
-    None
-):
+def test_what_tells_alternatives_apart_is_what_replaces_a_mapping() -> None:
     text = json.dumps(model_schema(shipped()))
     assert set(re.findall(r'"propertyName": "(\w+)"', text)) <= DISCRIMINATORS
 
