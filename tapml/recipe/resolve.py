@@ -22,6 +22,7 @@ from ..terminal import printable
 from .positions import shorten
 
 REFERENCE = re.compile(r"\$\{([^}]*)\}")
+_REFERENCES = "known: ${vars.NAME}, ${env:NAME}, ${env:NAME:-default}, ${package:NAME}"
 MAX_PYTHON_BYTES = 4 << 20
 MAX_FILES = 20_000
 MAX_ENTRIES = 200_000  # looked at for one glob
@@ -75,7 +76,7 @@ def check_references(text: str) -> None:
         scheme, colon, name = inside.partition(":")
         if scheme != "package" or not colon:
             message = f"unknown reference {shorten('${' + inside + '}')}"
-            raise RecipeError(message=message, hint="known: ${package:NAME}")
+            raise RecipeError(message=message, hint=_REFERENCES)
         package_folder(name)
         if not text.startswith("${" + inside + "}"):
             message = f"{shorten('${' + inside + '}')} must stand at the start of a path"

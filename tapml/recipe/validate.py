@@ -80,9 +80,12 @@ def explain(
     for problem in problems:
         if problem.type == "missing":
             if problem.path[-1] not in misspelt.get(problem.path[:-1], ()):
-                errors.append(_error(root, problem, at, "required field is missing"))
+                what = "a value" if isinstance(problem.path[-1], int) else "required field"
+                errors.append(_error(root, problem, at, f"{what} is missing"))
         elif problem.type != "extra_forbidden":
-            errors.append(_error(root, problem, at, *_message(problem)))
+            message, hint = _message(problem)
+            hint = hint or _from_schema(_at(_json_schema(model), root, problem.path), problem)
+            errors.append(_error(root, problem, at, message, hint))
     return errors
 
 
@@ -177,6 +180,17 @@ def _message(problem: _Problem) -> tuple[str, str]:
             text = text[:1].lower() + text[1:]
             is_scalar = isinstance(value, (str, int, float))
             return printable(f"{shorten(value)}: {text}" if is_scalar else text), ""
+
+
+def _from_schema(arms: Sequence[JsonSchema], problem: _Problem) -> str:
+    """The hint that the schema of a value gives: the alternatives' names, or an example."""
+    if problem.type == "union_tag_not_found":
+        tag = str(problem.context["discriminator"]).strip("'")
+        fields = (arm.get("properties", {}).get(tag, {}) for arm in arms)
+        return f"one of: {', '.join(str(one['const']) for one in fields if 'const' in one)}"
+    if problem.type == "string_pattern_mismatch":
+        return next((f"for instance: {one}" for arm in arms for one in arm.get("examples", ())), "")
+    return ""
 
 
 def _unknown_value(value: object, known: list[str], of: str = "") -> tuple[str, str]:

@@ -155,6 +155,8 @@ def sweep(seeds: Sequence[int], jobs: int) -> Iterator[Outcome]:
     context = multiprocessing.get_context("spawn")
     with context.Pool(jobs, _start) as pool:
         yield from pool.imap_unordered(examine, seeds, chunksize=20)
+        pool.close()  # leaving by itself, a process takes its house with it
+        pool.join()
 
 
 def _start() -> None:

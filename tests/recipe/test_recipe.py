@@ -105,6 +105,25 @@ def test_what_is_nearly_the_version_is_not_it(errors_of: ErrorsOf, version: str)
     assert error.hint == "write version: 1"
 
 
+@pytest.mark.parametrize(
+    ("body", "message", "hint"),
+    [
+        ("sparsity: {layers: [a], prune: {}}", "'method' is missing", "one of: magnitude, none"),
+        ("model: {inputs: {x: {shape: [1], dtype: f32}}}", "'f32' does not have", "int32"),
+        ("tags: {a: '${b}'}", "unknown reference '${b}'", "${vars.NAME}, ${env:NAME}"),
+        ("validation: {random: {x: [1]}}", "validation.random.x.1: a value is missing", ""),
+    ],
+)
+def test_what_is_wrong_or_missing_is_told_with_what_could_stand_there(
+    load: Load, body: str, message: str, hint: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load(HEAD + body, registry=installed())
+    told = str(caught.value).partition(message)[2]
+    assert told
+    assert hint in told
+
+
 def test_an_unknown_target_is_told_with_all_else(errors_of: ErrorsOf) -> None:
     text = HEAD + "target:\n  mcpu: zvner3\ntuning: {trials: many}\n"
     target, tuning = errors_of(text)
