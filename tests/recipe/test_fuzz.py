@@ -132,6 +132,10 @@ FOUND = {  # the least text that shows what a sweep found
     "a long key in a union fills the screen": SMALL
     + f"validation:\n  gates:\n    metric:\n      ? {LONG}\n      : {{mim: 1}}\n",
     "each wrong key costs time": HEAD + "".join(f"{i}: {{{i}}}\n" for i in range(12_400)),
+    "a secret in a name is repeated": SMALL + f"tuning: {{{run.mutations.SECRET}: 1}}\n",
+    "a long text of blanks costs time": SMALL + f"description: '{' ' * 900_000}'\n",
+    "links in a ring make a glob endless": SMALL
+    + "validation: {inputs: {python: 'magika_inputs.py:files', reads: ['**/x']}}\n",
     "each unknown key costs time": HEAD + "".join(f"k{i}: {{}}\n" for i in range(20_000)),
 }
 FOUND_OPTIONS = {
