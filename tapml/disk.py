@@ -8,8 +8,19 @@ import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from .errors import EnvironmentalError
+
+What = Literal["blob", "record", "index"]
+Step = Literal[
+    "create", "write", "seal", "sync", "link", "folder", "sync folder", "replace", "append", "tidy"
+]
+_TRIES = 3  # to link into a folder that is removed meanwhile
+
+
+def step(what: What, name: Step) -> None:
+    """Called before each change that publishing makes to the disk: tests kill or fail it there."""
 
 
 @contextmanager
@@ -65,10 +76,51 @@ def link(source: Path, path: Path) -> None:
         path.chmod(0o444)
 
 
-def sync_folder(folder: Path) -> None:
-    """The names in a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def place(temporary: Path, final: Path, what: What, *, durable: bool) -> bool:
+    """Links a file to its final name, in a folder that others may remove at any moment.
+
+    In:  `durable`: it is on the disk when this returns.
+    Out: False when the name is taken.
+    """
+    for attempt in range(_TRIES):
+        try:
+            step(what, "link")
+            os.link(temporary, final)
+            break
+        except FileExistsError:
+            return False
+        except FileNotFoundError:
+            if attempt == _TRIES - 1:
+                raise
+            step(what, "folder")
+            make_folder(final.parent, durable=durable)
+    if durable:
+        step(what, "sync folder")
+        sync(final.parent)
+    return True
+
+
+def make_folder(folder: Path, *, durable: bool) -> None:
+    """Makes a folder and those above it; `durable`: their names are on the disk."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in missing if durable else ():
+        sync(one.parent)
+
+
+def sync(path: Path) -> None:
+    """What a file holds, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def listed(folder: Path) -> list[Path]:
+    """What is in a folder, sorted; nothing when it is not there."""
+    with guarded(folder):
+        try:
+            return sorted(folder.iterdir())
+        except FileNotFoundError:
+            return []

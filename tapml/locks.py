@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -26,6 +27,9 @@ class FileLock:
         except BlockingIOError:
             os.close(descriptor)
             return False
+        if not os.fstat(descriptor).st_nlink:  # removed as unused, after it was opened
+            os.close(descriptor)
+            return self.acquire(shared=shared)
         self._write(descriptor, self._text)
         self._descriptor = descriptor
         return True
@@ -101,6 +105,20 @@ class MachineLock:
 def machine_folder() -> Path:
     """Where the runs of a machine meet, whatever their store: `/tmp`, or TAPML_LOCKS."""
     return Path(os.environ.get("TAPML_LOCKS") or "/tmp")
+
+
+def remove(path: Path, *, unused_since: float) -> None:
+    """Removes the file of a lock that nobody holds, nor has taken since a time."""
+    with suppress(FileNotFoundError, PermissionError):
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(descriptor).st_mtime < unused_since:
+                path.unlink()
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(descriptor)
 
 
 def _is_alive(pid: int) -> bool:

@@ -1,87 +1,44 @@
-"""The content-addressed store: blobs named by their SHA-256, and records of what each action gave.
+"""The content-addressed store: blobs, and records of what each action gave.
 
-    cas/ab/<sha256>             a file, or a folder as a listing of its files (a tree)
-    ac/<stage>/<action>/<n>     records; the newest generation counts
-    locks/  tmp/  quarantine/  tuning/  runs/
+    cas/  tmp/  quarantine/     as in `tapml/blobs.py`
+    ac/<stage>/<action>/<n>     records; the newest generation counts; its time is that of last use
+    index/<stage>               what the records of a stage say, in short
+    locks/  tuning/  runs/
 
-It may lose, never lie. Everything is written to a temporary file and linked into place (the first
-writer wins), blobs before the record that names them. A blob carries a fixed modification time as
-its seal, so that a lookup notices for the price of a `stat` that somebody wrote to it; whoever
-reads one checks its digest. What is damaged is set aside and is a miss.
+It may lose, never lie. Blobs are written before the record that names them; of several writers of
+a record the first one wins. Who finds a record touches it, and so notices when it was taken away
+meanwhile: `tapml/garbage.py`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
-import json
 import os
 import re
-import shutil
-import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
-from . import disk, keys
-from .errors import EnvironmentalError, StageError
+from . import disk, index, keys
+from .blobs import Blobs, DamagedError, Durability
+from .errors import EnvironmentalError
+from .record import DIGEST, Record, decode, encode, now
 
-Durability = Literal["group", "each"]
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+__all__ = ["DamagedError", "Durability", "Record", "Store", "now"]
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-_TREE = b"tapml.tree\0"  # no file starts like this, so a blob's bytes tell whether it is a folder
-_SEAL_NS = 315532800 * 10**9  # 1980-01-01: the modification time of every blob
-_CHUNK = 1 << 20
-_STALE_S = 24 * 3600  # age at which a temporary folder has no owner any more
-
-
-class DamagedError(EnvironmentalError):
-    """A blob is gone, or was not what its name says and is set aside; it has to be made again."""
-
-    digest: str = ""
+_STALE_S = 24 * 3600  # age, since its last change, of a temporary file that has no owner any more
+_TOUCH_S = 60  # how old a record's time may become before a lookup renews it
 
 
 @dataclass(frozen=True)
-class Record:
-    """What one action gave: `outputs`, `log` and `views` are digests of blobs.
-
-    preimage: what the key is the digest of
-    report:   data of a `tapml.stage.Report`
-    made_on:  the host's fingerprint and the machine's opaque id, for results that are timings
-    sources:  files of the recipe's Python and their digests, by the field that names the function
-    """
-
-    stage: str
-    key: str
-    preimage: dict[str, Any]
-    outputs: dict[str, str]
-    report: dict[str, Any] = field(default_factory=dict[str, Any])
-    seconds: float = 0.0
-    rss_mib: float = 0.0
-    made_at: str = ""
-    made_on: dict[str, Any] = field(default_factory=dict[str, Any])
-    log: str = ""
-    views: str = ""
-    sources: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
-
-
-@dataclass(frozen=True)
-class Store:
-    """A store at `root`, an absolute folder that is made when first written to.
-
-    durability: "each" syncs every write to the disk; "group" leaves it to one `flush` per run
-    """
-
-    root: Path
-    durability: Durability = "group"
-    _verified: dict[str, tuple[int, int, int]] = field(
-        default_factory=dict[str, tuple[int, int, int]], repr=False, compare=False
-    )
+class Store(Blobs):
+    """A store at `root`, an absolute folder that is made when first written to."""
 
     @property
     def database(self) -> Path:
@@ -98,13 +55,19 @@ class Store:
     def prepare(self) -> None:
         """Makes the folders, removes temporary files that nobody owns any more."""
         with disk.guarded(self.root, errno.ENOENT):  # from file systems such as /proc
-            for name in ("cas", "ac", "locks", "tmp", "tuning", "runs"):
+            for name in ("cas", "ac", "index", "locks", "tmp", "tuning", "runs"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
-            oldest = time.time() - _STALE_S
-            for left in (self.root / "tmp").iterdir():
-                with suppress(FileNotFoundError):
-                    if left.lstat().st_mtime < oldest:
-                        disk.remove(left)
+            for left in self.leftovers():
+                disk.remove(left)
+
+    def leftovers(self, age_s: float = _STALE_S) -> list[Path]:
+        """Temporary files of writers that were killed: those that nobody changed for so long."""
+        oldest, found = time.time() - age_s, list[Path]()
+        for path in disk.listed(self.root / "tmp"):
+            with suppress(FileNotFoundError):
+                if path.lstat().st_ctime < oldest:  # a blob's own time is its seal
+                    found.append(path)
+        return found
 
     def temporary(self, name: str) -> Path:
         """A new empty folder on the store's file system; the caller removes it."""
@@ -113,57 +76,28 @@ class Store:
             folder.mkdir(parents=True)
         return folder
 
-    def put(self, path: Path) -> str:
-        """The digest of a file or folder, now in the store. Raises: StageError for a link."""
-        mode = path.lstat().st_mode
-        if stat.S_ISDIR(mode):
-            return self.put_tree(path)
-        if stat.S_ISREG(mode):
-            return self.put_file(path)
-        raise StageError(message=f"{path.name} is neither a file nor a folder")
-
-    def put_file(self, path: Path) -> str:
-        """The digest of a file's bytes, now in the store."""
-        with path.open("rb") as source:
-            head = source.read(_CHUNK)
-            if head.startswith(_TREE):
-                raise StageError(message=f"{path.name} starts like the store's own listings")
-
-            def chunks() -> Iterator[bytes]:
-                yield head
-                while chunk := source.read(_CHUNK):
-                    yield chunk
-
-            return self._put(chunks())
-
-    def put_bytes(self, data: bytes) -> str:
-        """The digest of `data`, now in the store."""
-        return self._put([data])
-
-    def put_tree(self, folder: Path) -> str:
-        """The digest of a folder's listing of its files; modes and empty folders do not count."""
-        files: dict[str, str] = {}
-        for path in sorted(folder.rglob("*")):
-            mode = path.lstat().st_mode
-            if stat.S_ISREG(mode):
-                files[path.relative_to(folder).as_posix()] = self.put_file(path)
-            elif not stat.S_ISDIR(mode):
-                raise StageError(
-                    message=f"{path.relative_to(folder.parent)} is neither a file nor a folder"
-                )
-        return self.put_bytes(_TREE + keys.canonical_json(files))
-
     def publish(self, record: Record, *, force: bool = False) -> Record:
         """The record that counts: the first one. `force`: this one, as a new generation."""
         folder = self._actions(record.stage, record.key)
-        line = keys.canonical_json(asdict(record))
-        data = line + b"\n" + hashlib.sha256(line).hexdigest().encode() + b"\n"
+        record = replace(
+            record,
+            blobs=self.parts(record.outputs.values()),
+            sides=self.parts(one for one in (record.log, record.views) if one),
+        )
+        data = encode(record)
         while True:
             if not force and (first := self.lookup(record.stage, record.key)) is not None:
                 return first
             generation = max((int(path.name) for path in _generations(folder)), default=-1) + 1
-            if self._write([data], lambda _, path=folder / str(generation): path, replace=False):
-                return record
+            with self.written("record", [data]) as (temporary, _):
+                final, inode = folder / str(generation), temporary.stat().st_ino
+                if not disk.place(temporary, final, "record", durable=self.durability == "each"):
+                    continue
+            with disk.guarded(self.root):
+                entry = index.entry(record, generation, inode)
+                if not index.append(self.index(record.stage), entry):
+                    self.reindex(record.stage)
+            return record
 
     def flush(self) -> None:
         """Everything written so far is on the disk."""
@@ -175,58 +109,6 @@ class Store:
             finally:
                 os.close(descriptor)
 
-    def _put(self, chunks: Iterator[bytes] | list[bytes]) -> str:
-        found: list[str] = []
-
-        def place(digest: str) -> Path:
-            found.append(digest)
-            return self.blob(digest)
-
-        self._write(chunks, place)
-        return found[0]
-
-    def _write(
-        self,
-        chunks: Iterator[bytes] | list[bytes],
-        place: Callable[[str], Path],
-        *,
-        replace: bool = True,
-    ) -> bool:
-        """Links the chunks into place, read-only; False when something was there first.
-
-        In: `place` gives the path from the digest of what was written. `replace`: a file there
-            whose seal is broken goes.
-        """
-        temporary = self.root / "tmp" / uuid4().hex
-        hasher = hashlib.sha256()
-        with disk.guarded(self.root):
-            temporary.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444)
-            try:
-                for chunk in chunks:
-                    disk.write_all(descriptor, chunk)
-                    hasher.update(chunk)
-                os.utime(descriptor, ns=(_SEAL_NS, _SEAL_NS))
-                if self.durability == "each":
-                    os.fsync(descriptor)
-                final = place(hasher.hexdigest())
-                final.parent.mkdir(parents=True, exist_ok=True)
-                if replace and final.exists() and not _sealed(final.stat()):
-                    os.replace(temporary, final)
-                    temporary = None
-                    return True
-                try:
-                    os.link(temporary, final)
-                except FileExistsError:
-                    return False
-                if self.durability == "each":
-                    disk.sync_folder(final.parent)
-                return True
-            finally:
-                os.close(descriptor)
-                if temporary is not None:
-                    temporary.unlink()
-
     # --- reading
 
     def lookup(self, stage: str, key: str, notes: list[str] | None = None) -> Record | None:
@@ -237,130 +119,66 @@ class Store:
         for path in sorted(
             _generations(self._actions(stage, key)), key=lambda path: -int(path.name)
         ):
-            if (record := self._record(path, notes)) is None:
+            if (record := self.record(path, notes)) is None:
                 continue
-            if damaged := [
-                name for name, digest in record.outputs.items() if not self.intact(digest)
-            ]:
+            if damaged := self._lacks(record):
                 if notes is not None:
                     notes.append(f"its stored {', '.join(damaged)} was damaged or lost; made again")
-                continue
-            return record
+            elif self._is_used(path):
+                return record
         return None
 
     def newest(self, stage: str, count: int) -> list[Record]:
         """The latest records of a stage, newest first, whether their blobs are there or not."""
-        paths = [
-            path
-            for key in _listed(self.root / "ac" / _checked(stage))
-            for path in _generations(key)
-        ]
-        paths.sort(key=lambda path: path.stat().st_ctime_ns, reverse=True)
-        found = (self._record(path, None) for path in paths[:count])
-        return sorted(
-            (record for record in found if record), key=lambda record: record.made_at, reverse=True
-        )
-
-    def records(self) -> Iterator[Record]:
-        """Every whole record, by stage."""
-        for stage in _listed(self.root / "ac"):
-            yield from self.newest(stage.name, 1 << 30)
-
-    def blob(self, digest: str) -> Path:
-        """Where a blob is, or would be. Not verified: read it by `read` or `materialise`."""
-        if not _DIGEST.fullmatch(digest):
-            raise ValueError(f"{digest!r} is no digest")
-        return self.root / "cas" / digest[:2] / digest
-
-    def read(self, digest: str) -> bytes:
-        """The bytes of a file, verified. Raises: DamagedError."""
         try:
-            data = self.blob(digest).read_bytes()
+            entries = index.newest(self.index(stage))
+            found = list(islice(self._indexed(stage, entries), count))
         except FileNotFoundError:
-            data = None
-        if data is None or hashlib.sha256(data).hexdigest() != digest:
-            raise self._damaged(digest)
-        return data
+            entries = reversed(self.reindex(stage))
+            found = list(islice(self._indexed(stage, entries), count))
+        return sorted(found, key=lambda record: record.made_at, reverse=True)
 
-    def tree(self, digest: str) -> dict[str, str] | None:
-        """Relative path → digest of a folder's files; None for a file. Raises: DamagedError."""
+    def stages(self) -> list[str]:
+        """The names of the stages that have results."""
+        return [path.name for path in disk.listed(self.root / "ac") if _NAME.fullmatch(path.name)]
+
+    def index(self, stage: str) -> Path:
+        """Where the index of a stage's records is."""
+        return self.root / "index" / _checked(stage)
+
+    def reindex(self, stage: str) -> list[index.Entry]:
+        """The entries of all records, read one by one, the oldest first; now the stage's index,
+        where this store can be written.
+        """
+        entries: list[index.Entry] = []
+        for path in self.record_paths(stage):
+            if (record := self.record(path)) is not None:
+                entries.append(index.entry(record, int(path.name), path.stat().st_ino))
+        entries.sort(key=lambda entry: entry.made_at)
+        with suppress(EnvironmentalError), disk.guarded(self.root):
+            index.write(self.index(stage), entries)
+        return entries
+
+    def record_paths(self, stage: str) -> Iterator[Path]:
+        """Where the records of a stage are."""
+        for key in disk.listed(self.root / "ac" / _checked(stage)):
+            yield from _generations(key)
+
+    def record_path(self, stage: str, key: str, generation: int) -> Path:
+        """Where a record is, or was."""
+        return self._actions(stage, key) / str(generation)
+
+    def record(self, path: Path, notes: list[str] | None = None) -> Record | None:
+        """The record in a file; None when it is gone, of another form, or damaged and set aside."""
         try:
-            with self.blob(digest).open("rb") as source:
-                if source.read(len(_TREE)) != _TREE:
-                    return None
+            return decode(path.read_bytes())
         except FileNotFoundError:
-            raise self._damaged(digest) from None
-        files: dict[str, str] = json.loads(self.read(digest)[len(_TREE) :])
-        for name in files:
-            if PurePosixPath(name).is_absolute() or ".." in name.split("/") or "\0" in name:
-                raise self._damaged(digest)
-        return files
-
-    def size(self, digest: str) -> int:
-        """Bytes of a file, or of all files of a folder."""
-        if (files := self.tree(digest)) is None:
-            return self.blob(digest).stat().st_size
-        return sum(self.size(one) for one in set(files.values()))
-
-    def materialise(self, digest: str, path: Path, *, copy: bool = False) -> Path:
-        """The file or folder of `digest` at `path`, which must not exist, verified.
-
-        Files are read-only links into the store; `copy` makes writable files of their own.
-        Raises: DamagedError.
-        """
-        if (files := self.tree(digest)) is None:
-            self._verify(digest)
-            with disk.guarded(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                if copy:
-                    shutil.copyfile(self.blob(digest), path)
-                else:
-                    disk.link(self.blob(digest), path)
-            return path
-        with disk.guarded(path):
-            path.mkdir(parents=True)
-        for name, one in files.items():
-            self.materialise(one, path / name, copy=copy)
-        return path
-
-    def intact(self, digest: str) -> bool:
-        """Whether a blob, and each file of a folder, is there as it was stored.
-
-        For those that have their seal this costs a `stat`; others are hashed.
-        """
-        try:
-            if not _sealed(self.blob(digest).stat()):
-                self._verify(digest)
-            files = self.tree(digest)
-        except (FileNotFoundError, DamagedError):
-            return False
-        return files is None or all(map(self.intact, files.values()))
-
-    def reads_whole(self, digest: str) -> bool:
-        """Whether a blob, and each file of a folder, reads as it was stored; slower than `intact`,
-        and what does not is set aside.
-        """
-        try:
-            self._verify(digest)
-            files = self.tree(digest)
-        except DamagedError:
-            return False
-        return not [one for one in (files or {}).values() if not self.reads_whole(one)]
-
-    def verify(self) -> list[str]:
-        """Reads everything; sets aside what is damaged, one line for each."""
-        problems: list[str] = []
-        for folder in _listed(self.root / "cas"):
-            for path in _listed(folder):
-                try:
-                    self._verify(path.name)
-                except DamagedError as error:
-                    problems.append(error.message)
-        for stage in _listed(self.root / "ac"):
-            for key in _listed(stage):
-                for path in _generations(key):
-                    self._record(path, problems)
-        return problems
+            return None
+        except ValueError:
+            self.set_aside(path)
+            if notes is not None:
+                notes.append(f"its record {path.parent.name[:12]}… was damaged; made again")
+            return None
 
     def memo(
         self,
@@ -390,90 +208,41 @@ class Store:
         return record.outputs["file"]
 
     def _actions(self, stage: str, key: str) -> Path:
-        if not _DIGEST.fullmatch(key):
+        if not DIGEST.fullmatch(key):
             raise ValueError(f"{key!r} is no action key")
         return self.root / "ac" / _checked(stage) / key
 
-    def _record(self, path: Path, notes: list[str] | None) -> Record | None:
-        try:
-            line, _, checksum = path.read_bytes().partition(b"\n")
-        except FileNotFoundError:
-            return None
-        if hashlib.sha256(line).hexdigest().encode() + b"\n" != checksum:
-            self._set_aside(path)
-            if notes is not None:
-                notes.append(f"its record {path.parent.name[:12]}… was damaged; made again")
-            return None
-        return _parsed(line)
+    def _indexed(self, stage: str, entries: Iterable[index.Entry]) -> Iterator[Record]:
+        """The records, read, of those entries that have one."""
+        seen = set[tuple[str, int]]()
+        for entry in entries:
+            if (name := (entry.key, entry.generation)) not in seen:
+                seen.add(name)
+                if (record := self.record(self.record_path(stage, *name))) is not None:
+                    yield record
 
-    def _verify(self, digest: str) -> None:
-        """Reads a blob and compares. Raises: DamagedError, after setting it aside."""
-        path = self.blob(digest)
-        try:
-            with path.open("rb") as source:
-                facts = os.fstat(source.fileno())
-                stamp = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
-                if self._verified.get(digest) == stamp:
-                    return
-                if hashlib.file_digest(source, "sha256").hexdigest() != digest:
-                    raise self._damaged(digest)
-        except FileNotFoundError:
-            raise self._damaged(digest) from None
-        self._verified[digest] = stamp
-        if not _sealed(facts):
-            with suppress(OSError):  # a reader without the right to write
-                os.utime(path, ns=(_SEAL_NS, _SEAL_NS))
-
-    def _damaged(self, digest: str) -> DamagedError:
-        lost = not (path := self.blob(digest)).exists()
-        if not lost:
-            self._set_aside(path)
-        error = DamagedError(
-            message=f"{path} {'is missing' if lost else 'was damaged; it is set aside'}",
-            hint="run again: the stage that made it will make it again",
-        )
-        error.digest = digest
-        return error
-
-    def _set_aside(self, path: Path) -> None:
-        aside = self.root / "quarantine" / f"{path.name}-{uuid4().hex[:8]}"
-        with suppress(FileNotFoundError), disk.guarded(aside):
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, aside)
-
-
-def _parsed(line: bytes) -> Record | None:
-    """The record in a line; None for one of another form, as a newer tapml or a stranger writes."""
-    try:
-        record = Record(**json.loads(line))
-        digests = list(record.outputs.values())
-    except (ValueError, TypeError, AttributeError):
-        return None
-    named = [one for one in (record.log, record.views) if one]
-    whole = all(_DIGEST.fullmatch(str(one)) for one in (*digests, *named))
-    return record if whole else None
-
-
-def now() -> str:
-    """The time, ISO 8601 in UTC to the microsecond, so that texts sort as times do."""
-    seconds, micros = divmod(time.time_ns() // 1000, 10**6)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{micros:06d}Z"
-
-
-def _sealed(facts: os.stat_result) -> bool:
-    return facts.st_mtime_ns == _SEAL_NS
-
-
-def _listed(folder: Path) -> list[Path]:
-    with disk.guarded(folder):
-        try:
-            return sorted(folder.iterdir())
-        except FileNotFoundError:
+    def _lacks(self, record: Record) -> list[str]:
+        """The outputs that are not there as they were stored. Costs a `stat` for each file; only
+        what was written to is read.
+        """
+        if all(self.seems_whole(digest, size) for digest, size in record.blobs.items()):
             return []
+        return [name for name, digest in record.outputs.items() if not self.reads_whole(digest)]
+
+    def _is_used(self, path: Path) -> bool:
+        """Marks a record as used now; False when it was taken away meanwhile."""
+        try:
+            if path.stat().st_mtime < time.time() - _TOUCH_S:
+                os.utime(path)
+        except FileNotFoundError:
+            return False
+        except OSError:  # a store that cannot be written, or a file of another user
+            pass
+        return True
 
 
 def _generations(folder: Path) -> list[Path]:
-    return [path for path in _listed(folder) if path.name.isdecimal()]
+    return [path for path in disk.listed(folder) if path.name.isdecimal()]
 
 
 def _checked(stage: str) -> str:

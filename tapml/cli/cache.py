@@ -1,74 +1,292 @@
-"""Commands about the store of results: cache ls, verify."""
+"""Commands about the store of results: cache ls, verify, gc, rm, export, import."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import EnvironmentalError
-from .app import JSON, STORE, app, document
+from ..errors import RecipeError
+from .app import FILE, JSON, STORE, app, document
+from .quantities import bytes_of, seconds_of, size
 
 if TYPE_CHECKING:
+    from ..garbage import Outcome
+    from ..inventory import Result, Share
     from ..store import Record, Store
+
+_SHOWN = 20  # results named one by one where there are many
 
 
 @app.group()
 def cache() -> None:
-    """Look into the store of results."""
+    """Look into the store of results, and keep it small and whole.
+
+    \b
+    tapml cache ls                      what is stored, and what takes the room
+    tapml cache gc --max-size 20GB      take away what was not used for longest
+    tapml cache verify --repair         read everything; set aside what is damaged
+    """
 
 
 @cache.command("ls")
+@click.argument("what", nargs=-1, metavar="[STAGE|STAGE/KEY|RUN]...")
+@click.option("--recipe", default="", metavar="NAME", help="What runs of this recipe used.")
+@click.option("--limit", type=click.IntRange(0), default=_SHOWN, show_default=True)
 @STORE
 @JSON
-def cache_ls(store: Path | None, as_json: bool) -> None:
-    """List stored results, the newest first within each stage."""
-    from .. import api, summary
-    from .. import runs as folders
-    from ..store import Store
+def cache_ls(
+    what: tuple[str, ...], recipe: str, limit: int, store: Path | None, as_json: bool
+) -> None:
+    """List stored results, the newest first, and sizes by stage and by recipe.
 
-    root = Store(api.store_root(store))
-    records = list(root.records())
+    What several results share counts once in each sum.
+    """
+    from .. import inventory, runs, summary
+
+    root = _store(store)
+    chosen = what or recipe
+    found = inventory.select(root, what, recipe=recipe) if chosen else [*inventory.results(root)]
+    found.sort(key=lambda one: one.entry.made_at, reverse=True)
+    total = inventory.total(found)
+    stages = inventory.by_stage(found)
+    recipes = inventory.by_recipe(found, inventory.uses(root))
     if as_json:
-        facts = ("stage", "key", "made_at", "seconds", "outputs")
-        rows = [{name: getattr(record, name) for name in facts} for record in records]
-        document({"store": str(root.root), "results": rows})
+        document(
+            {
+                "store": str(root.root),
+                "count": len(found),
+                "bytes": total,
+                "results": [_row(one) for one in found[:limit]],
+                "by_stage": {one.name: _share(one) for one in stages},
+                "by_recipe": {one.name: _share(one) for one in recipes},
+            }
+        )
         return
-    cells = [
-        (r.stage, r.key[:12], folders.local(r.made_at), f"{r.seconds:.1f} s", _size(root, r))
-        for r in records
+    rows = [
+        (
+            one.stage,
+            one.entry.key[:12],
+            runs.local(one.entry.made_at),
+            f"{one.entry.seconds:.1f} s",
+            size(sum(one.entry.blobs.values())),
+        )
+        for one in found[:limit]
     ]
-    click.echo(summary.table(("stage", "key", "made", "took", "size"), cells))
-    click.echo(f"{len(records)} results in {root.root}", err=True)
-
-
-def _size(store: Store, record: Record) -> str:
-    """Size of a result's files; a dash when some are gone."""
-    try:
-        return f"{sum(map(store.size, record.outputs.values())) / 2**20:.2f} MiB"
-    except EnvironmentalError:
-        return "–"
+    if rows:
+        click.echo(summary.table(("stage", "key", "made", "took", "size"), rows))
+    if len(found) > limit:
+        click.echo(f"… and {len(found) - limit} older ones; --limit {len(found)} lists all")
+    for title, shares in (("stage", stages), ("recipe", recipes)):
+        if shares:
+            cells = [(one.name, str(one.count), size(one.bytes)) for one in shares]
+            click.echo("\n" + summary.table((title, "results", "size"), cells))
+    click.echo(f"{len(found)} results, {size(total)} in {root.root}", err=True)
 
 
 @cache.command("verify")
+@click.option("--repair", is_flag=True, help="Set aside what is damaged; remove what is left over.")
 @STORE
 @JSON
-def cache_verify(store: Path | None, as_json: bool) -> None:
-    """Read everything; set aside what is damaged, so that it is made again."""
+def cache_verify(repair: bool, store: Path | None, as_json: bool) -> int:
+    """Read everything and name what is damaged; change nothing, and exit with 1 if anything is.
+
+    With --repair, what is damaged is set aside, so that the next run makes it again.
+    """
+    from .. import verification
+
+    root = _store(store)
+    found = verification.verify(root, repair=repair)
+    damaged = [one for one in found if one.is_damage]
+    if as_json:
+        rows = [
+            {"kind": one.kind, "path": str(one.path), "what": one.what, "done": one.done}
+            for one in found
+        ]
+        document({"store": str(root.root), "damaged": len(damaged), "findings": rows})
+        return 0 if repair or not damaged else 1
+    for one in found:
+        click.echo(str(one))
+    if not damaged:
+        click.echo(f"{root.root}: all whole")
+        return 0
+    then = (
+        "set aside; the next run makes them again"
+        if repair
+        else "nothing was changed; `tapml cache verify --repair` sets them aside"
+    )
+    click.echo(f"{root.root}: {len(damaged)} damaged; {then}")
+    return 0 if repair else 1
+
+
+@cache.command("gc")
+@click.option(
+    "--max-size",
+    type=bytes_of,
+    metavar="SIZE",
+    help="Take the least recently used until this is left.",
+)
+@click.option(
+    "--older-than", type=seconds_of, metavar="AGE", help="Take what was not used for so long."
+)
+@click.option(
+    "--keep-runs",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Keep what the N newest runs use; without a limit, take all else.",
+)
+@click.option("--runs", is_flag=True, help="Take the folders of runs beyond --keep-runs too.")
+@click.option(
+    "--grace",
+    type=seconds_of,
+    metavar="AGE",
+    default="1h",
+    show_default=True,
+    help="Keep what is this recent.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would go; take nothing.")
+@STORE
+@JSON
+def cache_gc(
+    max_size: int | None,
+    older_than: float | None,
+    keep_runs: int | None,
+    runs: bool,
+    grace: float,
+    dry_run: bool,
+    store: Path | None,
+    as_json: bool,
+) -> None:
+    """Take away what nobody needs: results by the limits given, then what no result names.
+
+    Never what a run uses that goes on, is recent, pinned or a baseline. Other runs may go on
+    meanwhile. A result that went is made again when it is asked for.
+    """
+    from .. import garbage
+
+    if runs and keep_runs is None:
+        raise RecipeError(message="--runs takes run folders: say how many stay: --keep-runs N")
+    root = _store(store)
+    policy = garbage.Policy(max_size, older_than, keep_runs, runs, grace)
+    outcome = garbage.collect(root, policy, dry_run=dry_run)
+    if as_json:
+        document({"store": str(root.root), "dry_run": dry_run, **_outcome(outcome)})
+        return
+    _tell(outcome, root, "would go" if dry_run else "went")
+    if max_size is not None and outcome.kept > max_size:
+        over = size(outcome.kept - max_size)
+        click.echo(f"{over} above --max-size stay: runs that are kept, or recent, use them")
+
+
+@cache.command("rm")
+@click.argument("what", nargs=-1, metavar="[STAGE|STAGE/KEY|RUN]...")
+@click.option("--recipe", default="", metavar="NAME", help="What runs of this recipe used.")
+@STORE
+@JSON
+def cache_rm(what: tuple[str, ...], recipe: str, store: Path | None, as_json: bool) -> None:
+    """Remove the results of a stage, those whose key starts so, or those that a run used.
+
+    Nothing is removed when a run that goes on, is pinned or a baseline uses one of them.
+    """
+    from .. import garbage, inventory
+
+    if not what and not recipe:
+        raise RecipeError(message="name what to remove: STAGE, STAGE/KEY, RUN or --recipe NAME")
+    root = _store(store)
+    outcome = garbage.remove(root, inventory.select(root, what, recipe=recipe))
+    if as_json:
+        document({"store": str(root.root), **_outcome(outcome)})
+        return
+    _tell(outcome, root, "went")
+
+
+@cache.command("export")
+@click.argument("file", type=FILE)
+@click.argument("what", nargs=-1, required=True, metavar="RUN|STAGE|STAGE/KEY...")
+@STORE
+@JSON
+def cache_export(file: Path, what: tuple[str, ...], store: Path | None, as_json: bool) -> None:
+    """Write results to FILE, a tar that `tapml cache import` takes in elsewhere."""
+    from .. import archive, inventory
+
+    root = _store(store)
+    written = archive.export(root, inventory.select(root, what), file)
+    if as_json:
+        rows = [_row(one) for one in written]
+        document({"file": str(file.resolve()), "bytes": file.stat().st_size, "results": rows})
+        return
+    click.echo(f"{len(written)} results, {size(file.stat().st_size)}: {file.resolve()}")
+
+
+@cache.command("import")
+@click.argument("file", type=FILE)
+@STORE
+@JSON
+def cache_import(file: Path, store: Path | None, as_json: bool) -> None:
+    """Take in the results of FILE, each part checked. What is here already stays as it is.
+
+    Whoever wrote FILE says what a stage gives: take it from those you trust.
+    """
+    from .. import archive
+
+    root = _store(store)
+    done = archive.load(root, file)
+    if as_json:
+
+        def rows(records: Iterable[Record]) -> list[dict[str, Any]]:
+            return [{"stage": one.stage, "key": one.key, "made_on": one.made_on} for one in records]
+
+        document({"store": str(root.root), "new": rows(done.new), "known": rows(done.known)})
+        return
+    click.echo(f"{len(done.new)} results new, {len(done.known)} here already: {root.root}")
+
+
+def _store(store: Path | None) -> Store:
     from .. import api
     from ..store import Store
 
-    root = Store(api.store_root(store))
-    problems = root.verify()
-    if as_json:
-        document({"store": str(root.root), "damaged": problems})
-        return
-    for line in problems:
-        click.echo(line)
-    note = (
-        f"{len(problems)} damaged, set aside; the next run makes them again"
-        if problems
-        else "all whole"
-    )
-    click.echo(f"{root.root}: {note}")
+    return Store(api.store_root(store))
+
+
+def _row(one: Result) -> dict[str, Any]:
+    entry = one.entry
+    return {
+        "stage": one.stage,
+        "key": entry.key,
+        "generation": entry.generation,
+        "made_at": entry.made_at,
+        "seconds": entry.seconds,
+        "bytes": sum(entry.blobs.values()),
+        "outputs": entry.outputs,
+    }
+
+
+def _share(one: Share) -> dict[str, int]:
+    return {"results": one.count, "bytes": one.bytes}
+
+
+def _outcome(one: Outcome) -> dict[str, Any]:
+    return {
+        "results": [_row(result) for result in one.results],
+        "blobs": one.blobs,
+        "runs": one.runs,
+        "aside": [path.name for path in one.aside],
+        "bytes": one.freed,
+        "linked_bytes": one.linked,
+        "kept_bytes": one.kept,
+    }
+
+
+def _tell(one: Outcome, root: Store, went: str) -> None:
+    for result in one.results[:_SHOWN]:
+        click.echo(f"{went}  {result.stage}/{result.entry.key[:12]}  {size(result.bytes)}")
+    if len(one.results) > _SHOWN:
+        click.echo(f"… and {len(one.results) - _SHOWN} more")
+    for run in one.runs:
+        click.echo(f"{went}  run {run}")
+    counts = f"{len(one.results)} results, {len(one.blobs)} blobs, {len(one.aside)} left-overs"
+    click.echo(f"{counts} {went}: {size(one.freed)}; {size(one.kept)} stay in {root.root}")
+    if one.linked:
+        click.echo(f"{size(one.linked)} of it stay on the disk while run folders link to them")

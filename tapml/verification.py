@@ -1,0 +1,104 @@
+"""Reads a whole store: what is damaged, and setting it right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from . import disk, garbage, record
+from .blobs import Blobs
+from .store import Store
+
+Kind = Literal["blob", "record", "result", "leftover", "stranger"]
+_REMEDY: dict[Kind, str] = {
+    "blob": "set aside",
+    "record": "set aside",
+    "result": "set aside",
+    "leftover": "removed",
+    "stranger": "left alone",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not as it should be.
+
+    kind: a blob whose bytes are not what its name says; a record that is torn; a result (a whole
+          record) whose blobs are missing or damaged; a leftover of a writer that was killed; a
+          stranger's file, or a record of another version of tapml
+    done: what was done about it
+    """
+
+    kind: Kind
+    path: Path
+    what: str
+    done: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.what}{f'; {self.done}' if self.done else ''}"
+
+    @property
+    def is_damage(self) -> bool:
+        """Whether something that was stored is lost; the rest is only in the way."""
+        return self.kind in ("blob", "record", "result")
+
+
+def verify(store: Store, *, repair: bool = False) -> list[Finding]:
+    """Everything that is not as it should be, having read all of the store. Changes nothing.
+
+    In: `repair`: sets aside what is damaged, so that the next run makes it again, and what depends
+        on it; removes what killed writers left; writes the index anew.
+    """
+    found = [*_blobs(store)]
+    bad = {one.path.name for one in found if one.kind == "blob"}
+    found += _records(store, bad)
+    found += [
+        Finding("leftover", path, "a writer that was killed left it")
+        for path in store.leftovers(garbage.GRACE_S)
+    ]
+    if not repair:
+        return found
+    with garbage.alone(store):
+        for one in found:
+            if one.kind == "leftover":
+                disk.remove(one.path)
+            elif one.kind != "stranger":
+                store.set_aside(one.path)
+        for stage in store.stages():
+            store.reindex(stage)
+    return [Finding(one.kind, one.path, one.what, _REMEDY[one.kind]) for one in found]
+
+
+def _blobs(store: Store) -> list[Finding]:
+    found: list[Finding] = []
+    blobs = Blobs(store.root)  # has read nothing yet, and so believes nothing
+    for folder in disk.listed(store.root / "cas"):
+        for path in disk.listed(folder):
+            if not record.DIGEST.fullmatch(path.name):
+                found.append(Finding("stranger", path, "its name is no digest"))
+            elif not blobs.is_whole(path.name) and path.exists():
+                found.append(Finding("blob", path, "its bytes are not what its name says"))
+    return found
+
+
+def _records(store: Store, bad: set[str]) -> list[Finding]:
+    """In: `bad`: digests of blobs that are there and damaged."""
+    found: list[Finding] = []
+    for stage in store.stages():
+        for path in store.record_paths(stage):
+            try:
+                made = record.decode(path.read_bytes())
+            except ValueError:
+                found.append(Finding("record", path, "the record is torn or changed"))
+                continue
+            except FileNotFoundError:
+                continue
+            if made is None:
+                found.append(Finding("stranger", path, "a record of another version of tapml"))
+            elif lost := [
+                digest for digest in made.blobs if digest in bad or not store.blob(digest).exists()
+            ]:
+                what = f"{len(lost)} of its {len(made.blobs)} blobs missing or damaged"
+                found.append(Finding("result", path, f"{what}, first {lost[0][:12]}…"))
+    return found
