@@ -112,7 +112,8 @@ class Blobs:
                     if not self.seems_whole(digest, size) or not _touched(final):
                         disk.step("blob", "replace")
                         os.replace(temporary, final)
-                    if durable:
+                    if durable:  # who put it may have been less careful
+                        disk.step("blob", "sync folder")
                         disk.sync(final)
                         disk.sync(final.parent)
                     break

@@ -16,11 +16,19 @@ What = Literal["blob", "record", "index"]
 Step = Literal[
     "create", "write", "seal", "sync", "link", "folder", "sync folder", "replace", "append", "tidy"
 ]
+# each change that publishing makes to the disk, in about this order
+STEPS: dict[What, tuple[Step, ...]] = {
+    "blob": (
+        "create", "write", "seal", "sync", "link", "folder", "replace", "sync folder", "tidy",
+    ),
+    "record": ("create", "write", "sync", "link", "folder", "sync folder", "tidy"),
+    "index": ("create", "replace", "append"),
+}  # fmt: skip
 _TRIES = 3  # to link into a folder that is removed meanwhile
 
 
 def step(what: What, name: Step) -> None:
-    """Called before each change that publishing makes to the disk: tests kill or fail it there."""
+    """Called before each of `STEPS`: tests kill the process, or fail the change, there."""
 
 
 @contextmanager

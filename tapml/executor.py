@@ -628,6 +628,8 @@ class _Run:
 
     def _watch(self, active: _Active) -> None:
         """Passes progress on, and remembers the worker's peak memory in case that it dies."""
+        with suppress(FileNotFoundError):
+            os.utime(active.job.workdir)  # else it passes, after a day, for what a killed run left
         try:
             with active.job.progress.open("rb") as source:
                 source.seek(active.read)

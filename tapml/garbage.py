@@ -23,6 +23,7 @@ from . import disk, index, inventory, locks
 from .errors import EnvironmentalError, RecipeError
 from .index import Entry
 from .inventory import Result, Use
+from .record import DIGEST
 from .store import Store
 
 GRACE_S = 3600.0  # what is younger, or was used within this time, never goes
@@ -114,13 +115,16 @@ def what_goes(
     return going
 
 
-def collect(store: Store, policy: Policy, *, dry_run: bool = False) -> Outcome:
+def collect(
+    store: Store, policy: Policy, *, dry_run: bool = False, now: float | None = None
+) -> Outcome:
     """Takes away what `policy` lets go, and all that no result names.
 
+    In:     `now`: Unix time from which ages count.
     Raises: EnvironmentalError when another process takes things away, or the disk lets none go.
     """
     with nullcontext() if dry_run else alone(store), disk.guarded(store.root):
-        now = time.time()
+        now = time.time() if now is None else now
         uses = inventory.uses(store)
         found = list(inventory.results(store))
         going = what_goes(found, uses, policy, now)
@@ -135,7 +139,7 @@ def collect(store: Store, policy: Policy, *, dry_run: bool = False) -> Outcome:
         leaving = Counter(inode for use in old for inode in _inodes(use.folder))
         oldest = now - policy.grace_s
         blobs, linked = _sweep(store, _stored(store), marked, oldest, leaving, dry_run=dry_run)
-        aside = [*store.leftovers(policy.grace_s), *disk.listed(store.root / "quarantine")]
+        aside = [*store.leftovers(now - GRACE_S), *disk.listed(store.root / "quarantine")]
         if not dry_run:
             for path in (*aside, *(use.folder for use in old)):
                 disk.remove(path)
@@ -168,7 +172,7 @@ def remove(store: Store, chosen: Collection[Result]) -> Outcome:
         named = {digest for one in took for digest in one.entry.blobs}
         # a run that goes on may be about to name one of them again
         oldest = time.time() - (GRACE_S if any(use.goes_on for use in uses) else 0.0)
-        blobs, linked = _sweep(store, map(store.blob, named), marked, oldest)
+        blobs, linked = _sweep(store, named, marked, oldest)
         return Outcome(took, blobs, linked=linked, kept=inventory.total(staying))
 
 
@@ -192,10 +196,10 @@ def alone(store: Store) -> Generator[None]:
         lock.release()
 
 
-def _stored(store: Store) -> Iterable[Path]:
+def _stored(store: Store) -> Iterator[str]:
+    """The digests of all blobs."""
     for folder in inventory.names(store.root / "cas"):
-        for name in inventory.names(store.root / "cas" / folder):
-            yield store.root / "cas" / folder / name
+        yield from filter(DIGEST.fullmatch, inventory.names(store.root / "cas" / folder))
 
 
 def _inodes(folder: Path) -> Iterator[int]:
@@ -206,7 +210,7 @@ def _inodes(folder: Path) -> Iterator[int]:
 
 def _sweep(
     store: Store,
-    blobs: Iterable[Path],
+    digests: Iterable[str],
     marked: Collection[str],
     oldest: float,
     leaving: Mapping[int, int] | None = None,
@@ -220,11 +224,11 @@ def _sweep(
     """
     went: dict[str, int] = {}
     linked = 0
-    for path in blobs:
-        if path.name in marked:
+    for digest in digests:
+        if digest in marked:
             continue
         try:
-            facts = path.lstat()
+            facts = (path := store.blob(digest)).lstat()
         except FileNotFoundError:
             continue
 
@@ -234,7 +238,7 @@ def _sweep(
         if max(facts.st_atime, facts.st_ctime) <= oldest and (
             dry_run or _take(store, path, is_same)
         ):
-            went[path.name] = facts.st_size
+            went[digest] = facts.st_size
             others = facts.st_nlink - 1 - (leaving or {}).get(facts.st_ino, 0)
             linked += facts.st_size if others > 0 else 0
     return went, linked

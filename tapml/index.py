@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from . import disk
 from .record import Record
@@ -119,7 +119,9 @@ def _entry(line: bytes) -> Entry | None:
     try:
         if int(checksum, 16) != zlib.crc32(text):
             return None
-        facts: list[Any] = json.loads(text)
-        return Entry(*facts)
-    except (ValueError, TypeError):
+        key, generation, inode, made_at, seconds, outputs, blobs = json.loads(text.decode())
+        known: dict[str, int] = {sys.intern(digest): size for digest, size in blobs.items()}
+        named = {sys.intern(name): sys.intern(digest) for name, digest in outputs.items()}
+        return Entry(key, generation, inode, made_at, seconds, named, known)
+    except (ValueError, TypeError, AttributeError):
         return None

@@ -27,12 +27,11 @@ from uuid import uuid4
 
 from . import disk, index, keys
 from .blobs import Blobs, DamagedError, Durability
-from .errors import EnvironmentalError
 from .record import DIGEST, Record, decode, encode, now
 
 __all__ = ["DamagedError", "Durability", "Record", "Store", "now"]
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-_STALE_S = 24 * 3600  # age, since its last change, of a temporary file that has no owner any more
+_STALE_S = 24 * 3600  # age of a temporary file that has no owner any more
 _TOUCH_S = 60  # how old a record's time may become before a lookup renews it
 
 
@@ -57,15 +56,18 @@ class Store(Blobs):
         with disk.guarded(self.root, errno.ENOENT):  # from file systems such as /proc
             for name in ("cas", "ac", "index", "locks", "tmp", "tuning", "runs"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
-            for left in self.leftovers():
+            for left in self.leftovers(time.time() - _STALE_S):
                 disk.remove(left)
 
-    def leftovers(self, age_s: float = _STALE_S) -> list[Path]:
-        """Temporary files of writers that were killed: those that nobody changed for so long."""
-        oldest, found = time.time() - age_s, list[Path]()
+    def leftovers(self, oldest: float) -> list[Path]:
+        """Temporary files that writers left when they were killed: those that nobody changed since
+        a time. A stage may work in its folder for long, so that a folder has a day at least.
+        """
+        found: list[Path] = []
         for path in disk.listed(self.root / "tmp"):
             with suppress(FileNotFoundError):
-                if path.lstat().st_ctime < oldest:  # a blob's own time is its seal
+                changed = path.lstat().st_ctime  # a blob's own time is its seal
+                if changed < oldest and (path.is_file() or changed < time.time() - _STALE_S):
                     found.append(path)
         return found
 
@@ -93,7 +95,7 @@ class Store(Blobs):
                 final, inode = folder / str(generation), temporary.stat().st_ino
                 if not disk.place(temporary, final, "record", durable=self.durability == "each"):
                     continue
-            with disk.guarded(self.root):
+            with suppress(OSError):  # the index may lack it
                 entry = index.entry(record, generation, inode)
                 if not index.append(self.index(record.stage), entry):
                     self.reindex(record.stage)
@@ -155,8 +157,9 @@ class Store(Blobs):
             if (record := self.record(path)) is not None:
                 entries.append(index.entry(record, int(path.name), path.stat().st_ino))
         entries.sort(key=lambda entry: entry.made_at)
-        with suppress(EnvironmentalError), disk.guarded(self.root):
-            index.write(self.index(stage), entries)
+        if entries:
+            with suppress(OSError):
+                index.write(self.index(stage), entries)
         return entries
 
     def record_paths(self, stage: str) -> Iterator[Path]:

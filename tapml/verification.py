@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -44,18 +45,19 @@ class Finding:
         return self.kind in ("blob", "record", "result")
 
 
-def verify(store: Store, *, repair: bool = False) -> list[Finding]:
+def verify(store: Store, *, repair: bool = False, now: float | None = None) -> list[Finding]:
     """Everything that is not as it should be, having read all of the store. Changes nothing.
 
     In: `repair`: sets aside what is damaged, so that the next run makes it again, and what depends
-        on it; removes what killed writers left; writes the index anew.
+        on it; removes what killed writers left; writes the index anew. `now`: Unix time from
+        which ages count.
     """
     found = [*_blobs(store)]
     bad = {one.path.name for one in found if one.kind == "blob"}
     found += _records(store, bad)
     found += [
         Finding("leftover", path, "a writer that was killed left it")
-        for path in store.leftovers(garbage.GRACE_S)
+        for path in store.leftovers((time.time() if now is None else now) - garbage.GRACE_S)
     ]
     if not repair:
         return found

@@ -11,6 +11,7 @@ import pytest
 
 from tapml.errors import EnvironmentalError, WorkerError
 from tapml.store import Store
+from tapml.verification import verify
 
 pytestmark = pytest.mark.faults
 
@@ -210,7 +211,7 @@ def test_a_killed_run_is_taken_up_where_it_was(script, tmp_path, stages, graph, 
     act = stages.Act(act="sleep", arg=str(mark), times=1, mark=str(tmp_path / "count"))
     made = graph(a=(stages.Text(), {}), b=(act, {"a": ("a", "out")}))
     assert states(bench.run(made, jobs=1)) == {"a": "hit", "b": "ran"}
-    assert not bench.store.verify()
+    assert not verify(bench.store)
 
 
 # --- two runs at once
@@ -263,7 +264,7 @@ def test_a_disk_that_takes_no_more_is_exit_3_and_says_where_and_what_to_do(
     assert str(bench.store.root) in error.message
     assert os.strerror(number) in error.message
     assert "--store" in error.hint
-    assert not bench.store.verify()
+    assert not verify(bench.store)
     assert not list((bench.store.root / "tmp").iterdir())
 
 
@@ -294,7 +295,7 @@ def test_a_flipped_bit_is_noticed_by_the_plan_and_made_again(bench, chain):
     assert states(result) == {"text": "ran", "other": "hit", "join": "hit", "last": "hit"}
     assert "its stored out was damaged or lost; made again" in result.steps["text"].notes
     assert bench.text(result, "text") == "hello"
-    assert not bench.store.verify()
+    assert not verify(bench.store)
 
 
 @pytest.mark.parametrize("where", ["out", "folder"])
@@ -319,7 +320,7 @@ def test_a_bit_that_rotted_unseen_is_noticed_when_it_is_read_and_made_again(
     assert result.exit_code == 0
     assert states(result) == {"text": "hit", "join": "ran", "below": "ran", "reader": "ran"}
     assert any("made again" in note for note in result.steps["join"].notes)
-    assert not bench.store.verify()
+    assert not verify(bench.store)
 
 
 def test_a_torn_record_is_a_miss_with_a_note(bench, chain):

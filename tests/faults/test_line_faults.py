@@ -26,6 +26,7 @@ from small_models import RECIPE, write_mlp
 
 from tapml.stage import Context, Inputs, Outputs, Stage
 from tapml.store import Store
+from tapml.verification import verify
 from tapml.worker import Job, run_stage
 
 pytestmark = pytest.mark.faults
@@ -90,7 +91,7 @@ def test_a_disk_that_fills_up_is_3_and_keeps_what_was_done(
     print(f"{done.seconds:.1f} s in all")
     failed(done, 3, str(store), os.strerror(number), advice, "--store")
     assert list(store.glob("ac/import/*/0"))
-    assert not Store(store).verify()
+    assert not verify(Store(store))
     again = tapml(tmp_path, "run", "recipe.yaml", "--to", "relax", store=store)
     assert again.code == 0, again.err
     assert again.states == {"import": "hit", "relax": "ran"}
@@ -187,7 +188,7 @@ def test_a_flipped_bit_in_the_store_is_made_good_with_a_note(
     assert "damaged" in done.err
     assert "made again" in done.err
     assert done.states[stage] == "ran"
-    assert not Store(store).verify()
+    assert not verify(Store(store))
     again = tapml(tmp_path, "run", "recipe.yaml", *changed, store=store)
     assert set(again.states.values()) == {"hit"}
 
@@ -278,7 +279,7 @@ def test_ctrl_c_leaves_no_process_and_going_on_repeats_nothing(tmp_path: Path) -
     while alive(str(store)):
         assert time.monotonic() - pressed < LIMIT_S, alive(str(store))
         time.sleep(0.05)
-    assert not Store(store).verify()
+    assert not verify(Store(store))
 
     (folder,) = (store / "runs").glob("*")
     ended = [one for one in journal(folder) if one["event"] == "StageFinished"]
