@@ -109,7 +109,9 @@ class Blobs:
             final, size = self.blob(digest), temporary.stat().st_size
             while not disk.place(temporary, final, "blob", durable=durable):
                 with suppress(FileNotFoundError):  # taken away meanwhile
-                    if not self.seems_whole(digest, size) or not _touched(final):
+                    # read too: what rotted unseen would else be put in vain, time and again
+                    is_whole = self.seems_whole(digest, size) and self.is_whole(digest)
+                    if not (is_whole and _touched(final)):
                         disk.step("blob", "replace")
                         os.replace(temporary, final)
                     if durable:  # who put it may have been less careful

@@ -1,15 +1,16 @@
 """A writer of results in processes of its own, killed or failed at chosen points.
 
-    python store_writer.py kill|torn FOLDER DURABILITY SCENE
+    python store_writer.py kill|torn FOLDER DURABILITY SCENE EVERY
 
 Prints the points, one a line; `FOLDER/<n>` is the store in which the writer was killed at the
-n-th. Each writer is forked from this process, which has no threads, and runs a whole stage.
+n-th of them. Each writer is forked from this process, which has no threads, and runs a whole stage.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from typing import Any, ClassVar
 from tapml import disk, keys
 from tapml.stage import Context, Inputs, Outputs, Stage
 from tapml.store import Durability, Record, Store
+from tapml.verification import verify
 from tapml.worker import Done, Job, run_stage
 
 Point = tuple[str, str]
@@ -143,10 +145,10 @@ def die(*_: object) -> None:
     time.sleep(60)
 
 
-def kill_at_each(folder: Path, scene: Scene) -> list[Point]:
+def kill_at_each(folder: Path, scene: Scene, every: int) -> list[Point]:
     found = points(folder / "whole", scene)
-    for number in range(len(found)):
-        root = folder / str(number)
+    for number in range(0, len(found), every):
+        root = folder / str(number // every)
         scene.set_up(root)
 
         def act(root: Path = root, number: int = number) -> None:
@@ -154,14 +156,14 @@ def kill_at_each(folder: Path, scene: Scene) -> list[Point]:
                 run_parts(root, scene.durability)
 
         killed(act)
-    return found
+    return found[::every]
 
 
-def tear_each_write(folder: Path, scene: Scene) -> list[Point]:
+def tear_each_write(folder: Path, scene: Scene, every: int) -> list[Point]:
     """As `kill_at_each`, half-way through each write."""
     found = [point for point in points(folder / "whole", scene) if point[1] in ("write", "append")]
-    for number in range(len(found)):
-        root = folder / str(number)
+    for number in range(0, len(found), every):
+        root = folder / str(number // every)
         scene.set_up(root)
 
         def act(root: Path = root, number: int = number) -> None:
@@ -179,10 +181,44 @@ def tear_each_write(folder: Path, scene: Scene) -> list[Point]:
             run_parts(root, scene.durability)
 
         killed(act)
-    return found
+    return found[::every]
+
+
+def writers(how: str, folder: Path, scene: Scene, every: int = 1) -> list[Point]:
+    """The points at which writers were killed, each (or every so many) in a store of its own."""
+    command = [sys.executable, __file__, how, str(folder), scene.durability, scene.name]
+    done = subprocess.run([*command, str(every)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [tuple(line.split(" ", 1)) for line in done.stdout.splitlines()]  # pyright: ignore[reportReturnType]
+
+
+def survives(root: Path, scene: Scene, scratch: Path) -> None:
+    """Nothing wrong is served; damage is told and repaired; a later run succeeds."""
+    store, later = Store(root, scene.durability), time.time() + 2 * 3600
+    told = verify(store, now=later)
+    if scene.name == "fresh":
+        assert not [one for one in told if one.is_damage]
+    assert len([one for one in told if one.kind == "leftover"]) == len(_temporary(root))
+    served = store.lookup("parts", key())
+    assert served is None or is_right(store, served, scratch / "served")
+    verify(store, repair=True, now=later)
+    assert not verify(store, now=later)
+    assert not _temporary(root)
+    done = run_parts(root, scene.durability)
+    assert done.error is None, done.error
+    again = Store(root).lookup("parts", key())
+    assert again is not None
+    assert again == done.record
+    assert is_right(Store(root), again, scratch / "again")
+    assert not verify(store, now=later)
+
+
+def _temporary(root: Path) -> list[Path]:
+    return [path for path in (root / "tmp").iterdir() if path.is_file()]
 
 
 if __name__ == "__main__":
-    how = {"kill": kill_at_each, "torn": tear_each_write}[sys.argv[1]]
-    for what, name in how(Path(sys.argv[2]), Scene(sys.argv[4], sys.argv[3])):  # pyright: ignore[reportArgumentType]
-        print(what, name)
+    how, folder, durability, name, every = sys.argv[1:]
+    act = {"kill": kill_at_each, "torn": tear_each_write}[how]
+    for what, step in act(Path(folder), Scene(name, durability), int(every)):  # pyright: ignore[reportArgumentType]
+        print(what, step)

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from store_writer import Scene, is_right, key, run_parts, survives, writers
+from stored import publish
 
 from tapml import keys
 from tapml.errors import EnvironmentalError, StageError
 from tapml.store import DamagedError, Record, Store
+from tapml.verification import verify
 
 KEY = "ab" * 32
 PART = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=8)
@@ -215,3 +218,90 @@ def test_records_hold_json_only(store):
     store.publish(record(store))
     line = (store.root / "ac" / "text" / KEY / "0").read_bytes().split(b"\n")[0]
     assert json.loads(line)["stage"] == "text"
+
+
+# --- kills and power (all points: tests/faults/test_store_faults.py)
+
+
+def test_a_writer_that_is_killed_leaves_nothing_wrong(tmp_path):
+    scene = Scene("fresh", "group")
+    points = writers("kill", tmp_path / "stores", scene, every=9)
+    assert len(points) > 3
+    for number in range(len(points)):
+        survives(tmp_path / "stores" / str(number), scene, tmp_path / str(number))
+
+
+def test_with_durability_each_all_that_counts_is_on_the_disk(tmp_path, monkeypatch):
+    made, fsync, synced = Store(tmp_path / "store", "each"), os.fsync, set[int]()
+
+    def noted(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", noted)
+    publish(made, 0)
+    publish(made, 1)
+    counts = [made.root / "cas", *(made.root / "cas").rglob("*")]
+    counts += [made.root / "ac", *(made.root / "ac").rglob("*")]
+    assert [path for path in counts if path.stat().st_ino not in synced] == []
+
+
+def test_with_durability_each_what_a_careless_writer_put_is_synced_too(tmp_path, monkeypatch):
+    digest = Store(tmp_path / "store", "group").put_bytes(b"there already")
+    synced: list[int] = []
+    monkeypatch.setattr("os.fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    made = Store(tmp_path / "store", "each")
+    assert made.put_bytes(b"there already") == digest
+    blob = made.blob(digest)
+    assert {blob.stat().st_ino, blob.parent.stat().st_ino} <= set(synced)
+
+
+def test_with_durability_group_nothing_is_synced_until_the_flush(tmp_path, monkeypatch):
+    synced: list[int] = []
+    monkeypatch.setattr("os.fsync", synced.append)
+    made = Store(tmp_path / "store", "group")
+    publish(made)
+    assert synced == []
+    made.flush()
+
+
+POWER = st.lists(
+    st.sampled_from(["kept", "kept", "empty", "half", "zeros", "gone"]), min_size=12, max_size=12
+)
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None
+)
+@given(fates=POWER)
+def test_what_was_not_on_the_disk_when_the_power_went_is_a_miss(tmp_path_factory, fates):
+    """Files keep their names, times and even sizes, and lose what they hold, or are gone."""
+    folder = tmp_path_factory.mktemp("power")
+    root = folder / "store"
+    assert run_parts(root).error is None
+    kept = Store(root)
+    files = [path for name in ("cas", "ac", "index") for path in sorted((root / name).rglob("*"))]
+    for path, fate in zip([path for path in files if path.is_file()], fates, strict=False):
+        facts, data = path.stat(), path.read_bytes()
+        path.chmod(0o644)
+        changed = {"empty": b"", "half": data[: len(data) // 2], "zeros": bytes(len(data))}
+        if fate == "gone":
+            path.unlink()
+        else:
+            path.write_bytes(changed.get(fate, data))
+            os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    for turn in range(2):  # what has lost its bytes but not its size is noticed when it is read
+        served = Store(root).lookup("parts", key())
+        if served is None:
+            assert run_parts(root).error is None
+            served = Store(root).lookup("parts", key())
+            assert served is not None
+        try:
+            assert is_right(Store(root), served, folder / f"out{turn}")
+            break
+        except DamagedError:
+            continue
+    else:
+        raise AssertionError("it is never made good")
+    verify(kept, repair=True)
+    assert not verify(kept)

@@ -6,13 +6,12 @@ import errno
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import store_writer
-from store_writer import Scene, at_each, is_right, key, run_parts
+from store_writer import Scene, at_each, run_parts, survives, writers
 
 from tapml import disk
 from tapml.blobs import DamagedError
@@ -23,39 +22,6 @@ from tapml.verification import verify
 pytestmark = pytest.mark.faults
 EVERY = {(what, step) for what, steps in disk.STEPS.items() for step in steps}
 SCENES = [Scene(name, durability) for name in ("fresh", "used") for durability in ("group", "each")]
-LATER_S = 2 * 3600
-
-
-def writer(how: str, folder: Path, scene: Scene) -> list[tuple[str, str]]:
-    """The points at which writers were killed."""
-    command = [sys.executable, store_writer.__file__, how, str(folder)]
-    done = subprocess.run(
-        [*command, scene.durability, scene.name], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return [tuple(line.split(" ", 1)) for line in done.stdout.splitlines()]
-
-
-def survives(root: Path, scene: Scene, scratch: Path) -> None:
-    """Nothing wrong is served; damage is told and repaired; a later run succeeds."""
-    store = Store(root, scene.durability)
-    told = verify(store, now=time.time() + LATER_S)
-    if scene.name == "fresh":
-        assert not [one for one in told if one.is_damage]
-    assert len([one for one in told if one.kind == "leftover"]) == len(
-        [path for path in (root / "tmp").iterdir() if path.is_file()]
-    )
-    served = store.lookup("parts", key())
-    assert served is None or is_right(store, served, scratch / "served")
-    verify(store, repair=True, now=time.time() + LATER_S)
-    assert not verify(store, now=time.time() + LATER_S)
-    assert not [path for path in (root / "tmp").iterdir() if path.is_file()]
-    done = run_parts(root, scene.durability)
-    assert done.error is None, done.error
-    again = Store(root).lookup("parts", key())
-    assert again == done.record
-    assert is_right(Store(root), again, scratch / "again")
-    assert not verify(store, now=time.time() + LATER_S)
 
 
 def told(what: str, points: list[tuple[str, str]]) -> None:
@@ -69,7 +35,7 @@ def told(what: str, points: list[tuple[str, str]]) -> None:
 def test_a_writer_that_is_killed_at_any_point_leaves_nothing_wrong(
     tmp_path: Path, scene: Scene, how: str
 ) -> None:
-    points = writer(how, tmp_path / "stores", scene)
+    points = writers(how, tmp_path / "stores", scene)
     for number in range(len(points)):
         survives(tmp_path / "stores" / str(number), scene, tmp_path / str(number))
     told(f"{how}, {scene.name} store, {scene.durability}", points)
