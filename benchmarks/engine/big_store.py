@@ -16,6 +16,7 @@ import random
 import resource
 import shutil
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -142,6 +143,17 @@ def rebuild(root: Path, records: int) -> dict[str, float]:
     return {"lines": float(sum(1 for _ in index.read(Store(root).index("relax"))))}
 
 
+def file_system(folder: Path | None) -> str:
+    """Type of the file system of a folder: what taking files away costs is its matter."""
+    told = subprocess.run(
+        ["stat", "-f", "-c", "%T", str(folder or tempfile.gettempdir())],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return told.stdout.strip()
+
+
 def _gone(outcome: garbage.Outcome) -> dict[str, float]:
     return {"results": len(outcome.results), "blobs": len(outcome.blobs)}
 
@@ -191,6 +203,7 @@ def main(records: int, folder: Path | None) -> None:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": host.fingerprint(),
         "records": records,
+        "file_system": file_system(folder),
         "publish_p50_ms": took[len(took) // 2] * 1e3,
         "rows": rows,
     }
