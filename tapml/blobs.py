@@ -218,7 +218,7 @@ class Blobs:
         For those that have their seal this costs a `stat`; others are hashed.
         """
         try:
-            if not _sealed(self.blob(digest).stat()):
+            if not is_sealed(self.blob(digest).stat()):
                 self._verify(digest)
             files = self.tree(digest)
         except (FileNotFoundError, DamagedError):
@@ -256,7 +256,7 @@ class Blobs:
             facts = os.stat(self.blob(digest))
         except FileNotFoundError:
             return False
-        return facts.st_size == size and _sealed(facts)
+        return facts.st_size == size and is_sealed(facts)
 
     def is_whole(self, digest: str) -> bool:
         """Whether a blob reads as it was stored. Changes nothing."""
@@ -283,7 +283,7 @@ class Blobs:
             raise self._damaged(digest)
         path = self.blob(digest)
         with suppress(OSError):  # a reader without the right to write
-            if not _sealed(facts := path.stat()):
+            if not is_sealed(facts := path.stat()):
                 os.utime(path, ns=(facts.st_atime_ns, _SEAL_NS))
 
     def _damaged(self, digest: str) -> DamagedError:
@@ -308,7 +308,8 @@ class Blobs:
                 path.unlink()
 
 
-def _sealed(facts: os.stat_result) -> bool:
+def is_sealed(facts: os.stat_result) -> bool:
+    """Whether a file is a blob, or a link to one, to which nobody wrote."""
     return facts.st_mtime_ns == _SEAL_NS
 
 

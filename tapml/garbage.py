@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -37,7 +37,7 @@ class Policy:
     older_than_s: results not used for so long go
     keep_runs:    what the newest so many runs use is kept
     run_folders:  the folders of runs beyond those go too
-    grace_s:      nothing goes that was used within this time
+    grace_s:      nothing goes that was used within this time; an hour at least while a run goes on
     """
 
     max_bytes: int | None = None
@@ -126,6 +126,8 @@ def collect(
     with nullcontext() if dry_run else alone(store), disk.guarded(store.root):
         now = time.time() if now is None else now
         uses = inventory.uses(store)
+        if any(use.goes_on for use in uses):  # it may have stored what no record names yet
+            policy = replace(policy, grace_s=max(policy.grace_s, GRACE_S))
         found = list(inventory.results(store))
         going = what_goes(found, uses, policy, now)
         kept = [use for rank, use in enumerate(uses) if is_kept(use, rank, policy, now)]

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from . import disk
 from .record import Record
@@ -69,7 +70,8 @@ def append(path: Path, one: Entry) -> bool:
 def write(path: Path, entries: Iterable[Entry]) -> None:
     """A new index of these, the oldest first, in place of any other."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = path.parents[1] / "tmp" / f"index-{uuid4().hex}"
+    draft.parent.mkdir(exist_ok=True)
     disk.step("index", "create")
     ordered = sorted(entries, key=lambda one: one.made_at)
     try:

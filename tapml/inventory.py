@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import index, journal, runs
-from .blobs import DamagedError
+from .blobs import DamagedError, is_sealed
 from .errors import RecipeError, nearest
 from .index import Entry
 from .record import DIGEST
@@ -200,6 +200,18 @@ def select(store: Store, texts: Iterable[str], *, recipe: str = "") -> list[Resu
             raise RecipeError(message=f"no run of recipe {recipe}", hint=hint)
         found |= {one.name: one for one in results_of(store, keys)}
     return list(found.values())
+
+
+def beside(store: Store) -> int:
+    """Bytes that run folders hold of their own: links to blobs, and to each other, do not count."""
+    sizes: dict[int, int] = {}
+    for folder, _, files in os.walk(store.runs):
+        for name in files:
+            with suppress(FileNotFoundError):
+                facts = os.lstat(f"{folder}/{name}")
+                if not is_sealed(facts):
+                    sizes[facts.st_ino] = facts.st_size
+    return sum(sizes.values())
 
 
 def total(found: Iterable[Result]) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import RecipeError
+from ..terminal import printable
 from .app import FILE, JSON, STORE, app, document
 from .quantities import bytes_of, seconds_of, size
 
@@ -59,6 +60,7 @@ def cache_ls(
                 "store": str(root.root),
                 "count": len(found),
                 "bytes": total,
+                "run_folders_bytes": inventory.beside(root),
                 "results": [_row(one) for one in found[:limit]],
                 "by_stage": {one.name: _share(one) for one in stages},
                 "by_recipe": {one.name: _share(one) for one in recipes},
@@ -84,6 +86,7 @@ def cache_ls(
             cells = [(one.name, str(one.count), size(one.bytes)) for one in shares]
             click.echo("\n" + summary.table((title, "results", "size"), cells))
     click.echo(f"{len(found)} results, {size(total)} in {root.root}", err=True)
+    click.echo(f"beside them, run folders hold {size(inventory.beside(root))}", err=True)
 
 
 @cache.command("verify")
@@ -108,7 +111,7 @@ def cache_verify(repair: bool, store: Path | None, as_json: bool) -> int:
         document({"store": str(root.root), "damaged": len(damaged), "findings": rows})
         return 0 if repair or not damaged else 1
     for one in found:
-        click.echo(str(one))
+        click.echo(printable(str(one)))
     if not damaged:
         click.echo(f"{root.root}: all whole")
         return 0
@@ -144,7 +147,7 @@ def cache_verify(repair: bool, store: Path | None, as_json: bool) -> int:
     metavar="AGE",
     default="1h",
     show_default=True,
-    help="Keep what is this recent.",
+    help="Keep what is this recent; an hour at least while a run goes on.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would go; take nothing.")
 @STORE
@@ -285,7 +288,7 @@ def _tell(one: Outcome, root: Store, went: str) -> None:
     if len(one.results) > _SHOWN:
         click.echo(f"… and {len(one.results) - _SHOWN} more")
     for run in one.runs:
-        click.echo(f"{went}  run {run}")
+        click.echo(printable(f"{went}  run {run}"))
     counts = f"{len(one.results)} results, {len(one.blobs)} blobs, {len(one.aside)} left-overs"
     click.echo(f"{counts} {went}: {size(one.freed)}; {size(one.kept)} stay in {root.root}")
     if one.linked:

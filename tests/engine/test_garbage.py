@@ -22,7 +22,6 @@ from tapml.inventory import Result, Use
 from tapml.store import Store
 
 NOW = 1_800_000_000.0
-AT_ONCE = Policy(grace_s=0.0)
 
 
 def later(hours: float = 2.0) -> float:
@@ -265,6 +264,29 @@ def test_what_another_version_of_tapml_wrote_keeps_the_files_it_names(store, tmp
     os.utime(path, (0, 0))
     garbage.collect(store, Policy(older_than_s=DAY_S), now=later())
     assert not store.blob(digest).exists()
+
+
+def test_while_a_run_goes_on_what_is_an_hour_old_stays_whatever_grace_is_asked_for(store):
+    one, loose = publish(store), store.put_bytes(b"stored by a stage, not named yet")
+    with RunOf(store):
+        assert garbage.collect(store, Policy(max_bytes=0, grace_s=0.0)).freed == 0
+        assert store.read(loose)
+    assert garbage.collect(store, Policy(max_bytes=0, grace_s=0.0)).blobs.keys() == {
+        loose,
+        *one.blobs,
+    }
+
+
+def test_files_of_run_folders_count_once_and_links_to_the_store_do_not(store):
+    made = publish(store, text="b" * 5000)
+    first, second = RunOf(store, made), RunOf(store, made)
+    store.materialise(made.outputs["out"], first.folder / "bundle" / "lib.so")
+    (first.folder / "log").write_bytes(b"l" * 700)
+    os.link(first.folder / "log", second.folder / "log")
+    journals = sum((run.folder / "events.jsonl").stat().st_size for run in (first, second))
+    assert inventory.beside(store) == 700 + journals
+    first.end()
+    second.end()
 
 
 # --- beside others
