@@ -182,9 +182,12 @@ def select(store: Store, texts: Iterable[str], *, recipe: str = "") -> list[Resu
     """
     found: dict[str, Result] = {}
     for text in texts:
-        stage, _, start = text.partition("/")
-        if stage in store.stages():
+        stage, slash, start = text.partition("/")
+        if stage in (stages := store.stages()):
             chosen = [one for one in results(store, stage) if one.entry.key.startswith(start)]
+        elif slash:
+            hint = nearest(stage, stages, noun="stages with results")
+            raise RecipeError(message=f"no results of a stage {stage!r}", hint=hint)
         else:
             folder = runs.find(text, store.root).folder
             chosen = list(results_of(store, one.keys if (one := use(folder)) else ()))

@@ -289,6 +289,19 @@ def test_files_of_run_folders_count_once_and_links_to_the_store_do_not(store):
     second.end()
 
 
+def test_what_others_are_writing_stays(store):
+    """A blob's time is its seal, long ago, just before it is linked; stages work for long."""
+    store.prepare()
+    sealed, folder = store.root / "tmp" / "sealed", store.temporary("metaschedule")
+    sealed.write_bytes(b"whole")
+    os.utime(sealed, (0, 0))
+    store.prepare()
+    assert sealed.exists()
+    garbage.collect(store, Policy(), now=later())
+    assert folder.exists()
+    assert not sealed.exists()
+
+
 # --- beside others
 
 
@@ -461,6 +474,8 @@ def test_results_are_chosen_by_run_and_by_recipe(store):
     assert [one.entry.key for one in inventory.select(store, [], recipe="two")] == [second.key]
     with pytest.raises(RecipeError, match="no run of recipe tow"):
         inventory.select(store, [], recipe="tow")
+    with pytest.raises(RecipeError, match=r"(?s)no results of a stage 'txt'.*did you mean 'text'"):
+        inventory.select(store, ["txt/ab"])
     with pytest.raises(RecipeError, match="has no results"):
         inventory.select(store, ["text/ffff"])
     shares = inventory.by_recipe(inventory.results(store), inventory.uses(store))

@@ -71,6 +71,15 @@ def test_verify_is_1_when_something_is_damaged_and_changes_nothing(cli: Cli, sto
     assert found["damaged"] == len(found["findings"]) > 0
 
 
+def test_a_name_cannot_draw_on_the_terminal(cli: Cli, store: Path) -> None:
+    folder = next(store.glob("cas/*"))
+    (folder / "\x1b[31mred").write_bytes(b"")
+    done = cli("cache", "verify")
+    assert done.code == 0
+    assert "its name is no digest" in done.out
+    assert "\x1b" not in done.out
+
+
 def test_what_is_repaired_is_made_again_by_the_next_run(cli: Cli, store: Path) -> None:
     flip(store)
     done = cli("cache", "verify", "--repair")
