@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -11,11 +13,12 @@ from . import disk, garbage, record
 from .blobs import Blobs
 from .store import Store
 
-Kind = Literal["blob", "record", "result", "leftover", "stranger"]
+Kind = Literal["blob", "record", "result", "superseded", "leftover", "stranger"]
 _REMEDY: dict[Kind, str] = {
     "blob": "set aside",
     "record": "set aside",
     "result": "set aside",
+    "superseded": "set aside",
     "leftover": "removed",
     "stranger": "left alone",
 }
@@ -26,8 +29,9 @@ class Finding:
     """Something that is not as it should be.
 
     kind: a blob whose bytes are not what its name says; a record that is torn; a result (a whole
-          record) whose blobs are missing or damaged; a leftover of a writer that was killed; a
-          stranger's file, or a record of another version of tapml
+          record) whose blobs are missing or damaged; the same, superseded by a later result of
+          the action that is whole; a leftover of a writer that was killed; a stranger's file, or
+          a record of another version of tapml
     done: what was done about it
     """
 
@@ -86,21 +90,32 @@ def _blobs(store: Store) -> list[Finding]:
 
 def _records(store: Store, bad: set[str]) -> list[Finding]:
     """In: `bad`: digests of blobs that are there and damaged."""
-    found: list[Finding] = []
-    for stage in store.stages():
-        for path in store.record_paths(stage):
-            try:
-                made = record.decode(path.read_bytes())
-            except ValueError:
-                found.append(Finding("record", path, "the record is torn or changed"))
-                continue
-            except FileNotFoundError:
-                continue
-            if made is None:
-                found.append(Finding("stranger", path, "a record of another version of tapml"))
-            elif lost := [
-                digest for digest in made.blobs if digest in bad or not store.blob(digest).exists()
-            ]:
-                what = f"{len(lost)} of its {len(made.blobs)} blobs missing or damaged"
-                found.append(Finding("result", path, f"{what}, first {lost[0][:12]}…"))
-    return found
+    return [
+        finding
+        for stage in store.stages()
+        for _, paths in groupby(store.record_paths(stage), key=lambda path: path.parent)
+        for finding in _results(store, list(paths), bad)
+    ]
+
+
+def _results(store: Store, paths: list[Path], bad: set[str]) -> Iterator[Finding]:
+    """In: `paths`: the records of one action."""
+    is_whole = False  # whether a later one is
+    for path in sorted(paths, key=lambda path: -int(path.name)):
+        try:
+            made = record.decode(path.read_bytes())
+        except ValueError:
+            yield Finding("record", path, "the record is torn or changed")
+            continue
+        except FileNotFoundError:
+            continue
+        if made is None:
+            yield Finding("stranger", path, "a record of another version of tapml")
+            continue
+        lost = [one for one in made.blobs if one in bad or not store.blob(one).exists()]
+        if lost:
+            what = f"{len(lost)} of its {len(made.blobs)} blobs missing or damaged"
+            kind = "superseded" if is_whole else "result"
+            yield Finding(kind, path, f"{what}, first {lost[0][:12]}…")
+        else:
+            is_whole = True

@@ -91,7 +91,7 @@ def test_a_disk_that_fills_up_is_3_and_keeps_what_was_done(
     print(f"{done.seconds:.1f} s in all")
     failed(done, 3, str(store), os.strerror(number), advice, "--store")
     assert list(store.glob("ac/import/*/0"))
-    assert not verify(Store(store))
+    assert not [one for one in verify(Store(store)) if one.is_damage]
     again = tapml(tmp_path, "run", "recipe.yaml", "--to", "relax", store=store)
     assert again.code == 0, again.err
     assert again.states == {"import": "hit", "relax": "ran"}
@@ -188,7 +188,7 @@ def test_a_flipped_bit_in_the_store_is_made_good_with_a_note(
     assert "damaged" in done.err
     assert "made again" in done.err
     assert done.states[stage] == "ran"
-    assert not verify(Store(store))
+    assert not [one for one in verify(Store(store)) if one.is_damage]
     again = tapml(tmp_path, "run", "recipe.yaml", *changed, store=store)
     assert set(again.states.values()) == {"hit"}
 
@@ -279,7 +279,7 @@ def test_ctrl_c_leaves_no_process_and_going_on_repeats_nothing(tmp_path: Path) -
     while alive(str(store)):
         assert time.monotonic() - pressed < LIMIT_S, alive(str(store))
         time.sleep(0.05)
-    assert not verify(Store(store))
+    assert not [one for one in verify(Store(store)) if one.is_damage]
 
     (folder,) = (store / "runs").glob("*")
     ended = [one for one in journal(folder) if one["event"] == "StageFinished"]
