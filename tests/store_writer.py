@@ -26,6 +26,7 @@ from tapml.worker import Done, Job, run_stage
 
 Point = tuple[str, str]
 TEXT = b"what it gives\n" * 100
+LOG = b"what it said\n"
 FILES = {"one": b"1" * 3000, "deep/two": b"2", "empty": b""}
 
 
@@ -38,7 +39,6 @@ class Parts(Stage):
     number: int = 0
 
     def run(self, inputs: Inputs, ctx: Context) -> Outputs:
-        ctx.logger.info("writes %s", self.number)
         (ctx.workdir / "out").write_bytes(TEXT)
         for name, data in FILES.items():
             path = ctx.workdir / "folder" / name
@@ -55,6 +55,7 @@ def run_parts(root: Path, durability: Durability = "group", number: int = 0) -> 
     store.prepare()
     workdir = store.temporary("parts")
     log = root.parent / f"{root.name}-{os.getpid()}.log"
+    log.write_bytes(LOG)  # without times, so that every writer comes by the same points
     job = Job(
         "parts", stage, keys.digest(preimage), preimage, {}, root, durability, workdir, log,
         workdir / "progress", capture=False,
