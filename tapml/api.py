@@ -278,6 +278,7 @@ def _rotted(prepared: Prepared) -> bool:
         for name, digest in (step.outputs or {}).items()
         if step.state == "hit" and step.stage.outputs[name] in ("bundle", "facts")
     ]
+    prepared.store.bring(read)
     return bool([digest for digest in read if not prepared.store.reads_whole(digest)])
 
 

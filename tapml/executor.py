@@ -39,7 +39,8 @@ from .events import (
     State,
 )
 from .explain import Past
-from .plan import Plan, Step, resolve
+from .outbox import Outbox
+from .plan import Plan, Step, look_ahead, resolve
 from .pools import InlinePool, Pool, SlotPool
 from .results import Options, Result, StepResult
 from .signals import Signals
@@ -124,7 +125,9 @@ def run_batch(
             with disk.guarded(member.folder):
                 member.log.write(member.started(started))
         emit(_beginning(members, plan, started))
-        active = _Run(plan, members, store, options, emit, signals)
+        outbox = Outbox(store)
+        outbox.resume()
+        active = _Run(plan, members, store, options, emit, signals, outbox)
         active.run()
         ended = time.time()
         seconds = ended - started
@@ -142,6 +145,7 @@ def run_batch(
             results.append(Result(member.run_id, member.folder, steps, code, took, started, sweep))
         code = max(result.exit_code for result in results)
         emit(RunFinished(ended, sweep or members[0].run_id, code, round(seconds, 3)))
+        outbox.finish(until=lambda: bool(signals.exit_code))
     return tuple(results)
 
 
@@ -230,6 +234,7 @@ class _Run:
         options: Options,
         emit: Callable[[Event], None],
         signals: Signals,
+        outbox: Outbox,
     ) -> None:
         self.results: dict[str, StepResult] = {}
         self._steps = {step.name: step for step in plan}
@@ -243,7 +248,7 @@ class _Run:
                 self._below[above].append(step.name)
         self._store, self._options = store, options
         self._past = Past(store)
-        self._emit, self._signals = emit, signals
+        self._emit, self._signals, self._outbox = emit, signals, outbox
         self._owner = f"run {members[0].run_id} (process {os.getpid()})"
         self._look = deque(self._steps)  # what may have become ready, in the plan's order
         self._ready: dict[str, Step] = {}
@@ -283,6 +288,8 @@ class _Run:
 
     def _settle(self) -> list[Step]:
         """Finishes hits and what cannot run any more; what can start, the most urgent first."""
+        pending = [self._steps[name] for name in self._look if self._steps[name].state == "pending"]
+        look_ahead(pending, self._steps, self._store)
         while self._look:
             name = self._look.popleft()
             if name in self.results or name in self._ready or self._is_active(name):
@@ -401,6 +408,7 @@ class _Run:
             progress=workdir / "progress.jsonl",
             views=self._views(step.name) if self._options.views else None,
             replace=bool(step.forced),
+            remote=None if self._store.remote is None else self._store.remote.offer(),
         )
         cores = host.threads()
         threads = self._options.threads or (
@@ -428,6 +436,7 @@ class _Run:
             self._finish(active.step, "failed", done.seconds, done.rss_mib, error)
         else:
             assert done.record is not None
+            self._outbox.add(done.record)
             step = replace(active.step, outputs=done.record.outputs, record=done.record)
             self._steps[step.name] = step
             self._finish(step, "ran", done.seconds, done.rss_mib)
@@ -494,6 +503,8 @@ class _Run:
             self._finish(step, "failed", error=error)
             return
         self._note(node, f"its stored {output} was damaged", "made again")
+        if self._store.remote is not None:  # not to fall for its record again
+            self._store.remote.lose([(self._steps[node].outputs or {})[output]])
         below = {node}
         for name, one in self._steps.items():  # in topological order
             if below.intersection(one.needs):
@@ -519,7 +530,7 @@ class _Run:
                 sides.append((record.views, member.folder / "views" / name))
             for digest, path in sides:  # side outputs: they may be lost
                 with suppress(stores.DamagedError, FileExistsError):
-                    if digest:
+                    if digest and (step.where == "local" or self._store.intact(digest)):
                         self._store.materialise(digest, path)
         self._finish(step, "hit", record.seconds, record.rss_mib)
 

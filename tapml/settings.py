@@ -11,7 +11,7 @@ from typing import Annotated, Literal, cast, get_args
 
 from pydantic import Field
 
-from .errors import RecipeError
+from .errors import RecipeError, nearest
 from .stage import Frozen
 
 Track = Literal["off", "auto", "required"]
@@ -49,7 +49,9 @@ class Dask(Frozen):
 class RemoteCache(Frozen):
     """A cache that machines share, read through and written behind."""
 
-    url: str = Field(description="A folder, or a URL of fsspec such as s3://bucket/prefix")
+    url: str = Field(
+        repr=False, description="A folder, or a URL of fsspec such as s3://bucket/prefix"
+    )
     mode: Literal["read-only", "read-write"] = Field(
         default="read-write", description="Whether results made here are uploaded"
     )
@@ -80,13 +82,28 @@ class Engine(Frozen):
     )
 
 
-def remote_cache(engine: Engine) -> RemoteCache | None:
-    """The shared cache: `TAPML_REMOTE` (with `TAPML_REMOTE_MODE`), else the file's."""
+def remote_cache(engine: Engine, workflows: Path) -> RemoteCache | None:
+    """The shared cache: `TAPML_REMOTE` (with `TAPML_REMOTE_MODE`), else the file's. A folder is
+    absolute.
+
+    Raises: RecipeError when there is no such mode.
+    """
     url = os.environ.get("TAPML_REMOTE")
     if not url:
-        return engine.cache
-    mode = os.environ.get("TAPML_REMOTE_MODE", "read-write")
-    return RemoteCache.model_validate({"url": url, "mode": mode})
+        if engine.cache is None:
+            return None
+        url = _absolute(engine.cache.url, workflows.resolve().parent)
+        return engine.cache.model_copy(update={"url": url})
+    mode = os.environ.get("TAPML_REMOTE_MODE") or "read-write"
+    if mode not in (known := get_args(RemoteCache.model_fields["mode"].annotation)):
+        raise RecipeError(
+            message=f"TAPML_REMOTE_MODE: unknown value {mode[:40]!r}", hint=nearest(mode, known)
+        )
+    return RemoteCache.model_validate({"url": _absolute(url, Path.cwd()), "mode": mode})
+
+
+def _absolute(url: str, folder: Path) -> str:
+    return url if "://" in url else str((folder / Path(url).expanduser()).resolve())
 
 
 def store_root(engine: Engine, workflows: Path) -> Path | None:

@@ -21,18 +21,22 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 from . import disk, keys
 from .errors import EnvironmentalError, StageError
+from .record import DIGEST, Record, decode, encode, now
 
+if TYPE_CHECKING:
+    from .remote import Remote
+
+__all__ = ["DamagedError", "Durability", "Record", "Store", "now"]
 Durability = Literal["group", "each"]
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _TREE = b"tapml.tree\0"  # no file starts like this, so a blob's bytes tell whether it is a folder
 _SEAL_NS = 315532800 * 10**9  # 1980-01-01: the modification time of every blob
@@ -47,38 +51,16 @@ class DamagedError(EnvironmentalError):
 
 
 @dataclass(frozen=True)
-class Record:
-    """What one action gave: `outputs`, `log` and `views` are digests of blobs.
-
-    preimage: what the key is the digest of
-    report:   data of a `tapml.stage.Report`
-    made_on:  the host's fingerprint and the machine's opaque id, for results that are timings
-    sources:  files of the recipe's Python and their digests, by the field that names the function
-    """
-
-    stage: str
-    key: str
-    preimage: dict[str, Any]
-    outputs: dict[str, str]
-    report: dict[str, Any] = field(default_factory=dict[str, Any])
-    seconds: float = 0.0
-    rss_mib: float = 0.0
-    made_at: str = ""
-    made_on: dict[str, Any] = field(default_factory=dict[str, Any])
-    log: str = ""
-    views: str = ""
-    sources: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
-
-
-@dataclass(frozen=True)
 class Store:
     """A store at `root`, an absolute folder that is made when first written to.
 
     durability: "each" syncs every write to the disk; "group" leaves it to one `flush` per run
+    remote:     the shared cache; blobs that are not here when they are read come from it
     """
 
     root: Path
     durability: Durability = "group"
+    remote: Remote | None = field(default=None, kw_only=True, repr=False, compare=False)
     _verified: dict[str, tuple[int, int, int]] = field(
         default_factory=dict[str, tuple[int, int, int]], repr=False, compare=False
     )
@@ -156,8 +138,12 @@ class Store:
     def publish(self, record: Record, *, force: bool = False) -> Record:
         """The record that counts: the first one. `force`: this one, as a new generation."""
         folder = self._actions(record.stage, record.key)
-        line = keys.canonical_json(asdict(record))
-        data = line + b"\n" + hashlib.sha256(line).hexdigest().encode() + b"\n"
+        record = replace(
+            record,
+            blobs=self._parts(record.outputs.values()),
+            sides=self._parts(one for one in (record.log, record.views) if one),
+        )
+        data = encode(record)
         while True:
             if not force and (first := self.lookup(record.stage, record.key)) is not None:
                 return first
@@ -268,12 +254,16 @@ class Store:
 
     def blob(self, digest: str) -> Path:
         """Where a blob is, or would be. Not verified: read it by `read` or `materialise`."""
-        if not _DIGEST.fullmatch(digest):
+        if not DIGEST.fullmatch(digest):
             raise ValueError(f"{digest!r} is no digest")
         return self.root / "cas" / digest[:2] / digest
 
     def read(self, digest: str) -> bytes:
         """The bytes of a file, verified. Raises: DamagedError."""
+        self.bring([digest])
+        return self._bytes(digest)
+
+    def _bytes(self, digest: str) -> bytes:
         try:
             data = self.blob(digest).read_bytes()
         except FileNotFoundError:
@@ -290,7 +280,7 @@ class Store:
                     return None
         except FileNotFoundError:
             raise self._damaged(digest) from None
-        files: dict[str, str] = json.loads(self.read(digest)[len(_TREE) :])
+        files: dict[str, str] = json.loads(self._bytes(digest)[len(_TREE) :])
         for name in files:
             if PurePosixPath(name).is_absolute() or ".." in name.split("/") or "\0" in name:
                 raise self._damaged(digest)
@@ -308,8 +298,9 @@ class Store:
         Files are read-only links into the store; `copy` makes writable files of their own.
         Raises: DamagedError.
         """
+        self.bring([digest])
         if (files := self.tree(digest)) is None:
-            self._verify(digest)
+            self.whole(digest)
             with disk.guarded(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if copy:
@@ -322,6 +313,50 @@ class Store:
         for name, one in files.items():
             self.materialise(one, path / name, copy=copy)
         return path
+
+    def whole(self, digest: str) -> Path:
+        """Where a blob is, verified. Raises: DamagedError."""
+        try:
+            self._verify(digest)
+        except DamagedError:
+            if self.remote is None:
+                raise
+            self.bring([digest])
+            self._verify(digest)
+        return self.blob(digest)
+
+    def bring(self, digests: Iterable[str]) -> None:
+        """Fetches what is not here of blobs, and of the files of folders, from the shared cache."""
+        if self.remote is None:
+            return
+        self._fetch(self.remote, digests := list(digests))
+        files: list[str] = []
+        for digest in digests:
+            with suppress(DamagedError):
+                files += (self.tree(digest) or {}).values()
+        self._fetch(self.remote, files)
+
+    def _fetch(self, remote: Remote, digests: Iterable[str]) -> None:
+        def lacking() -> list[str]:
+            return [one for one in dict.fromkeys(digests) if not self.blob(one).exists()]
+
+        if not (missing := lacking()):
+            return
+        folder = self.temporary("fetch")
+        try:
+            remote.fetch(missing, folder, self._take)
+        finally:
+            disk.remove(folder)
+        remote.lose(lacking())
+
+    def _take(self, digest: str, path: Path) -> bool:
+        """Takes a download in, if it is what its name says."""
+        with path.open("rb") as source:
+            if hashlib.file_digest(source, "sha256").hexdigest() != digest:
+                return False
+            source.seek(0)
+            self._put(iter(lambda: source.read(_CHUNK), b""))
+        return True
 
     def intact(self, digest: str) -> bool:
         """Whether a blob, and each file of a folder, is there as it was stored.
@@ -390,21 +425,28 @@ class Store:
         return record.outputs["file"]
 
     def _actions(self, stage: str, key: str) -> Path:
-        if not _DIGEST.fullmatch(key):
+        if not DIGEST.fullmatch(key):
             raise ValueError(f"{key!r} is no action key")
         return self.root / "ac" / _checked(stage) / key
 
     def _record(self, path: Path, notes: list[str] | None) -> Record | None:
         try:
-            line, _, checksum = path.read_bytes().partition(b"\n")
+            return decode(path.read_bytes())
         except FileNotFoundError:
             return None
-        if hashlib.sha256(line).hexdigest().encode() + b"\n" != checksum:
+        except ValueError:
             self._set_aside(path)
             if notes is not None:
                 notes.append(f"its record {path.parent.name[:12]}… was damaged; made again")
             return None
-        return _parsed(line)
+
+    def _parts(self, digests: Iterable[str]) -> dict[str, int]:
+        """Digest → bytes of these blobs and of the files of those that are folders."""
+        found: dict[str, int] = {}
+        for digest in digests:
+            for one in (digest, *(self.tree(digest) or {}).values()):
+                found[one] = self.blob(one).stat().st_size
+        return found
 
     def _verify(self, digest: str) -> None:
         """Reads a blob and compares. Raises: DamagedError, after setting it aside."""
@@ -440,24 +482,6 @@ class Store:
         with suppress(FileNotFoundError), disk.guarded(aside):
             aside.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, aside)
-
-
-def _parsed(line: bytes) -> Record | None:
-    """The record in a line; None for one of another form, as a newer tapml or a stranger writes."""
-    try:
-        record = Record(**json.loads(line))
-        digests = list(record.outputs.values())
-    except (ValueError, TypeError, AttributeError):
-        return None
-    named = [one for one in (record.log, record.views) if one]
-    whole = all(_DIGEST.fullmatch(str(one)) for one in (*digests, *named))
-    return record if whole else None
-
-
-def now() -> str:
-    """The time, ISO 8601 in UTC to the microsecond, so that texts sort as times do."""
-    seconds, micros = divmod(time.time_ns() // 1000, 10**6)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{micros:06d}Z"
 
 
 def _sealed(facts: os.stat_result) -> bool:

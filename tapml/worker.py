@@ -22,6 +22,7 @@ from typing import Any
 from uuid import uuid4
 
 from . import disk, errors, events, host, store
+from . import remote as remotes
 from .errors import StageError, TapmlError
 from .mask import mask
 from .stage import Context, Inputs, Outputs, Stage, sources
@@ -35,6 +36,7 @@ class Job:
     """One stage to run.
 
     capture: what the process prints goes to `log`
+    remote:  the shared cache, for inputs that are not in the store
     replace: publish a new generation of the result
     """
 
@@ -51,6 +53,7 @@ class Job:
     views: Path | None = None
     replace: bool = False
     capture: bool = True
+    remote: remotes.Link | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,8 @@ def _run_watched(job: Job) -> Done:
     started = time.perf_counter()
     with _captured(job):
         try:
-            record = _run(job, Store(job.root, job.durability), started)
+            remote = None if job.remote is None else remotes.linked(job.remote)
+            record = _run(job, Store(job.root, job.durability, remote=remote), started)
         except _DamagedInput as damaged:
             return Done(damaged=damaged.name)
         except KeyboardInterrupt:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import EnvironmentalError
-from .app import JSON, STORE, app, document
+from ..errors import EnvironmentalError, RecipeError
+from .app import FILE, JSON, STORE, app, document, recipe_path
 
 if TYPE_CHECKING:
     from ..store import Record, Store
@@ -72,3 +72,55 @@ def cache_verify(store: Path | None, as_json: bool) -> None:
         else "all whole"
     )
     click.echo(f"{root.root}: {note}")
+
+
+@cache.command("push")
+@click.argument("what", nargs=-1, metavar="[RUN|STAGE]...")
+@STORE
+@JSON
+def cache_push(what: tuple[str, ...], store: Path | None, as_json: bool) -> None:
+    """Upload results to the shared cache: of runs, of stages, or all of the store."""
+    from .. import api, transfer
+
+    root = transfer.connected(api.store_root(store), Path.cwd())
+    sent = transfer.push(root, transfer.chosen(root, what))
+    assert root.remote is not None
+    if as_json:
+        document({"store": str(root.root), "remote": root.remote.address, "pushed": sent})
+        return
+    click.echo(f"{root.remote.address}: {sent} results are there")
+
+
+@cache.command("pull")
+@click.argument("what", nargs=-1, required=True, metavar="[RECIPE|RUN]...")
+@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change a field.")
+@click.option("--workflows", type=FILE, help="Use this workflows.yaml.")
+@STORE
+@JSON
+def cache_pull(
+    what: tuple[str, ...],
+    overrides: tuple[str, ...],
+    workflows: Path | None,
+    store: Path | None,
+    as_json: bool,
+) -> None:
+    """Download from the shared cache what RECIPE or RUN needs, to work on without it."""
+    from .. import api, transfer
+
+    recipes: list[Path] = []
+    found: list[transfer.Pulled] = []
+    for text in what:
+        try:
+            recipes.append(recipe_path(text))
+        except RecipeError:  # neither a file nor a shipped recipe
+            root = transfer.connected(api.store_root(store), Path.cwd())
+            found.append(transfer.pull(root, transfer.of_run(root, text)))
+    if recipes:
+        prepared = api.prepare(recipes, set=overrides, store=store, workflows=workflows)
+        found.append(transfer.pull_plan(prepared.store, prepared.plan))
+    fetched, here = sum(one.fetched for one in found), sum(one.here for one in found)
+    lacking = sum(one.lacking for one in found)
+    if as_json:
+        document({"fetched": fetched, "here": here, "lacking": lacking})
+        return
+    click.echo(f"{fetched} results fetched, {here} were here, {lacking} are not there")

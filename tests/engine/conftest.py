@@ -10,8 +10,9 @@ from types import ModuleType
 import networkx as nx
 import pytest
 
-from tapml import batch, executor
+from tapml import batch, executor, remote
 from tapml import plan as plans
+from tapml.settings import RemoteCache
 from tapml.store import Store
 
 STAGES = '''
@@ -314,7 +315,7 @@ class Bench:
     def run(self, graph: nx.DiGraph, *, how: dict | None = None, **options) -> executor.Result:
         return self.execute(self.plan(graph, **(how or {})), **options)
 
-    def execute(self, planned: plans.Plan, **options) -> executor.Result:
+    def execute(self, planned: plans.Plan, *, emit=None, **options) -> executor.Result:
         self.events = []
         options.setdefault("jobs", 0)
         return executor.run(
@@ -322,7 +323,7 @@ class Bench:
             FakeRecipe(),
             self.store,
             executor.Options(**options),
-            self.events.append,
+            emit or self.events.append,
         )
 
     def batch(self, graphs: dict[str, nx.DiGraph], **options) -> dict[str, executor.Result]:
@@ -407,3 +408,35 @@ def script(stage_folder: Path, tmp_path: Path):
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+class Machine(Bench):
+    """A bench that shares a cache, and the warnings that it was given."""
+
+    def __init__(self, root: Path, settings: RemoteCache | None, patience_s: float) -> None:
+        self.warnings: list[str] = []
+        warn = self.warnings.append
+        super().__init__(Store(root, remote=remote.connect(settings, root, warn, patience_s)))
+
+
+class Machines:
+    """Makes machines with stores of their own that share `folder`."""
+
+    def __init__(self, base: Path) -> None:
+        self.base, self.folder = base, base / "shared"
+
+    def __call__(
+        self,
+        name: str,
+        url: str | None = "",
+        mode: str = "read-write",
+        patience_s: float = 60.0,  # the server may share a busy machine with us
+    ) -> Machine:
+        """`url`: another place than the folder; None: no shared cache."""
+        settings = None if url is None else RemoteCache(url=url or str(self.folder), mode=mode)
+        return Machine(self.base / name, settings, patience_s)
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Machines:
+    return Machines(tmp_path)
