@@ -92,17 +92,17 @@ def remote_cache(engine: Engine, workflows: Path) -> RemoteCache | None:
     if not url:
         if engine.cache is None:
             return None
-        url = _absolute(engine.cache.url, workflows.resolve().parent)
+        url = _cache_url(engine.cache.url, workflows.resolve().parent)
         return engine.cache.model_copy(update={"url": url})
     mode = os.environ.get("TAPML_REMOTE_MODE") or "read-write"
     if mode not in (known := get_args(RemoteCache.model_fields["mode"].annotation)):
         raise RecipeError(
             message=f"TAPML_REMOTE_MODE: unknown value {mode[:40]!r}", hint=nearest(mode, known)
         )
-    return RemoteCache.model_validate({"url": _absolute(url, Path.cwd()), "mode": mode})
+    return RemoteCache.model_validate({"url": _cache_url(url, Path.cwd()), "mode": mode})
 
 
-def _absolute(url: str, folder: Path) -> str:
+def _cache_url(url: str, folder: Path) -> str:
     return url if "://" in url else str((folder / Path(url).expanduser()).resolve())
 
 
