@@ -29,15 +29,19 @@ from .stage import Context, Inputs, Outputs, Stage, sources
 from .store import DamagedError, Durability, Record, Store
 
 _PR_SET_PDEATHSIG = 1
+THREADS = ("TVM_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Job:
     """One stage to run.
 
-    capture: what the process prints goes to `log`
-    remote:  the shared cache, for inputs that are not in the store
-    replace: publish a new generation of the result
+    threads:   of its numerical libraries; None: its share of the cores
+    limit_s:   longest that it may run
+    capture:   what the process prints goes to `log`
+    remote:    the shared cache, for inputs that are not in the store
+    replace:   publish a new generation of the result
+    elsewhere: name of the worker of another machine that runs it; empty on this one
     """
 
     step: str
@@ -51,14 +55,20 @@ class Job:
     log: Path
     progress: Path
     views: Path | None = None
+    threads: int | None = None
+    limit_s: float | None = None
     replace: bool = False
     capture: bool = True
     remote: remotes.Link | None = None
+    elsewhere: str = ""
 
 
 @dataclass(frozen=True)
 class Done:
-    """What comes back: a record, an error's data, or the name of the input that was damaged."""
+    """What comes back: a record, an error's data, or the name of the input that was damaged.
+
+    The error of a worker that died is told by the pool: a `WorkerError`.
+    """
 
     record: Record | None = None
     error: dict[str, Any] | None = None
@@ -86,7 +96,8 @@ def run_stage(job: Job) -> Done:
 
 
 def _run_watched(job: Job) -> Done:
-    job.progress.write_text(json.dumps({"pid": os.getpid()}) + "\n", encoding="utf-8")
+    with job.progress.open("a", encoding="utf-8") as out:
+        out.write(json.dumps({"pid": os.getpid()}) + "\n")
     _reset_peak()
     started = time.perf_counter()
     with _captured(job):
