@@ -26,8 +26,13 @@ class Local(Frozen):
 class Joblib(Frozen):
     """A backend that is registered with joblib, such as `loky`, `threading`, `ray` or `spark`."""
 
-    kind: Literal["joblib"]
+    kind: Literal["joblib"] = "joblib"
     backend: str = Field(default="loky", description="Name of the backend")
+    register_with: str | None = Field(
+        default=None,
+        pattern=r"^[\w.]+:\w+$",
+        description="`module:function` that registers it, such as ray.util.joblib:register_ray",
+    )
 
 
 class Security(Frozen):
@@ -41,7 +46,7 @@ class Security(Frozen):
 class Dask(Frozen):
     """A dask cluster whose workers were started by `tapml worker`."""
 
-    kind: Literal["dask"]
+    kind: Literal["dask"] = "dask"
     address: str = Field(description="Of the scheduler, such as tcp://127.0.0.1:8786")
     security: Security | None = Field(default=None, description="TLS files")
 

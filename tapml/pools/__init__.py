@@ -68,9 +68,9 @@ def make(plan: Plan, options: Options, owner: str) -> Pool:
     return pool
 
 
-def _make(options: Options, slots: int, owner: str) -> Pool:
-    """In: slots: 0 when nothing is to run."""
-    if options.jobs == 0 or not slots:
+def _make(options: Options, wanted: int, owner: str) -> Pool:
+    """In: wanted: slots, 0 when nothing is to run."""
+    if options.jobs == 0 or not wanted:
         from .inline import InlinePool
 
         return InlinePool(Machine(1, owner))
@@ -78,11 +78,11 @@ def _make(options: Options, slots: int, owner: str) -> Pool:
         case Local():
             from .slots import SlotPool
 
-            return SlotPool(Machine(slots, owner))
+            return SlotPool(Machine(wanted, owner))
         case Joblib() as settings:
             from .joblib import JoblibPool
 
-            return JoblibPool(settings, Machine(slots, owner))
+            return JoblibPool(settings, Machine(wanted, owner))
         case Dask() as settings:
             from .dask import DaskPool
 

@@ -383,6 +383,7 @@ def script(stage_folder: Path, tmp_path: Path):
             "    import engine_stages as S\n"
             "    from conftest import FakeRecipe, make_graph\n"
             "    from tapml import executor, plan\n"
+            "    from tapml.settings import Dask, Joblib\n"
             "    from tapml.store import Store\n"
             f"    graph = make_graph({code})\n"
             f"    store = Store(Path({str(store)!r}))\n"

@@ -4,10 +4,10 @@ import errno
 import importlib
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
+from processes import alive, everything_ended, wait_for
 
 from tapml.errors import EnvironmentalError, WorkerError
 from tapml.store import Store
@@ -17,30 +17,6 @@ pytestmark = pytest.mark.faults
 
 def states(result):
     return {name: step.state for name, step in result.steps.items()}
-
-
-def alive(*needles: str) -> list[str]:
-    """Processes, zombies left out, whose command line or environment has one of the texts."""
-    found = []
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
-        if int(pid) == os.getpid():
-            continue
-        try:
-            text = Path(f"/proc/{pid}/cmdline").read_bytes()
-            text += b"\0" + Path(f"/proc/{pid}/environ").read_bytes()
-        except OSError:
-            continue
-        if any(needle.encode() in text for needle in needles):
-            found.append(f"{pid} {text[:200]!r}")
-    return found
-
-
-def wait_for(condition, limit_s: float = 30.0):
-    deadline = time.monotonic() + limit_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
-    return found
 
 
 def flip(path: Path, *, keep_time: bool = False) -> None:
@@ -126,10 +102,6 @@ def test_a_stage_that_a_worker_cannot_import_fails_with_the_reason(
 
 
 # --- the end of a run
-
-
-def everything_ended(mark: Path) -> bool:
-    return not alive(str(mark), f"TAPML_LOCKS={os.environ['TAPML_LOCKS']}")
 
 
 @pytest.mark.parametrize(
