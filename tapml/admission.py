@@ -127,8 +127,7 @@ def check(step: Step, rooms: Iterable[Room], there: str) -> None:
     lacking = [room.lacks(need) for room in rooms]
     if lacking and all(lacking):
         raise EnvironmentalError(
-            message=f"stage {step.name} needs {' and '.join(min(lacking, key=len))}: "
-            f"{there} less",
+            message=f"stage {step.name} needs {' and '.join(min(lacking, key=len))}: {there} less",
             hint="run it on a larger machine, or stop before it: --to STAGE",
         )
 

@@ -86,4 +86,4 @@ def _make(options: Options, wanted: int, owner: str) -> Pool:
         case Dask() as settings:
             from .dask import DaskPool
 
-            return DaskPool(settings, options.jobs, owner)
+            return DaskPool(settings, options.jobs)

@@ -1,5 +1,6 @@
 """What every backend of joblib has to do for the engine, on two of joblib's own and a stranger."""
 
+import itertools
 import os
 import re
 import signal
@@ -98,7 +99,7 @@ def test_no_more_than_jobs_run_at_once_on_a_backend(bench, stages, graph, settin
     assert bench.run(graph(**nodes), executor=settings, jobs=1).exit_code == 0
     rows = sorted(tuple(map(float, line.split()[1:])) for line in spans.read_text().splitlines())
     assert len(rows) == 3
-    assert all(one[1] <= two[0] for one, two in zip(rows, rows[1:], strict=False))
+    assert all(one[1] <= two[0] for one, two in itertools.pairwise(rows))
 
 
 @pytest.mark.slow
@@ -144,6 +145,6 @@ def test_a_backend_that_is_not_there_is_told_with_what_to_do(bench, chain):
     with pytest.raises(EnvironmentalError, match="no backend 'no_such'") as caught:
         bench.run(chain(), executor=Joblib(backend="no_such"), jobs=2)
     assert "register_with" in caught.value.hint
+    executor = Joblib(backend="x", register_with="no_such.module:register")
     with pytest.raises(EnvironmentalError, match=re.escape("No module named 'no_such'")):
-        executor = Joblib(backend="x", register_with="no_such.module:register")
         bench.run(chain(), executor=executor, jobs=2)

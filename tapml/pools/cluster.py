@@ -1,0 +1,182 @@
+"""A worker of a dask cluster, as `tapml worker` starts it: slots on its machine, as a run has here.
+
+A job is a coroutine on the worker's event loop, in its main thread: a worker process dies with the
+thread that started it, and a coroutine can look after a job while it waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import platform
+import signal
+import tempfile
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from distributed import Worker, get_worker
+from distributed.diagnostics.plugin import WorkerPlugin
+
+from .. import errors
+from ..admission import Machine
+from ..errors import EnvironmentalError, WorkerError
+from ..settings import Security
+from ..worker import Done, Job
+from .dask import CPU, GPU, MEMORY, SLOTS, host_tag, security
+from .slots import SlotPool
+
+_TICK_S = 0.2
+_CONNECT_S = 20.0
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a worker has for stages, and how it is reached.
+
+    host:   the address that it binds
+    """
+
+    scheduler: str
+    slots: int
+    host: str = "127.0.0.1"
+    memory_mib: float | None = None
+    security: Security | None = None
+
+
+def versions() -> dict[str, str]:
+    """What has to be the same on both sides before a job can be understood."""
+    return {
+        "tapml": importlib.metadata.version("tapml"),
+        "python": ".".join(platform.python_version_tuple()[:2]),
+    }
+
+
+async def run_job(job: Job, key: str) -> Done:
+    """Runs a job in a slot of the dask worker that this is called on."""
+    slots = get_worker().plugins[Slots.name]
+    assert isinstance(slots, Slots)
+    return await slots.run(job, key)
+
+
+class Slots(WorkerPlugin):
+    """The plug-in that makes a dask worker one for stages."""
+
+    name = "tapml"
+
+    def __init__(self, pool: SlotPool) -> None:
+        self._pool = pool
+        self._worker: Any = None
+        self._door = asyncio.Lock()  # in the order in which they came, so that nobody starves
+
+    def setup(self, worker: Any) -> None:
+        self._worker = worker
+
+    async def run(self, job: Job, key: str) -> Done:
+        if (error := self._refusal(job)) is not None:
+            return Done(error=errors.to_data(error))
+        need = job.stage.resources
+        async with self._door:
+            while self._pool.place.lacks(need) or not self._pool.place.enter(need):
+                if not self._is_wanted(key):
+                    return Done()
+                await asyncio.sleep(_TICK_S)
+        future = self._pool.submit(replace(job, elsewhere=self._worker.address))
+        ended, loop = asyncio.Event(), asyncio.get_running_loop()
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(ended.set))
+        try:
+            while not future.done():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), _TICK_S)
+                self._pool.watch()
+                if not self._is_wanted(key):
+                    break
+            if future.done():
+                return self._pool.collect(future)
+            self._pool.kill(future)
+            return Done()
+        except asyncio.CancelledError:  # the worker is about to end
+            self._pool.kill(future)
+            raise
+        finally:
+            self._pool.place.leave(need)
+
+    def _refusal(self, job: Job) -> errors.TapmlError | None:
+        """Why a job cannot run here; an earlier worker that had it and is lost counts as a crash"""
+        if not job.workdir.parent.is_dir():
+            return EnvironmentalError(
+                message=f"worker {self._worker.address} does not see the store {job.root}",
+                hint="share that folder with the worker's machine, or use a remote cache",
+            )
+        try:
+            job.workdir.mkdir(exist_ok=True)
+            job.progress.open("x").close()
+        except FileExistsError:
+            return WorkerError(message="its dask worker was lost")
+        return None
+
+    def _is_wanted(self, key: str) -> bool:
+        """Whether anybody still waits for it: not once the client cancelled it, or is gone."""
+        task = self._worker.state.tasks.get(key)
+        return task is not None and task.state == "executing"
+
+
+def serve(offer: Offer, say: Callable[[str], None]) -> int:
+    """Works for a scheduler until a signal; the exit code.
+
+    Raises: EnvironmentalError when the scheduler is not there, or goes away.
+    """
+    return asyncio.run(_serve(offer, say))
+
+
+async def _serve(offer: Offer, say: Callable[[str], None]) -> int:
+    place = Machine(offer.slots, f"a dask worker of {offer.scheduler}", offer.memory_mib)
+    signals: asyncio.Queue[int] = asyncio.Queue()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
+    resources = {
+        SLOTS: place.slots,
+        CPU: place.whole.cpu,
+        GPU: place.whole.gpu,
+        MEMORY: place.whole.memory_mib,
+        host_tag(): 1,
+    }
+    with (
+        tempfile.TemporaryDirectory(prefix="tapml-worker-") as folder,
+        closing(SlotPool(place)) as pool,
+    ):
+        try:
+            worker = await Worker(
+                offer.scheduler,
+                nthreads=place.slots,
+                resources=resources,
+                memory_limit=0,
+                host=offer.host,
+                security=security(offer.security, "worker"),
+                plugins=(Slots(pool),),
+                dashboard=False,
+                death_timeout=_CONNECT_S,
+                local_directory=folder,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise EnvironmentalError(
+                message=f"no dask scheduler answers at {offer.scheduler}: {error}",
+                hint="start one: dask scheduler --host 127.0.0.1",
+            ) from error
+        say(
+            f"worker {worker.address} of {offer.scheduler}: {place.slots} slots, "
+            f"{place.whole.cpu} cores, {place.whole.gpu} GPUs, "
+            f"{place.whole.memory_mib:.0f} MiB; Ctrl-C ends it"
+        )
+        stopped = asyncio.create_task(signals.get())
+        gone = asyncio.create_task(worker.finished())
+        await asyncio.wait([stopped, gone], return_when=asyncio.FIRST_COMPLETED)
+        if not stopped.done():
+            raise EnvironmentalError(
+                message=f"the dask scheduler {offer.scheduler} went away",
+                hint="start it again, then this worker",
+            )
+        await worker.close()
+        await gone
+        return 128 + stopped.result()
