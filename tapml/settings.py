@@ -5,11 +5,12 @@ Precedence: a flag of the command line, the environment, `engine:` of `workflows
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Literal, cast, get_args
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from .errors import RecipeError, nearest
 from .stage import Frozen
@@ -85,6 +86,38 @@ class Engine(Frozen):
     env: tuple[str, ...] = Field(
         default=(), description="Environment variables that recipes may read as ${env:NAME}"
     )
+
+
+def with_environment(engine: Engine) -> Engine:
+    """The settings of a file, with what `TAPML_JOBS` and `TAPML_EXECUTOR` say instead.
+
+    The latter is `local`, `joblib:BACKEND`, the address of a dask scheduler, or JSON.
+
+    Raises: RecipeError when one of them says nothing that can be done.
+    """
+    fields: dict[str, str] = {}
+    if jobs := os.environ.get("TAPML_JOBS"):
+        fields["jobs"] = jobs
+    if text := os.environ.get("TAPML_EXECUTOR"):
+        kind, _, rest = text.partition(":")
+        if rest.startswith("//"):
+            text = json.dumps({"kind": "dask", "address": text})
+        elif not text.startswith("{"):
+            text = json.dumps({"kind": kind} | ({"backend": rest} if rest else {}))
+        fields["executor"] = text
+    for name, text in fields.items():
+        try:
+            told = Engine.model_validate_json(f'{{"{name}": {text}}}')
+        except ValidationError as error:
+            variable = f"TAPML_{name.upper()}"
+            raise RecipeError(
+                message=f"{variable}: {os.environ[variable][:80]!r}: {error.errors()[0]['msg']}",
+                hint="a number of processes"
+                if name == "jobs"
+                else "local, joblib:BACKEND, tcp://HOST:PORT of a dask scheduler, or JSON",
+            ) from error
+        engine = engine.model_copy(update={name: getattr(told, name)})
+    return engine
 
 
 def remote_cache(engine: Engine, workflows: Path) -> RemoteCache | None:

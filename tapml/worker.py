@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from . import disk, errors, events, host, store
+from . import disk, errors, events, host, keys, store
 from . import remote as remotes
-from .errors import StageError, TapmlError
+from .errors import EnvironmentalError, StageError, TapmlError
+from .explain import differences
 from .mask import mask
 from .stage import Context, Inputs, Outputs, Stage, sources
 from .store import DamagedError, Durability, Record, Store
@@ -102,6 +103,8 @@ def _run_watched(job: Job) -> Done:
     started = time.perf_counter()
     with _captured(job):
         try:
+            if job.elsewhere:
+                _check_key(job)
             remote = None if job.remote is None else remotes.linked(job.remote)
             record = _run(job, Store(job.root, job.durability, remote=remote), started)
         except _DamagedInput as damaged:
@@ -187,6 +190,19 @@ def _run(job: Job, kept: Store, started: float) -> Record:
     return kept.publish(record, force=job.replace)
 
 
+def _check_key(job: Job) -> None:
+    """Raises: EnvironmentalError when this machine would make something else than what was planned
+    on the other: a record must not say so.
+    """
+    ours = keys.preimage(job.stage, job.inputs)
+    if differing := [str(change) for change in differences(job.preimage, ours)]:
+        raise EnvironmentalError(
+            message=f"worker {job.elsewhere} differs from where the run began: "
+            + "; ".join(differing),
+            hint="install the same there; a stage that times something needs an equal machine",
+        )
+
+
 def _memo(kept: Store, folder: Path) -> Callable[..., Path]:
     def memo(
         name: str, params: Mapping[str, Any], inputs: Mapping[str, str], fn: Callable[[Path], None]
@@ -219,6 +235,8 @@ def _told(error: BaseException, job: Job) -> TapmlError:
     if isinstance(error, OSError) and (told := disk.disk_error(error, job.workdir)) is not None:
         return told
     text = traceback.format_exception_only(error)[-1].strip()
+    if isinstance(error, MemoryError):
+        text = f"out of memory (peak {peak_mib():.0f} MiB)"
     frames = traceback.extract_tb(error.__traceback__)
     libraries = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
     here = os.path.dirname(__file__)

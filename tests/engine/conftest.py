@@ -134,6 +134,27 @@ class Act(Stage):
         print("before the fault", flush=True)
         ctypes.string_at(0)
 
+    def do_abort(self, inputs, ctx):
+        buffer = ctypes.create_string_buffer(64)
+        ctypes.CDLL(None).free(ctypes.c_void_p(ctypes.addressof(buffer) + 8))
+
+    def do_hoard(self, inputs, ctx):
+        """Takes memory until it is killed: by its control group, `arg`, or from outside."""
+        if self.arg:
+            Path(self.arg, "cgroup.procs").write_text(str(os.getpid()))
+        held = bytearray()
+        for _ in range(64):
+            held += os.urandom(1 << 20) * 8
+            time.sleep(0.05)
+            ctx.progress(len(held) >> 20, 512, "MiB")
+        time.sleep(60)
+
+    def do_limit(self, inputs, ctx):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (2 << 30, -1))
+        bytearray(4 << 30)
+
     def do_sleep(self, inputs, ctx):
         Path(self.arg).write_text(str(os.getpid()))
         time.sleep(60)
@@ -196,6 +217,20 @@ class Alone(Act):
     resources: ClassVar = Resources(exclusive=True)
 
 
+class Wide(Act):
+    """The same, on two cores."""
+
+    name: ClassVar[str] = "wide"
+    resources: ClassVar = Resources(cpu=2)
+
+
+class Graphic(Act):
+    """The same, on a GPU."""
+
+    name: ClassVar[str] = "graphic"
+    resources: ClassVar = Resources(gpu=1)
+
+
 class Fresh(Act):
     """The same, in a process that has run nothing."""
 
@@ -208,6 +243,13 @@ class Hasty(Act):
 
     name: ClassVar[str] = "hasty"
     resources: ClassVar = Resources(timeout_s=0.5)
+
+
+class Big(Act):
+    """The same, in need of memory."""
+
+    name: ClassVar[str] = "big"
+    resources: ClassVar = Resources(memory_mib=300)
 
 
 class Reader(Stage):

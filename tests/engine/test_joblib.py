@@ -1,10 +1,10 @@
 """What every backend of joblib has to do for the engine, on two of joblib's own and a stranger."""
 
-import itertools
 import os
 import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import pytest
 from joblib import parallel
@@ -99,7 +99,7 @@ def test_no_more_than_jobs_run_at_once_on_a_backend(bench, stages, graph, settin
     assert bench.run(graph(**nodes), executor=settings, jobs=1).exit_code == 0
     rows = sorted(tuple(map(float, line.split()[1:])) for line in spans.read_text().splitlines())
     assert len(rows) == 3
-    assert all(one[1] <= two[0] for one, two in itertools.pairwise(rows))
+    assert all(one[1] <= two[0] for one, two in pairwise(rows))
 
 
 @pytest.mark.slow
