@@ -156,14 +156,14 @@ def test_the_engine_section_and_the_environment_name_the_executor(
         path.read_text() + "engine: {executor: {kind: dask, address: 'tcp://127.0.0.1:9'}}\n"
     )
     monkeypatch.setattr("tapml.pools.dask._CONNECT_S", 1.0)
-    done = cli("run", "little.yaml")
+    done = cli("run", "little.yaml", "--jobs", "1")
     assert done.code == 3
     assert "no dask scheduler answers at tcp://127.0.0.1:9" in done.err
     assert cli("plan", "little.yaml").code == 0
     monkeypatch.setenv("TAPML_EXECUTOR", "slurm")
     assert cli("plan", "little.yaml").code == 2
     monkeypatch.setenv("TAPML_EXECUTOR", "local")
-    assert cli("run", "little.yaml").code == 0
+    assert cli("run", "little.yaml", "--jobs", "1").code == 0
 
 
 def test_a_worker_says_what_it_lacks(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
