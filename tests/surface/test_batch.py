@@ -162,8 +162,8 @@ def test_the_engine_section_and_the_environment_name_the_executor(
     assert cli("plan", "little.yaml").code == 0
     monkeypatch.setenv("TAPML_EXECUTOR", "slurm")
     assert cli("plan", "little.yaml").code == 2
-    monkeypatch.setenv("TAPML_EXECUTOR", "local")
-    assert cli("run", "little.yaml", "--jobs", "1").code == 0
+    monkeypatch.setenv("TAPML_EXECUTOR", "tcp://127.0.0.1:10")
+    assert "tcp://127.0.0.1:10" in cli("run", "little.yaml", "--jobs", "1").err
 
 
 def test_a_worker_says_what_it_lacks(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
