@@ -50,7 +50,7 @@ class Room:
         return [
             f"{wanted} {what} ({there:.0f} there)"
             for wanted, there, what in (
-                (need.cpu, self.cpu, "cores"),
+                (0 if need.exclusive else need.cpu, self.cpu, "cores"),  # alone it has them all
                 (need.gpu, self.gpu, "GPUs"),
                 (need.memory_mib, self.memory_mib, "MiB of memory"),
             )

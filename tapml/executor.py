@@ -367,15 +367,14 @@ class _Run:
 
     def _lose(self, error: pools.LostError) -> None:
         """The pool is gone: told once, by a stage that it ran; the others are not run for it."""
+        left = [name for name in self._steps if name not in self.results]
+        first = next((active.step.name for active in self._active.values()), left[0])
         for future, active in list(self._active.items()):
             self._end(future, active)
-        left = [step for name, step in self._steps.items() if name not in self.results]
-        running = [step for step in left if step.name not in self._ready]
-        first = (running or left)[0]
-        self._finish(first, "failed", error=error)
-        for step in left:
-            if step is not first:
-                self._cancel(step, first.name)
+        self._finish(self._steps[first], "failed", error=error)
+        for name in left:
+            if name != first:
+                self._cancel(self._steps[name], first)
 
     # --- one stage
 
@@ -609,7 +608,8 @@ class _Run:
         whole = text[: text.rfind(b"\n") + 1]
         active.read += len(whole)
         rows = [json.loads(line) for line in whole.splitlines()]
-        if rows and "done" in (last := rows[-1]):
+        if news := [row for row in rows if "done" in row]:
+            last = news[-1]
             self._tell(
                 StageProgress(
                     time.time(), active.step.name, last["done"], last["total"], last["note"]

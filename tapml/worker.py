@@ -88,6 +88,12 @@ def initialise(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def tell(job: Job, note: str) -> None:
+    """Says something of a job before its stage does, where the run looks for its progress."""
+    with job.progress.open("a", encoding="utf-8") as out:
+        out.write(json.dumps({"done": 0, "total": 0, "note": note}) + "\n")
+
+
 def run_stage(job: Job) -> Done:
     """Runs one stage and stores what it gives. Raises nothing: errors come back as data."""
     try:

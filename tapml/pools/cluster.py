@@ -18,12 +18,13 @@ from typing import Any
 
 from distributed import Worker, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
+from distributed.protocol.pickle import loads
 
 from .. import errors
 from ..admission import Machine
-from ..errors import EnvironmentalError, WorkerError
+from ..errors import EnvironmentalError, StageError, WorkerError
 from ..settings import Security
-from ..worker import Done, Job
+from ..worker import Done, Job, tell
 from .dask import CPU, GPU, MEMORY, SLOTS, host_tag, security
 from .slots import SlotPool
 
@@ -53,8 +54,13 @@ def versions() -> dict[str, str]:
     }
 
 
-async def run_job(job: Job, key: str) -> Done:
+async def run_job(packed: bytes, key: str) -> Done:
     """Runs a job in a slot of the dask worker that this is called on."""
+    try:
+        job: Job = loads(packed)
+    except Exception as error:  # importing the stage's module may raise anything
+        told = StageError(message=f"its worker could not load it: {type(error).__name__}: {error}")
+        return Done(error=errors.to_data(told))
     slots = get_worker().plugins[Slots.name]
     assert isinstance(slots, Slots)
     return await slots.run(job, key)
@@ -76,11 +82,14 @@ class Slots(WorkerPlugin):
     async def run(self, job: Job, key: str) -> Done:
         if (error := self._refusal(job)) is not None:
             return Done(error=errors.to_data(error))
-        need = job.stage.resources
+        need, place = job.stage.resources, self._pool.place
         async with self._door:
-            while self._pool.place.lacks(need) or not self._pool.place.enter(need):
+            told = ""
+            while (lacking := place.lacks(need)) or not place.enter(need):
                 if not self._is_wanted(key):
                     return Done()
+                if not lacking and told != (told := place.obstacle):
+                    tell(job, f"waits for {told}: the machine is in use")
                 await asyncio.sleep(_TICK_S)
         future = self._pool.submit(replace(job, elsewhere=self._worker.address))
         ended, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -100,7 +109,7 @@ class Slots(WorkerPlugin):
             self._pool.kill(future)
             raise
         finally:
-            self._pool.place.leave(need)
+            place.leave(need)
 
     def _refusal(self, job: Job) -> errors.TapmlError | None:
         """Why a job cannot run here; an earlier worker that had it and is lost counts as a crash"""
@@ -140,7 +149,7 @@ async def _serve(offer: Offer, say: Callable[[str], None]) -> int:
         CPU: place.whole.cpu,
         GPU: place.whole.gpu,
         MEMORY: place.whole.memory_mib,
-        host_tag(): 1,
+        host_tag(): place.slots,
     }
     with (
         tempfile.TemporaryDirectory(prefix="tapml-worker-") as folder,

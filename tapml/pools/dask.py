@@ -16,10 +16,10 @@ from uuid import uuid4
 
 from .. import admission, errors, host, keys
 from ..admission import Room
-from ..errors import EnvironmentalError, StageError, WorkerError
+from ..errors import EnvironmentalError, WorkerError
 from ..plan import Step
 from ..settings import Dask, Security
-from ..stage import Resources
+from ..stage import Resources, Stage
 from ..worker import Done, Job
 from . import LostError
 
@@ -51,7 +51,7 @@ class DaskPool:
     def free(self) -> int:
         self._look()
         slots = int(sum(one[SLOTS] for one in self._workers.values()))
-        return min(slots, self._jobs or slots) - len(self._busy)
+        return max(0, min(slots, self._jobs or slots) - len(self._busy))
 
     def submit(self, job: Job) -> Future[Done]:
         from .cluster import run_job
@@ -65,7 +65,7 @@ class DaskPool:
                 future.set_result(done)
 
         inner = self._client.submit(
-            run_job, job, key, key=key, pure=False, resources=_needs(job.stage.resources)
+            run_job, _bytes(job), key, key=key, pure=False, resources=_needs(job.stage)
         )
         self._busy[future] = inner
         inner.add_done_callback(ended)
@@ -201,8 +201,11 @@ def _connect(settings: Dask) -> Any:
         ) from error
 
 
-def _needs(need: Resources) -> dict[str, float]:
-    return {SLOTS: 1, CPU: need.cpu, GPU: need.gpu, MEMORY: need.memory_mib}
+def _needs(stage: Stage) -> Mapping[str, float]:
+    need = stage.resources
+    cores = 0 if need.exclusive else need.cpu  # alone it has them all
+    asked = {SLOTS: 1, CPU: cores, GPU: need.gpu, MEMORY: need.memory_mib}
+    return asked | ({host_tag(): 1} if stage.measures else {})
 
 
 def _account(inner: Any) -> Done | None:
@@ -212,9 +215,13 @@ def _account(inner: Any) -> Done | None:
     if inner.status != "error":
         return None
     error = inner.exception()
-    told: StageError
     if isinstance(error, distributed().KilledWorker):
-        told = WorkerError(message=f"its worker {error.last_worker.address} was lost")
+        message = f"its dask worker {error.last_worker.address} was lost"
     else:
-        told = StageError(message=f"its worker could not load it: {type(error).__name__}: {error}")
-    return Done(error=errors.to_data(told))
+        message = f"its dask worker failed: {type(error).__name__}: {error}"
+    return Done(error=errors.to_data(WorkerError(message=message)))
+
+
+def _bytes(job: Job) -> bytes:
+    """A job for the worker to unpack: one that dask cannot read costs it the worker."""
+    return distributed().protocol.pickle.dumps(job)  # between two ends that trust each other

@@ -1,7 +1,7 @@
 """Any backend that is registered with joblib, driven through joblib's own interface for backends.
 
 That interface can start a call and tell how it ended, no more. So on such a backend
-- a time limit is not enforced, and threads of a stage are what the backend gives;
+- a time limit is not enforced, which is said, and a stage has the threads that the backend gives;
 - a process that dies may take its neighbours with it: each of them counts as a crash;
 - stages of a backend that uses threads print to the terminal, not into their logs.
 """
@@ -19,7 +19,7 @@ from .. import errors, guard
 from ..admission import Machine
 from ..errors import EnvironmentalError, WorkerError
 from ..settings import Joblib
-from ..worker import Done, Job, run_stage
+from ..worker import Done, Job, run_stage, tell
 
 
 class JoblibPool:
@@ -54,23 +54,31 @@ class JoblibPool:
     def submit(self, job: Job) -> Future[Done]:
         from joblib.parallel import BatchedCalls  # pyright: ignore[reportMissingTypeStubs]
 
+        if job.limit_s is not None:
+            tell(job, f"its limit of {job.limit_s:g} s is not enforced on a backend of joblib")
         capture = not getattr(self._backend, "uses_threads", False)
         call = (run_stage, (replace(job, capture=capture),), dict[str, Any]())
         batch: Any = cast(Any, BatchedCalls)([call], self._backend.get_nested_backend())
         future: Future[Done] = Future()
         self._busy.add(future)
 
+        def lost(error: BaseException) -> Done:
+            self._broken = True
+            told = WorkerError(message=f"the backend lost it: {type(error).__name__}: {error}")
+            return Done(error=errors.to_data(told))
+
         def ended(out: object) -> None:
             try:
                 (done,) = self._backend.retrieve_result_callback(out)
-            except BaseException as error:  # of the backend: the boundary to code of others
-                told = WorkerError(message=f"the backend lost it: {type(error).__name__}: {error}")
-                done = Done(error=errors.to_data(told))
-                self._broken = True
+            except BaseException as error:  # the boundary to code of others
+                done = lost(error)
             if future in self._busy:
                 future.set_result(done)
 
-        self._backend.submit(batch, ended)
+        try:
+            self._backend.submit(batch, ended)
+        except Exception as error:  # the same
+            future.set_result(lost(error))
         return future
 
     def watch(self) -> None: ...

@@ -291,6 +291,39 @@ def test_a_worker_whose_stage_has_another_version_says_so(
     assert bench.plan(graph(a=(stages.Text(), {})))["a"].state == "run"
 
 
+def test_a_stage_that_a_worker_cannot_import_fails_with_the_reason(bench, chain, cluster):
+    cluster.scheduler().worker(env={**cluster.env, "PYTHONPATH": ""})
+    result = bench.run(chain(), executor=cluster.executor, jobs=None)
+    assert result.exit_code == 1
+    assert "could not load it: ModuleNotFoundError" in result.steps["text"].error.message
+    assert "engine_stages" in result.steps["text"].error.message
+
+
+def test_a_stage_on_a_worker_waits_for_who_has_its_machine(bench, stages, graph, cluster):
+    from tapml.admission import Machine
+
+    cluster.scheduler().worker()
+    other = Machine(1, "somebody else")
+    assert other.enter(stages.Alone.resources)
+    threading.Timer(3, lambda: other.leave(stages.Alone.resources)).start()
+    result = bench.run(graph(a=(stages.Text(), {})), executor=cluster.executor, jobs=None)
+    assert result.exit_code == 0
+    notes = [getattr(event, "note", "") for event in bench.events]
+    assert "waits for somebody else: the machine is in use" in notes
+
+
+def test_a_timing_stage_goes_to_a_machine_like_ours_or_is_refused(
+    bench, stages, graph, cluster, monkeypatch
+):
+    cluster.scheduler().worker()
+    made = graph(a=(stages.Alone(act="nothing"), {}))
+    assert bench.run(made, executor=cluster.executor, jobs=None).exit_code == 0
+    ours = {"cpu": "another CPU", "cores": 1, "threads": 1}
+    monkeypatch.setattr("tapml.host.fingerprint", lambda: ours)
+    with pytest.raises(EnvironmentalError, match=r"\(another CPU\), and no worker has the same"):
+        bench.run(made, executor=cluster.executor, jobs=None)
+
+
 def test_a_stage_that_no_worker_has_room_for_is_refused_before_anything_runs(
     bench, stages, graph, cluster, tmp_path
 ):

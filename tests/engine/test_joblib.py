@@ -108,6 +108,14 @@ def test_the_log_of_a_backend_with_processes_has_what_the_stage_printed(bench, c
     assert "joined helloother!" in result.steps["join"].log.read_text()
 
 
+def test_a_time_limit_that_a_backend_does_not_keep_is_said(bench, stages, graph):
+    made = graph(late=(stages.Hasty(act="nap"), {}))
+    result = bench.run(made, executor=Joblib(backend="threading"), jobs=1)
+    assert result.exit_code == 0
+    notes = [getattr(event, "note", "") for event in bench.events]
+    assert "its limit of 0.5 s is not enforced on a backend of joblib" in notes
+
+
 @pytest.mark.slow
 def test_a_worker_of_a_backend_that_dies_is_a_crash_and_the_backend_goes_on(
     bench, stages, graph, tmp_path
