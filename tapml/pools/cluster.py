@@ -18,14 +18,13 @@ from typing import Any
 
 from distributed import Worker, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
-from distributed.protocol.pickle import loads
 
 from .. import errors
 from ..admission import Machine
 from ..errors import EnvironmentalError, StageError, WorkerError
 from ..settings import Security
 from ..worker import Done, Job, tell
-from .dask import CPU, GPU, MEMORY, SLOTS, host_tag, security
+from .dask import CPU, GPU, MEMORY, SLOTS, distributed, host_tag, security
 from .slots import SlotPool
 
 _TICK_S = 0.2
@@ -57,7 +56,7 @@ def versions() -> dict[str, str]:
 async def run_job(packed: bytes, key: str) -> Done:
     """Runs a job in a slot of the dask worker that this is called on."""
     try:
-        job: Job = loads(packed)
+        job: Job = distributed().protocol.pickle.loads(packed)
     except Exception as error:  # importing the stage's module may raise anything
         told = StageError(message=f"its worker could not load it: {type(error).__name__}: {error}")
         return Done(error=errors.to_data(told))
