@@ -415,6 +415,8 @@ class _Run:
         expected_s = None if step.expected is None else step.expected.seconds
         self._tell(StageStarted(time.time(), step.name, step.reason, expected_s))
         del self._ready[step.name]
+        if self._pool.apart:
+            self._store.lend(job.inputs.values())
         future = self._pool.submit(job)
         self._active[future] = _Active(step, job, lock, time.monotonic())
 
@@ -423,6 +425,9 @@ class _Run:
         self._end(future, active)
         if active.stale:
             return  # what it read was made again meanwhile; settled anew
+        if done.log:
+            with disk.guarded(self._store.root):
+                self._log(active.step.name).write_text(done.log, encoding="utf-8")
         if done.damaged:
             self._remake(active.step, done.damaged)
         elif done.error is not None:
@@ -432,6 +437,8 @@ class _Run:
             self._outbox.add(done.record)
             step = replace(active.step, outputs=done.record.outputs, record=done.record)
             self._steps[step.name] = step
+            if not self._log(step.name).exists():  # it lies on another machine
+                self._bring_sides(step, done.record, far=False)
             self._finish(step, "ran", done.seconds, done.rss_mib)
 
     def _end(self, future: Future[Done], active: _Active) -> None:
@@ -485,15 +492,19 @@ class _Run:
     def _hit(self, step: Step) -> None:
         record = step.record
         assert record is not None
+        self._bring_sides(step, record, far=step.where != "local")
+        self._finish(step, "hit", record.seconds, record.rss_mib)
+
+    def _bring_sides(self, step: Step, record: stores.Record, *, far: bool) -> None:
+        """Log and views out of the store; of a far one, what is here. They may be lost."""
         for name, member in self._members[step.name]:
             sides = [(record.log, member.folder / "logs" / f"{name}.log")]
             if self._options.views:
                 sides.append((record.views, member.folder / "views" / name))
-            for digest, path in sides:  # side outputs: they may be lost
+            for digest, path in sides:
                 with suppress(stores.DamagedError, FileExistsError):
-                    if digest and (step.where == "local" or self._store.intact(digest)):
+                    if digest and not (far and not self._store.intact(digest)):
                         self._store.materialise(digest, path)
-        self._finish(step, "hit", record.seconds, record.rss_mib)
 
     def _cancel(self, step: Step, because: str) -> None:
         error = CancelledError(

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
 from . import disk, keys, mask
-from .errors import TapmlError
+from .errors import EnvironmentalError, TapmlError
 from .place import Place, check_protocol
 from .record import Record, decode, encode
 
@@ -294,6 +294,24 @@ class Remote:
         for digest, size in blobs.items():
             if self._place.size(_blob(digest)) != size:
                 self._place.put_file(store.whole(digest), _blob(digest))
+
+    def lend(self, blobs: Mapping[str, int], store: Store) -> None:
+        """Sends blobs that workers elsewhere wait for; a remote that takes none is given up."""
+        try:
+            self.send(blobs, store)
+        except Exception as error:  # the packages behind fsspec raise what they like
+            self.failed(error)
+
+    def hand_over(self, record: Record, store: Store) -> None:
+        """Uploads a result that nobody else has. Raises: EnvironmentalError when that fails."""
+        try:
+            self.upload(record, store)
+        except Exception as error:  # the same
+            raise EnvironmentalError(
+                message=f"what {record.stage} gave could not be uploaded to {self.address}: "
+                f"{self._place.words(error)}",
+                hint="make the shared cache writable for this machine",
+            ) from error
 
     def tidy(self) -> None:
         """Removes what uploads left that were killed long ago."""

@@ -336,6 +336,12 @@ class Store:
                 files += (self.tree(digest) or {}).values()
         self._fetch(self.remote, files)
 
+    def lend(self, digests: Iterable[str]) -> None:
+        """Uploads what the shared cache lacks of blobs that are here, and of folders' files."""
+        if self.remote is not None and not self.remote.down():
+            here = self._parts(one for one in digests if self.blob(one).exists())
+            self.remote.lend(here, self)
+
     def _fetch(self, remote: Remote, digests: Iterable[str]) -> None:
         def lacking() -> list[str]:
             return [one for one in dict.fromkeys(digests) if not self.blob(one).exists()]

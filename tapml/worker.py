@@ -43,6 +43,7 @@ class Job:
     remote:    the shared cache, for inputs that are not in the store
     replace:   publish a new generation of the result
     elsewhere: name of the worker of another machine that runs it; empty on this one
+    apart:     it runs on a store of that worker's own: all goes through the shared cache
     """
 
     step: str
@@ -62,13 +63,15 @@ class Job:
     capture: bool = True
     remote: remotes.Link | None = None
     elsewhere: str = ""
+    apart: bool = False
 
 
 @dataclass(frozen=True)
 class Done:
     """What comes back: a record, an error's data, or the name of the input that was damaged.
 
-    The error of a worker that died is told by the pool: a `WorkerError`.
+    The error of a worker that died is told by the pool: a `WorkerError`. `log` is the end of a log
+    that lies on another machine.
     """
 
     record: Record | None = None
@@ -76,6 +79,7 @@ class Done:
     damaged: str = ""
     seconds: float = 0.0
     rss_mib: float = 0.0
+    log: str = ""
 
 
 def initialise(parent: int) -> None:
@@ -112,7 +116,11 @@ def _run_watched(job: Job) -> Done:
             if job.elsewhere:
                 _check_key(job)
             remote = None if job.remote is None else remotes.linked(job.remote)
-            record = _run(job, Store(job.root, job.durability, remote=remote), started)
+            kept = Store(job.root, job.durability, remote=remote)
+            record = _run(job, kept, started)
+            if job.apart:
+                assert remote is not None
+                remote.hand_over(record, kept)
         except _DamagedInput as damaged:
             return Done(damaged=damaged.name)
         except KeyboardInterrupt:
@@ -154,6 +162,11 @@ def _run(job: Job, kept: Store, started: float) -> Record:
         try:
             paths[name] = kept.materialise(digest, job.workdir / "inputs" / name)
         except DamagedError as error:
+            if job.apart:
+                raise EnvironmentalError(
+                    message=f"the shared cache does not give the input {name!r} to {job.elsewhere}",
+                    hint="make the shared cache readable there, and writable for both",
+                ) from error
             raise _DamagedInput(name) from error
     work = job.workdir / "work"
     work.mkdir(parents=True)

@@ -17,6 +17,12 @@ from .app import FILE, app
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="Address to bind; others reach it there."
 )
+@click.option(
+    "--store",
+    type=FILE,
+    help="A store of its own, where this machine does not see that of the runs; "
+    "they need a shared cache then.",
+)
 @click.option("--tls-ca-file", type=FILE, help="Certificate of the authority, PEM.")
 @click.option("--tls-cert", type=FILE, help="Certificate of this worker, PEM.")
 @click.option("--tls-key", type=FILE, help="Key of this worker, PEM.")
@@ -25,6 +31,7 @@ def worker(
     jobs: int | None,
     memory: int | None,
     host: str,
+    store: Path | None,
     tls_ca_file: Path | None,
     tls_cert: Path | None,
     tls_key: Path | None,
@@ -50,5 +57,7 @@ def worker(
     dask.distributed()  # says what to install when it is not there
     from ..pools import cluster
 
-    offer = cluster.Offer(scheduler, jobs or machine.threads(), host, memory, security)
+    offer = cluster.Offer(
+        scheduler, jobs or machine.threads(), host, memory, store and store.resolve(), security
+    )
     return cluster.serve(offer, lambda text: click.echo(text, err=True))

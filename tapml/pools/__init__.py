@@ -23,7 +23,13 @@ class LostError(EnvironmentalError):
 
 
 class Pool(Protocol):
-    """Runs jobs; `free` more may be submitted now. All is called from one thread."""
+    """Runs jobs; `free` more may be submitted now. All is called from one thread.
+
+    apart: some run on a store of their own, and have inputs from the shared cache
+    """
+
+    @property
+    def apart(self) -> bool: ...
 
     @property
     def free(self) -> int: ...

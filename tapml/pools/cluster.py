@@ -14,21 +14,25 @@ import tempfile
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from distributed import Worker, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from .. import errors
+from .. import disk, errors
 from ..admission import Machine
 from ..errors import EnvironmentalError, StageError, WorkerError
 from ..settings import Security
+from ..store import Store
 from ..worker import Done, Job, tell
-from .dask import CPU, GPU, MEMORY, SLOTS, distributed, host_tag, security
+from .dask import APART, CPU, GPU, MEMORY, SLOTS, distributed, host_tag, security
 from .slots import SlotPool
 
 _TICK_S = 0.2
 _CONNECT_S = 20.0
+_LOG_BYTES = 64 << 10  # of a failed stage's log that go back, at most
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,14 @@ class Offer:
     """What a worker has for stages, and how it is reached.
 
     host:   the address that it binds
+    store:  a store of its own, where the runs' is not to be seen
     """
 
     scheduler: str
     slots: int
     host: str = "127.0.0.1"
     memory_mib: float | None = None
+    store: Path | None = None
     security: Security | None = None
 
 
@@ -70,8 +76,8 @@ class Slots(WorkerPlugin):
 
     name = "tapml"
 
-    def __init__(self, pool: SlotPool) -> None:
-        self._pool = pool
+    def __init__(self, pool: SlotPool, store: Path | None) -> None:
+        self._pool, self._store = pool, store
         self._worker: Any = None
         self._door = asyncio.Lock()  # in the order in which they came, so that nobody starves
 
@@ -81,6 +87,16 @@ class Slots(WorkerPlugin):
     async def run(self, job: Job, key: str) -> Done:
         if (error := self._refusal(job)) is not None:
             return Done(error=errors.to_data(error))
+        if self._store is None:
+            return await self._run(job, key)
+        own = _moved(job, Store(self._store))
+        try:
+            done = await self._run(own, key)
+            return replace(done, log="" if done.record else _end_of(own.log))
+        finally:
+            disk.remove(own.workdir)
+
+    async def _run(self, job: Job, key: str) -> Done:
         need, place = job.stage.resources, self._pool.place
         async with self._door:
             told = ""
@@ -112,10 +128,19 @@ class Slots(WorkerPlugin):
 
     def _refusal(self, job: Job) -> errors.TapmlError | None:
         """Why a job cannot run here; an earlier worker that had it and is lost counts as a crash"""
+        if self._store is not None:
+            if job.remote is not None and job.remote.settings.mode == "read-write":
+                return None
+            return EnvironmentalError(
+                message=f"worker {self._worker.address} has a store of its own, and the run no "
+                "shared cache to reach it through",
+                hint="name one that both can write: TAPML_REMOTE=URL",
+            )
         if not job.workdir.parent.is_dir():
             return EnvironmentalError(
                 message=f"worker {self._worker.address} does not see the store {job.root}",
-                hint="share that folder with the worker's machine, or use a remote cache",
+                hint="share that folder with the worker's machine, or give the worker its own: "
+                "tapml worker --store DIR",
             )
         try:
             job.workdir.mkdir(exist_ok=True)
@@ -128,6 +153,31 @@ class Slots(WorkerPlugin):
         """Whether anybody still waits for it: not once the client cancelled it, or is gone."""
         task = self._worker.state.tasks.get(key)
         return task is not None and task.state == "executing"
+
+
+def _moved(job: Job, store: Store) -> Job:
+    """The job in a store of this machine, through the shared cache."""
+    assert job.remote is not None
+    store.prepare()
+    workdir = store.temporary(job.stage.name)
+    return replace(
+        job,
+        root=store.root,
+        workdir=workdir,
+        log=workdir / "stage.log",
+        progress=workdir / "progress.jsonl",
+        views=job.views and workdir / "views",
+        remote=replace(job.remote, mark=store.root / "tmp" / f"remote-{uuid4().hex}"),
+        apart=True,
+    )
+
+
+def _end_of(log: Path) -> str:
+    if not log.exists():
+        return ""
+    with log.open("rb") as source:
+        source.seek(max(0, log.stat().st_size - _LOG_BYTES))
+        return source.read().decode(errors="replace")
 
 
 def serve(offer: Offer, say: Callable[[str], None]) -> int:
@@ -149,7 +199,7 @@ async def _serve(offer: Offer, say: Callable[[str], None]) -> int:
         GPU: place.whole.gpu,
         MEMORY: place.whole.memory_mib,
         host_tag(): place.slots,
-    }
+    } | ({APART: 1} if offer.store else {})
     with (
         tempfile.TemporaryDirectory(prefix="tapml-worker-") as folder,
         closing(SlotPool(place)) as pool,
@@ -162,7 +212,7 @@ async def _serve(offer: Offer, say: Callable[[str], None]) -> int:
                 memory_limit=0,
                 host=offer.host,
                 security=security(offer.security, "worker"),
-                plugins=(Slots(pool),),
+                plugins=(Slots(pool, offer.store),),
                 dashboard=False,
                 death_timeout=_CONNECT_S,
                 local_directory=folder,
@@ -175,7 +225,8 @@ async def _serve(offer: Offer, say: Callable[[str], None]) -> int:
         say(
             f"worker {worker.address} of {offer.scheduler}: {place.slots} slots, "
             f"{place.whole.cpu} cores, {place.whole.gpu} GPUs, "
-            f"{place.whole.memory_mib:.0f} MiB; Ctrl-C ends it"
+            f"{place.whole.memory_mib:.0f} MiB; "
+            f"{f'store {offer.store}' if offer.store else 'the store of each run'}; Ctrl-C ends it"
         )
         stopped = asyncio.create_task(signals.get())
         gone = asyncio.create_task(worker.finished())

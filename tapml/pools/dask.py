@@ -24,6 +24,7 @@ from ..worker import Done, Job
 from . import LostError
 
 SLOTS, CPU, GPU, MEMORY = "tapml-slots", "tapml-cpu", "tapml-gpu", "tapml-memory-mib"
+APART = "tapml-apart"  # a worker with a store of its own
 _CONNECT_S = 10.0  # longest to wait for the scheduler
 _PATIENCE_S = 20.0  # longest that there may be no worker
 _EVERY_S = 1.0  # between two looks at the workers
@@ -52,6 +53,10 @@ class DaskPool:
         self._look()
         slots = int(sum(one[SLOTS] for one in self._workers.values()))
         return max(0, min(slots, self._jobs or slots) - len(self._busy))
+
+    @property
+    def apart(self) -> bool:
+        return any(APART in one for one in self._workers.values())
 
     def submit(self, job: Job) -> Future[Done]:
         from .cluster import run_job

@@ -13,6 +13,8 @@ from ..worker import THREADS, Done, Job, run_stage
 class InlinePool:
     """Runs stages in this process, one by one. No time limits; a crash ends everything."""
 
+    apart = False
+
     def __init__(self, place: Machine) -> None:
         self.place = place
         self.free = 1

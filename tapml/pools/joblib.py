@@ -25,6 +25,8 @@ from ..worker import Done, Job, run_stage, tell
 class JoblibPool:
     """A backend of joblib, and the guard that ends what it leaves on this machine."""
 
+    apart = False
+
     def __init__(self, settings: Joblib, place: Machine) -> None:
         from multiprocessing import resource_tracker
 

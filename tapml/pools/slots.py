@@ -32,6 +32,8 @@ class _Executor(Protocol):
 class SlotPool:
     """Slots of one-worker loky executors, and a guard that outlives us to end what they started."""
 
+    apart = False
+
     def __init__(self, place: Machine) -> None:
         self.place = place
         # a run inside a stage of another run has that one's mark in front, to end with it

@@ -15,8 +15,10 @@ import distributed
 import pytest
 from processes import alive, wait_for
 
+from tapml import remote
 from tapml.errors import EnvironmentalError, WorkerError
-from tapml.settings import Dask, Security
+from tapml.settings import Dask, RemoteCache, Security
+from tapml.store import Store
 
 pytestmark = pytest.mark.faults
 
@@ -310,6 +312,38 @@ def test_a_stage_on_a_worker_waits_for_who_has_its_machine(bench, stages, graph,
     assert result.exit_code == 0
     notes = [getattr(event, "note", "") for event in bench.events]
     assert "waits for somebody else: the machine is in use" in notes
+
+
+def test_workers_with_stores_of_their_own_work_through_the_shared_cache(
+    bench, chain, stages, graph, cluster, tmp_path
+):
+    def connect() -> None:
+        settings, root = RemoteCache(url=str(tmp_path / "shared")), tmp_path / "store"
+        bench.store = Store(root, remote=remote.connect(settings, root))
+
+    connect()
+    cluster.scheduler().worker("--jobs", "1", "--store", str(tmp_path / "one"))
+    cluster.worker("--jobs", "1", "--store", str(tmp_path / "two"))
+    assert f"store {tmp_path / 'two'}" in cluster.told
+    bench.run(graph(text=(stages.Text(), {})))  # what is here already goes there for them
+    result = bench.run(chain(), executor=cluster.executor, jobs=None)
+    assert states(result) == {"text": "hit", "other": "ran", "join": "ran", "last": "ran"}
+    assert bench.text(result, "join") == "helloother!"
+    assert "joined helloother!" in result.steps["join"].log.read_text()
+    assert not list((tmp_path / "store" / "ac").glob("join/*"))
+    connect()  # as the next run does
+    assert set(states(bench.run(chain())).values()) == {"hit"}
+    bad = bench.run(graph(a=(stages.Act(act="raise"), {})), executor=cluster.executor, jobs=None)
+    assert bad.steps["a"].error.message == "ValueError: the sky fell"
+    assert "Traceback" in bad.steps["a"].log.read_text()
+    assert not [path for name in ("one", "two") for path in (tmp_path / name / "tmp").glob("act*")]
+
+
+def test_a_worker_with_a_store_of_its_own_needs_a_shared_cache(bench, chain, cluster, tmp_path):
+    cluster.scheduler().worker("--store", str(tmp_path / "own"))
+    result = bench.run(chain(), executor=cluster.executor, jobs=None)
+    assert result.exit_code == 3
+    assert "no shared cache" in result.steps["text"].error.message
 
 
 def test_a_timing_stage_goes_to_a_machine_like_ours_or_is_refused(
