@@ -21,7 +21,9 @@ class Place(Protocol):
         ...
 
     def check(self, steps: Iterable[Step]) -> None:
-        """Raises: EnvironmentalError when a step asks for more than there is at all."""
+        """Raises: EnvironmentalError when a step lacks something here, or asks for more than there
+        is at all.
+        """
         ...
 
     def lacks(self, need: Resources) -> str:
@@ -89,6 +91,7 @@ class Machine:
 
     def check(self, steps: Iterable[Step]) -> None:
         for step in steps:
+            step.stage.check()
             check(step, [self.whole], "this machine has")
 
     def lacks(self, need: Resources) -> str:

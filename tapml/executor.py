@@ -101,17 +101,15 @@ def run_batch(
         asks for more than there is, the cluster is not there, or the store cannot be written.
     """
     options = options or Options()
-    for step in plan:
-        if step.state != "hit":
-            step.stage.check()
     store.prepare()
     started = time.time()
     sweep = journal.new_id(f"{parts[0].recipe.name}-sweep") if len(parts) > 1 else ""
     names = list(dict.fromkeys(part.recipe.name for part in parts))
     owner = f"the run of {_listed(names)} (process {os.getpid()})"
     with ExitStack() as stack:
+        running = stack.enter_context(ExitStack())
         pool = pools.make(plan, options, owner)
-        stack.callback(pool.close)
+        running.callback(pool.close)
         members: list[_Member] = []
         with disk.guarded(store.root):
             for part in parts:
@@ -129,6 +127,7 @@ def run_batch(
         outbox.resume()
         active = _Run(plan, members, store, options, pool, owner, emit, signals, outbox)
         active.run()
+        running.close()
         ended = time.time()
         seconds = ended - started
         results: list[Result] = []

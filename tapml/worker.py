@@ -114,7 +114,7 @@ def _run_watched(job: Job) -> Done:
     with _captured(job):
         try:
             if job.elsewhere:
-                _check_key(job)
+                _check_here(job)
             remote = None if job.remote is None else remotes.linked(job.remote)
             kept = Store(job.root, job.durability, remote=remote)
             record = _run(job, kept, started)
@@ -209,10 +209,11 @@ def _run(job: Job, kept: Store, started: float) -> Record:
     return kept.publish(record, force=job.replace)
 
 
-def _check_key(job: Job) -> None:
-    """Raises: EnvironmentalError when this machine would make something else than what was planned
-    on the other: a record must not say so.
+def _check_here(job: Job) -> None:
+    """Raises: EnvironmentalError when this machine lacks something, or would make something else
+    than what was planned on the other: a record must not say so.
     """
+    job.stage.check()
     ours = keys.preimage(job.stage, job.inputs)
     if differing := [str(change) for change in differences(job.preimage, ours)]:
         raise EnvironmentalError(

@@ -51,6 +51,9 @@ class Offer:
     security: Security | None = None
 
 
+_UNWANTED = Done(error=errors.to_data(WorkerError(message="dask had taken it back")))
+
+
 def versions() -> dict[str, str]:
     """What has to be the same on both sides before a job can be understood."""
     return {
@@ -102,7 +105,7 @@ class Slots(WorkerPlugin):
             told = ""
             while (lacking := place.lacks(need)) or not place.enter(need):
                 if not self._is_wanted(key):
-                    return Done()
+                    return _UNWANTED
                 if not lacking and told != (told := place.obstacle):
                     tell(job, f"waits for {told}: the machine is in use")
                 await asyncio.sleep(_TICK_S)
@@ -119,7 +122,7 @@ class Slots(WorkerPlugin):
             if future.done():
                 return self._pool.collect(future)
             self._pool.kill(future)
-            return Done()
+            return _UNWANTED
         except asyncio.CancelledError:  # the worker is about to end
             self._pool.kill(future)
             raise

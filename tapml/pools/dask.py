@@ -215,11 +215,12 @@ def _needs(stage: Stage) -> Mapping[str, float]:
 
 def _account(inner: Any) -> Done | None:
     """How a job ended, in our terms; None when the connection ended instead."""
-    if inner.status == "finished":
-        return inner.result()
-    if inner.status != "error":
+    if inner.status not in ("finished", "error"):
         return None
-    error = inner.exception()
+    try:
+        return inner.result()
+    except BaseException as caught:  # dask's own, as the result cannot be had: its boundary
+        error: Any = caught
     if isinstance(error, distributed().KilledWorker):
         message = f"its dask worker {error.last_worker.address} was lost"
     else:
