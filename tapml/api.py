@@ -49,6 +49,7 @@ class How(TypedDict, total=False):
     jobs: int | None
     threads: int | None
     fail_fast: bool
+    timeout_s: float | None
     dump_ir: bool
     out: str | Path | None
     track: Track | None
@@ -94,6 +95,7 @@ def execute(
     jobs: int | None = None,
     threads: int | None = None,
     fail_fast: bool = False,
+    timeout_s: float | None = None,
     dump_ir: bool = False,
     out: str | Path | None = None,
     track: Track | None = None,
@@ -125,9 +127,11 @@ def execute(
         watch(event)
 
     options = executor.Options(
+        executor=prepared.engine.executor,
         jobs=prepared.engine.jobs if jobs is None else jobs,
         threads=threads,
         fail_fast=fail_fast,
+        timeout_s=timeout_s,
         views=dump_ir,
     )
     parts = [executor.Part(one.recipe, one.steps, one.label) for one in prepared.members]
@@ -278,6 +282,7 @@ def _rotted(prepared: Prepared) -> bool:
         for name, digest in (step.outputs or {}).items()
         if step.state == "hit" and step.stage.outputs[name] in ("bundle", "facts")
     ]
+    prepared.store.bring(read)
     return bool([digest for digest in read if not prepared.store.reads_whole(digest)])
 
 

@@ -56,7 +56,7 @@ def export(store: Store, chosen: Iterable[Result], path: Path) -> list[Result]:
             with tarfile.open(draft, "w", format=tarfile.PAX_FORMAT) as archive:
                 _add(archive, _LIST, keys.canonical_json(sorted(newest)))
                 for digest in sorted({one for item in newest.values() for one in item.entry.blobs}):
-                    _add(archive, f"cas/{digest}", store.opened(digest))
+                    _add(archive, f"cas/{digest}", store.whole(digest).open("rb"))
                 for name, one in sorted(newest.items()):
                     record = store.record_path(one.stage, one.entry.key, one.entry.generation)
                     _add(archive, name, record.read_bytes())

@@ -22,12 +22,15 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal
+from typing import TYPE_CHECKING, Literal
 from uuid import uuid4
 
 from . import disk, keys
 from .errors import EnvironmentalError, StageError
 from .record import DIGEST
+
+if TYPE_CHECKING:
+    from .remote import Remote
 
 Durability = Literal["group", "each"]
 _TREE = b"tapml.tree\0"  # no file starts like this, so a blob's bytes tell whether it is a folder
@@ -47,15 +50,24 @@ class Blobs:
     """The blobs of a store at `root`, an absolute folder that is made when first written to.
 
     durability: "each" syncs every write to the disk; "group" leaves it to one `flush` per run
+    remote:     the shared cache; blobs that are not here when they are read come from it
     """
 
     root: Path
     durability: Durability = "group"
+    remote: Remote | None = field(default=None, kw_only=True, repr=False, compare=False)
     _verified: dict[str, tuple[int, int, int]] = field(
         default_factory=dict[str, tuple[int, int, int]], repr=False, compare=False
     )
 
     # --- writing
+
+    def temporary(self, name: str) -> Path:
+        """A new empty folder on the store's file system; the caller removes it."""
+        folder = self.root / "tmp" / f"{name}-{uuid4().hex[:12]}"
+        with disk.guarded(folder):
+            folder.mkdir(parents=True)
+        return folder
 
     def put(self, path: Path) -> str:
         """The digest of a file or folder, now in the store. Raises: StageError for a link."""
@@ -158,6 +170,10 @@ class Blobs:
 
     def read(self, digest: str) -> bytes:
         """The bytes of a file, verified. Raises: DamagedError."""
+        self.bring([digest])
+        return self._bytes(digest)
+
+    def _bytes(self, digest: str) -> bytes:
         try:
             data = self.blob(digest).read_bytes()
         except FileNotFoundError:
@@ -165,11 +181,6 @@ class Blobs:
         if data is None or hashlib.sha256(data).hexdigest() != digest:
             raise self._damaged(digest)
         return data
-
-    def opened(self, digest: str) -> IO[bytes]:
-        """A file to read, verified. Raises: DamagedError."""
-        self._verify(digest)
-        return self.blob(digest).open("rb")
 
     def tree(self, digest: str) -> dict[str, str] | None:
         """Relative path → digest of a folder's files; None for a file. Raises: DamagedError."""
@@ -179,7 +190,7 @@ class Blobs:
                     return None
         except FileNotFoundError:
             raise self._damaged(digest) from None
-        files: dict[str, str] = json.loads(self.read(digest)[len(_TREE) :])
+        files: dict[str, str] = json.loads(self._bytes(digest)[len(_TREE) :])
         for name in files:
             if PurePosixPath(name).is_absolute() or ".." in name.split("/") or "\0" in name:
                 raise self._damaged(digest)
@@ -197,8 +208,9 @@ class Blobs:
         Files are read-only links into the store; `copy` makes writable files of their own.
         Raises: DamagedError.
         """
+        self.bring([digest])
         if (files := self.tree(digest)) is None:
-            self._verify(digest)
+            self.whole(digest)
             with disk.guarded(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if copy:
@@ -211,6 +223,56 @@ class Blobs:
         for name, one in files.items():
             self.materialise(one, path / name, copy=copy)
         return path
+
+    def whole(self, digest: str) -> Path:
+        """Where a blob is, verified. Raises: DamagedError."""
+        try:
+            self._verify(digest)
+        except DamagedError:
+            if self.remote is None:
+                raise
+            self.bring([digest])
+            self._verify(digest)
+        return self.blob(digest)
+
+    def bring(self, digests: Iterable[str]) -> None:
+        """Fetches what is not here of blobs, and of the files of folders, from the shared cache."""
+        if self.remote is None:
+            return
+        self._fetch(self.remote, digests := list(digests))
+        files: list[str] = []
+        for digest in digests:
+            with suppress(DamagedError):
+                files += (self.tree(digest) or {}).values()
+        self._fetch(self.remote, files)
+
+    def lend(self, digests: Iterable[str]) -> None:
+        """Uploads what the shared cache lacks of blobs that are here, and of folders' files."""
+        if self.remote is not None and not self.remote.down():
+            here = self.parts(one for one in digests if self.blob(one).exists())
+            self.remote.lend(here, self)
+
+    def _fetch(self, remote: Remote, digests: Iterable[str]) -> None:
+        def lacking() -> list[str]:
+            return [one for one in dict.fromkeys(digests) if not self.blob(one).exists()]
+
+        if not (missing := lacking()):
+            return
+        folder = self.temporary("fetch")
+        try:
+            remote.fetch(missing, folder, self._take)
+        finally:
+            disk.remove(folder)
+        remote.lose(lacking())
+
+    def _take(self, digest: str, path: Path) -> bool:
+        """Takes a download in, if it is what its name says."""
+        with path.open("rb") as source:
+            try:
+                self.put_as(digest, iter(lambda: source.read(_CHUNK), b""))
+            except ValueError:
+                return False
+        return True
 
     def intact(self, digest: str) -> bool:
         """Whether a blob, and each file of a folder, is there as it was stored.

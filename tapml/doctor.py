@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import host, registry, tracking
+from . import host, mask, registry, tracking
 from .errors import EnvironmentalError, TapmlError
 
 _FREE_GIB = 2.0
@@ -42,6 +42,7 @@ def examine(store: Path) -> list[Finding]:
         _disk,
         _stages,
         _tracking,
+        _remote,
     )
     return [finding for check in checks for finding in check(store)]
 
@@ -157,6 +158,26 @@ def _tracking(store: Path) -> Iterator[Finding]:
         required=False,
         mend="tapml track sync",
     )
+
+
+def _remote(store: Path) -> Iterator[Finding]:
+    """The shared cache, where one is set, answers."""
+    from . import remote, settings, workflow
+
+    file = workflow.find(Path.cwd() / "recipe.yaml")
+    cache = settings.remote_cache(workflow.load(file).file.engine, file)
+    if cache is None:
+        return
+    need = f"shared cache {mask.bare(cache.url)}"
+    try:
+        place = remote.connect(cache, store, warn=lambda text: None)
+    except TapmlError as error:
+        yield Finding(need, error.message, is_met=False, required=False, mend=error.hint)
+        return
+    assert place is not None
+    wrong = place.check()
+    mend = "`TAPML_REMOTE`, or `engine: cache:` of workflows.yaml; runs go on without it"
+    yield Finding(need, wrong or f"answers, {cache.mode}", not wrong, required=False, mend=mend)
 
 
 def error(findings: list[Finding]) -> EnvironmentalError | None:

@@ -52,7 +52,7 @@ class StageError(TapmlError):
 
 @dataclass(eq=False, kw_only=True)
 class WorkerError(StageError):
-    """The worker process of a stage died (`signal`) or ran out of time."""
+    """The worker process of a stage died (`signal`), or ran out of time (signal "timeout")."""
 
     signal: str = ""
 

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from . import admission, disk, errors, events, host, journal, locks
+from . import disk, errors, events, host, journal, locks, pools
 from . import store as stores
 from .errors import (
     CancelledError,
@@ -39,17 +37,17 @@ from .events import (
     State,
 )
 from .explain import Past
-from .plan import Plan, Step, resolve
-from .pools import InlinePool, Pool, SlotPool
+from .outbox import Outbox
+from .plan import Plan, Step, look_ahead, resolve
+from .pools import Pool
 from .results import Options, Result, StepResult
 from .signals import Signals
 from .stage import Report
 from .store import Store
-from .worker import Done, Job, peak_mib
+from .worker import Done, Job
 
 __all__ = ["Options", "Part", "Result", "RunRecipe", "StepResult", "run", "run_batch"]
 _TICK_S = 0.2  # how often progress, time limits and signals are looked at
-_START_S = 60.0  # longest that a worker process may take to start
 _CRASHES = 2  # times that a stage may crash before it has failed
 _REMAKES = 3  # times that a stage is made again within one run because its stored result is damaged
 
@@ -99,18 +97,19 @@ def run_batch(
     Each recipe has a run folder of its own, with its own names of stages. `emit` gets the plan's.
     A failure of a stage is in the results, not raised.
 
-    Raises: EnvironmentalError, before any stage runs, when this machine lacks something or the
-        store cannot be written.
+    Raises: EnvironmentalError, before any stage runs, when this machine lacks something, a stage
+        asks for more than there is, the cluster is not there, or the store cannot be written.
     """
     options = options or Options()
-    for step in plan:
-        if step.state != "hit":
-            step.stage.check()
-    admission.check(plan, options)
     store.prepare()
     started = time.time()
     sweep = journal.new_id(f"{parts[0].recipe.name}-sweep") if len(parts) > 1 else ""
+    names = list(dict.fromkeys(part.recipe.name for part in parts))
+    owner = f"the run of {_listed(names)} (process {os.getpid()})"
     with ExitStack() as stack:
+        running = stack.enter_context(ExitStack())
+        pool = pools.make(plan, options, owner)
+        running.callback(pool.close)
         members: list[_Member] = []
         with disk.guarded(store.root):
             for part in parts:
@@ -124,8 +123,11 @@ def run_batch(
             with disk.guarded(member.folder):
                 member.log.write(member.started(started))
         emit(_beginning(members, plan, started))
-        active = _Run(plan, members, store, options, emit, signals)
+        outbox = Outbox(store)
+        outbox.resume()
+        active = _Run(plan, members, store, options, pool, owner, emit, signals, outbox)
         active.run()
+        running.close()
         ended = time.time()
         seconds = ended - started
         results: list[Result] = []
@@ -142,6 +144,7 @@ def run_batch(
             results.append(Result(member.run_id, member.folder, steps, code, took, started, sweep))
         code = max(result.exit_code for result in results)
         emit(RunFinished(ended, sweep or members[0].run_id, code, round(seconds, 3)))
+        outbox.finish(until=lambda: bool(signals.exit_code))
     return tuple(results)
 
 
@@ -168,9 +171,13 @@ def _beginning(members: Sequence[_Member], plan: Plan, started: float) -> RunSta
     return replace(
         first,
         run_id=first.sweep,
-        recipe=f"{len(members)} of {', '.join(names[:3])}{' …' * (len(names) > 3)}",
+        recipe=f"{len(members)} of {_listed(names)}",
         stages=tuple(step.name for step in plan),
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + " …" * (len(names) > 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,17 +212,17 @@ class _Member:
 
 @dataclass(eq=False)
 class _Active:
-    """A stage that a worker has."""
+    """A stage that a worker has.
+
+    stale: what it read is made again meanwhile
+    read:  bytes of its progress that were passed on
+    """
 
     step: Step
     job: Job
     lock: locks.FileLock
     started: float
-    limit_s: float | None
     stale: bool = False
-    begun: bool = False
-    pid: int = 0
-    peak_mib: float = 0.0
     read: int = 0
 
 
@@ -228,8 +235,11 @@ class _Run:
         members: Sequence[_Member],
         store: Store,
         options: Options,
+        pool: Pool,
+        owner: str,
         emit: Callable[[Event], None],
         signals: Signals,
+        outbox: Outbox,
     ) -> None:
         self.results: dict[str, StepResult] = {}
         self._steps = {step.name: step for step in plan}
@@ -241,24 +251,20 @@ class _Run:
         for step in plan:
             for above in step.needs:
                 self._below[above].append(step.name)
-        self._store, self._options = store, options
+        self._store, self._options, self._pool = store, options, pool
         self._past = Past(store)
-        self._emit, self._signals = emit, signals
-        self._owner = f"run {members[0].run_id} (process {os.getpid()})"
+        self._emit, self._signals, self._outbox = emit, signals, outbox
+        self._owner = owner
         self._look = deque(self._steps)  # what may have become ready, in the plan's order
         self._ready: dict[str, Step] = {}
         self._failed = ""
-        self._slots = admission.slots(plan, options.jobs)
-        self._room = admission.Room.of(self._slots)
         self._active: dict[Future[Done], _Active] = {}
-        self._machine = locks.MachineLock(locks.machine_folder(), self._owner)
         self._crashes: dict[str, int] = {}
         self._remakes: dict[str, int] = {}
         self._notes: dict[str, list[str]] = {}
         self._waits: dict[str, str] = {}
         self._litter: list[Path] = []  # workdirs, removed while workers are busy
         self._priority = _critical_paths(plan)
-        self._pool: Pool | None = None
 
     # --- the loop
 
@@ -273,16 +279,17 @@ class _Run:
                 if not self._active and len(self.results) == len(self._steps):
                     return
                 self._wait()
+        except pools.LostError as error:
+            self._lose(error)
         finally:
-            if self._pool is not None:
-                self._pool.close()
-            self._machine.release()
             self._tidy()
             if any(one.state == "ran" for one in self.results.values()):
                 self._store.flush()
 
     def _settle(self) -> list[Step]:
         """Finishes hits and what cannot run any more; what can start, the most urgent first."""
+        pending = [self._steps[name] for name in self._look if self._steps[name].state == "pending"]
+        look_ahead(pending, self._steps, self._store)
         while self._look:
             name = self._look.popleft()
             if name in self.results or name in self._ready or self._is_active(name):
@@ -314,14 +321,14 @@ class _Run:
         return any(active.step.name == name for active in self._active.values())
 
     def _launch(self, ready: list[Step]) -> None:
-        if any(active.step.stage.resources.exclusive for active in self._active.values()):
-            return
+        place = self._pool.place
         for step in ready:
-            pool = self._pool or self._open_pool()
-            alone = step.stage.resources.exclusive
-            if not pool.free or (alone and self._active):
-                return  # what is urgent comes first, also when it has to wait until it is alone
-            if not self._room.has(step.stage.resources):
+            if not self._pool.free:
+                return
+            need = step.stage.resources
+            if lacking := place.lacks(need):
+                if not self._active:  # else it waits for stages of this run
+                    self._wait_note(step, f"waits for {lacking}")
                 continue
             lock = self._claim(step)
             if lock is None:
@@ -329,42 +336,44 @@ class _Run:
             if self._steps[step.name].state == "hit":  # another run made it meanwhile
                 lock.release()
                 self._hit(self._steps[step.name])
-                continue
-            if not self._machine.acquire(alone=alone):
+            elif place.enter(need):
+                self._start(step, lock)
+            else:
                 lock.release()
-                self._wait_note(step, f"waits for {self._machine.holder()}: the machine is in use")
-                continue
-            self._start(pool, step, lock)
-            if alone:
-                return
+                self._wait_note(step, f"waits for {place.obstacle}: the machine is in use")
 
     def _wait(self) -> None:
         self._tidy()
-        if self._pool is None or not self._active:
+        if not self._active:
             time.sleep(_TICK_S / 2)  # for another run
             return
         finished, _ = wait(self._active, timeout=_TICK_S, return_when=FIRST_COMPLETED)
+        self._pool.watch()
         for future, active in list(self._active.items()):
-            self._watch(active)
+            self._pass_on_progress(active)
             if future in finished:
                 self._collect(future, active)
-            elif active.pid and _has_ended(active.pid):
-                self._pool.sweep(future)
-            elif active.limit_s is not None and time.monotonic() - active.started > (
-                active.limit_s if active.begun else active.limit_s + _START_S
-            ):
-                self._time_out(future, active)
-        if not self._active:
-            self._machine.release()
 
     def _stop(self) -> None:
         """After a signal: ends what runs, and says so of every step."""
         for future, active in list(self._active.items()):
-            self._end(future, active, kill=True)
+            self._pool.kill(future)
+            self._end(future, active)
             self._finish(active.step, "interrupted", seconds=time.monotonic() - active.started)
         for name, step in self._steps.items():
             if name not in self.results:
                 self._cancel(step, "the interruption")
+
+    def _lose(self, error: pools.LostError) -> None:
+        """The pool is gone: told once, by a stage that it ran; the others are not run for it."""
+        left = [name for name in self._steps if name not in self.results]
+        first = next((active.step.name for active in self._active.values()), left[0])
+        for future, active in list(self._active.items()):
+            self._end(future, active)
+        self._finish(self._steps[first], "failed", error=error)
+        for name in left:
+            if name != first:
+                self._cancel(self._steps[name], first)
 
     # --- one stage
 
@@ -380,14 +389,11 @@ class _Run:
             self._steps[step.name] = resolve(step, self._steps, self._past)
         return lock
 
-    def _start(self, pool: Pool, step: Step, lock: locks.FileLock) -> None:
+    def _start(self, step: Step, lock: locks.FileLock) -> None:
         assert step.key is not None
         assert step.preimage is not None
         outputs = {node: self._steps[node].outputs or {} for node, _ in step.inputs.values()}
-        resources = step.stage.resources
         workdir = self._store.temporary(step.stage.name)
-        del self._ready[step.name]
-        self._room.take(resources)
         job = Job(
             step=step.name,
             stage=step.stage,
@@ -400,87 +406,57 @@ class _Run:
             log=self._log(step.name),
             progress=workdir / "progress.jsonl",
             views=self._views(step.name) if self._options.views else None,
+            threads=self._options.threads,
+            limit_s=step.stage.resources.timeout_s or self._options.timeout_s,
             replace=bool(step.forced),
-        )
-        cores = host.threads()
-        threads = self._options.threads or (
-            cores if resources.exclusive else max(1, cores // self._slots)
+            remote=None if self._store.remote is None else self._store.remote.offer(),
         )
         expected_s = None if step.expected is None else step.expected.seconds
         self._tell(StageStarted(time.time(), step.name, step.reason, expected_s))
-        future = pool.submit(job, threads=threads, fresh=resources.fresh_process)
-        limit = resources.timeout_s or self._options.timeout_s
-        self._active[future] = _Active(step, job, lock, time.monotonic(), limit)
+        del self._ready[step.name]
+        if self._pool.apart:
+            self._store.lend(job.inputs.values())
+        future = self._pool.submit(job)
+        self._active[future] = _Active(step, job, lock, time.monotonic())
 
     def _collect(self, future: Future[Done], active: _Active) -> None:
-        self._end(future, active, kill=isinstance(future.exception(), BrokenProcessPool))
+        done = self._pool.collect(future)
+        self._end(future, active)
         if active.stale:
             return  # what it read was made again meanwhile; settled anew
-        try:
-            done = future.result()
-        except BrokenProcessPool as error:
-            self._crashed(active, error)
-            return
+        if done.log:
+            with disk.guarded(self._store.root):
+                self._log(active.step.name).write_text(done.log, encoding="utf-8")
         if done.damaged:
             self._remake(active.step, done.damaged)
         elif done.error is not None:
-            error = self._located(errors.from_data(done.error), active.step)
-            self._finish(active.step, "failed", done.seconds, done.rss_mib, error)
+            self._failed_with(errors.from_data(done.error), active.step, done)
         else:
             assert done.record is not None
+            self._outbox.add(done.record)
             step = replace(active.step, outputs=done.record.outputs, record=done.record)
             self._steps[step.name] = step
+            if not self._log(step.name).exists():  # it lies on another machine
+                self._bring_sides(step, done.record, far=False)
             self._finish(step, "ran", done.seconds, done.rss_mib)
 
-    def _end(self, future: Future[Done], active: _Active, *, kill: bool) -> None:
+    def _end(self, future: Future[Done], active: _Active) -> None:
         """Frees what a stage held."""
-        assert self._pool is not None
         del self._active[future]
-        self._room.give(active.step.stage.resources)
         self._look.append(active.step.name)  # unless it ends now, it is to run again
-        if kill:
-            self._pool.kill(future)
-        else:
-            self._pool.release(future)
+        self._pool.place.leave(active.step.stage.resources)
         active.lock.release()
         self._litter.append(active.job.workdir)
 
-    def _crashed(self, active: _Active, error: BrokenProcessPool) -> None:
-        step, name = active.step, active.step.name
-        seconds = time.monotonic() - active.started
-        if error.__cause__ is not None:  # loky's account of what went wrong before our code ran
-            last = str(error.__cause__).strip('" \n').splitlines()[-1]
-            told = StageError(message=f"its worker could not load it: {last}")
-            self._finish(step, "failed", seconds, 0.0, self._located(told, step))
-            return
-        killed = re.search(r"(SIG[A-Z0-9]+)\(", str(error))  # loky gives exit codes in prose only
-        signal_name = killed[1] if killed else ""
-        what = f"its worker was killed by {signal_name}" if killed else "its worker ended by itself"
-        self._crashes[name] = self._crashes.get(name, 0) + 1
-        if self._crashes[name] < _CRASHES:
-            self._note(name, what, "run again")
-            return
-        guess = ": probably out of memory" if signal_name == "SIGKILL" else ""
-        peak = f"peak {active.peak_mib:.0f} MiB"
-        died = WorkerError(
-            message=f"{what}{guess} ({self._crashes[name]} times; {peak})", signal=signal_name
-        )
-        self._finish(step, "failed", seconds, active.peak_mib, self._located(died, step))
-
-    def _time_out(self, future: Future[Done], active: _Active) -> None:
-        self._end(future, active, kill=True)
-        if not active.stale:
-            error = WorkerError(
-                message=f"took longer than {active.limit_s:g} s; its worker was ended",
-                signal="timeout",
-            )
-            self._finish(
-                active.step,
-                "failed",
-                time.monotonic() - active.started,
-                active.peak_mib,
-                self._located(error, active.step),
-            )
+    def _failed_with(self, error: TapmlError, step: Step, done: Done) -> None:
+        """A crash is tried again; an error of the stage itself would only come again."""
+        if isinstance(error, WorkerError) and error.signal != "timeout":
+            crashes = self._crashes[step.name] = self._crashes.get(step.name, 0) + 1
+            if crashes < _CRASHES:
+                self._note(step.name, error.message, "run again")
+                return
+            error.message += f", {crashes} times"
+        self._finish(step, "failed", done.seconds, done.rss_mib, self._located(error, step))
 
     def _remake(self, step: Step, damaged: str) -> None:
         """An input is damaged: what made it runs again, and all below is decided anew."""
@@ -494,6 +470,8 @@ class _Run:
             self._finish(step, "failed", error=error)
             return
         self._note(node, f"its stored {output} was damaged", "made again")
+        if self._store.remote is not None:  # not to fall for its record again
+            self._store.remote.lose([(self._steps[node].outputs or {})[output]])
         below = {node}
         for name, one in self._steps.items():  # in topological order
             if below.intersection(one.needs):
@@ -513,15 +491,19 @@ class _Run:
     def _hit(self, step: Step) -> None:
         record = step.record
         assert record is not None
+        self._bring_sides(step, record, far=step.where != "local")
+        self._finish(step, "hit", record.seconds, record.rss_mib)
+
+    def _bring_sides(self, step: Step, record: stores.Record, *, far: bool) -> None:
+        """Log and views out of the store; of a far one, what is here. They may be lost."""
         for name, member in self._members[step.name]:
             sides = [(record.log, member.folder / "logs" / f"{name}.log")]
             if self._options.views:
                 sides.append((record.views, member.folder / "views" / name))
-            for digest, path in sides:  # side outputs: they may be lost
+            for digest, path in sides:
                 with suppress(stores.DamagedError, FileExistsError):
-                    if digest:
+                    if digest and not (far and not self._store.intact(digest)):
                         self._store.materialise(digest, path)
-        self._finish(step, "hit", record.seconds, record.rss_mib)
 
     def _cancel(self, step: Step, because: str) -> None:
         error = CancelledError(
@@ -626,8 +608,7 @@ class _Run:
 
     # --- small things
 
-    def _watch(self, active: _Active) -> None:
-        """Passes progress on, and remembers the worker's peak memory in case that it dies."""
+    def _pass_on_progress(self, active: _Active) -> None:
         with suppress(FileNotFoundError):
             os.utime(active.job.workdir)  # else it passes, after a day, for what a killed run left
         try:
@@ -639,13 +620,8 @@ class _Run:
         whole = text[: text.rfind(b"\n") + 1]
         active.read += len(whole)
         rows = [json.loads(line) for line in whole.splitlines()]
-        for row in rows:
-            active.pid = row.get("pid", active.pid)
-        if active.pid and not active.begun:
-            active.begun, active.started = True, time.monotonic()
-        if active.pid:
-            active.peak_mib = max(active.peak_mib, peak_mib(active.pid))
-        if rows and "done" in (last := rows[-1]):
+        if news := [row for row in rows if "done" in row]:
+            last = news[-1]
             self._tell(
                 StageProgress(
                     time.time(), active.step.name, last["done"], last["total"], last["note"]
@@ -665,22 +641,10 @@ class _Run:
         while self._litter:
             disk.remove(self._litter.pop())
 
-    def _open_pool(self) -> Pool:
-        self._pool = InlinePool() if self._options.jobs == 0 else SlotPool(self._slots)
-        return self._pool
-
 
 def _root(result: StepResult) -> str:
     """The step that is at the root of a step's not having run."""
     return result.error.because if isinstance(result.error, CancelledError) else result.name
-
-
-def _has_ended(pid: int) -> bool:
-    """Whether a child has ended; it stays to be waited for."""
-    try:
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    except ChildProcessError:  # waited for already
-        return True
 
 
 def _critical_paths(plan: Plan) -> dict[str, float]:

@@ -8,6 +8,7 @@ import os
 import platform
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 
 @cache
@@ -37,14 +38,38 @@ def gpus() -> int:
     return sum(1 for _ in Path("/dev").glob("nvidia[0-9]*"))
 
 
-def memory_mib() -> float:
-    """Memory that can be had without swapping; infinite when the kernel does not say."""
+def memory_mib(which: Literal["MemTotal", "MemAvailable"] = "MemAvailable") -> float:
+    """Memory that there is, or that can be had without swapping, within the limit of this process's
+    control group; infinite when the kernel does not say.
+    """
     try:
         text = Path("/proc/meminfo").read_text(encoding="ascii")
     except OSError:
         return math.inf
     lines = (line.split() for line in text.splitlines())
-    return next((int(one[1]) / 1024 for one in lines if one[0] == "MemAvailable:"), math.inf)
+    found = next((int(one[1]) / 1024 for one in lines if one[0] == f"{which}:"), math.inf)
+    limit, used = _group_mib()
+    return min(found, limit - used if which == "MemAvailable" else limit)
+
+
+def oom_kills() -> int:
+    """Processes that the kernel has ended for want of memory since it started; 0 if unknown."""
+    try:
+        rows = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(row.split()[1]) for row in rows if row.startswith("oom_kill ")), 0)
+
+
+def _group_mib() -> tuple[float, float]:
+    """Limit and use of memory of the control group (version 2) that a container runs in."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = int((folder / "memory.max").read_text(encoding="ascii"))  # "max": no limit
+        used = int((folder / "memory.current").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return math.inf, 0.0
+    return limit / 2**20, used / 2**20
 
 
 def _cpuinfo() -> tuple[str, int]:

@@ -50,6 +50,15 @@ def without_keys(text: str) -> str:
     return text
 
 
+def bare(url: str) -> str:
+    """The URL without user, password, query and fragment."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
 def mask(text: str) -> str:
     """The text with keys, passwords in URLs and values assigned to secret names blotted out."""
     return _ASSIGNED.sub(rf"\g<1>{_BLOT}", without_keys(text))

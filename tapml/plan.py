@@ -37,6 +37,7 @@ class Step:
     state:      hit (its result is in the store) | run | pending (what it reads is not known yet)
     inputs:     input name → (step, output name)
     needs:      steps that come before it
+    where:      where the result of a hit is: in the store, or in the shared cache
     outputs:    digests by output name, of a hit
     changes:    differences from the nearest earlier result, of a stage that will run
     expected:   what a stage that will run took on this machine before
@@ -56,6 +57,7 @@ class Step:
     changes: tuple[Change, ...] = ()
     notes: tuple[str, ...] = ()
     expected: Expected | None = None
+    where: Literal["local", "remote"] | None = None
 
     @property
     def python(self) -> tuple[str, ...]:
@@ -86,6 +88,7 @@ class Plan:
                 "name": step.name,
                 "stage": step.stage.name,
                 "state": step.state,
+                "where": step.where,
                 "reason": step.reason,
                 "key": step.key,
                 "outputs": None if step.outputs is None else dict(step.outputs),
@@ -114,37 +117,53 @@ def make(
     """
     needs = {name: tuple(graph.predecessors(name)) for name in graph.nodes}
     _check_names(needs, {"--force": force, "--from": from_, "--to": to})
-    order = tuple(TopologicalSorter(needs).static_order())
+    levels = list(_levels(needs))
+    order = [name for level in levels for name in level]
     kept = _above(needs, to) if (to := tuple(to)) else set(order)
     forced = dict.fromkeys(force, "--force") | {
         name: f"--from {top}" for top in from_ for name in _below(needs, order, top)
     }
     past = Past(store)
     steps: dict[str, Step] = {}
-    for name in order:
-        if name in kept:
-            node = graph.nodes[name]
-            step = Step(
+    for level in levels:
+        fresh = [
+            Step(
                 name=name,
-                stage=node["stage"],
+                stage=graph.nodes[name]["stage"],
                 state="pending",
                 reason="",
-                inputs=dict(node["inputs"]),
+                inputs=dict(graph.nodes[name]["inputs"]),
                 needs=needs[name],
                 forced=forced.get(name, ""),
             )
-            steps[name] = resolve(step, steps, past)
+            for name in level
+            if name in kept
+        ]
+        look_ahead(fresh, steps, store)
+        for step in fresh:
+            steps[step.name] = resolve(step, steps, past)
     return Plan(tuple(steps.values()))
+
+
+def look_ahead(steps: Iterable[Step], known: Mapping[str, Step], store: Store) -> None:
+    """Asks the shared cache at once for what `resolve` would ask it for one by one."""
+    if store.remote is None:
+        return
+    actions: list[tuple[str, str]] = []
+    for step in steps:
+        inputs, waiting = _inputs(step, known)
+        if not waiting and not step.forced:
+            key = keys.action_key(step.stage, inputs)
+            if store.lookup(step.stage.name, key) is None:
+                actions.append((step.stage.name, key))
+    store.remote.look_up(actions)
 
 
 def resolve(step: Step, known: Mapping[str, Step], past: Past) -> Step:
     """The step with state, key and reason, as far as what the steps above it give is known."""
-    given = {name: (known[node].outputs, output) for name, (node, output) in step.inputs.items()}
-    inputs = {
-        name: outputs[output] for name, (outputs, output) in given.items() if outputs is not None
-    }
+    inputs, waiting = _inputs(step, known)
     stage, preimage = step.stage, keys.preimage(step.stage, inputs)
-    if waiting := [node for node, _ in step.inputs.values() if known[node].outputs is None]:
+    if waiting:
         lower = {name for node in waiting for name in known[node].needs}  # wait themselves
         above = ", ".join(node for node in dict.fromkeys(waiting) if node not in lower)
         earlier = past.nearest(preimage, sources(stage), unknown=step.inputs.keys() - inputs)
@@ -157,15 +176,20 @@ def resolve(step: Step, known: Mapping[str, Step], past: Past) -> Step:
         )
     key = keys.digest(preimage)
     notes: list[str] = []
-    record = past.store.lookup(stage.name, key, notes)
-    if record is not None and not set(stage.outputs) <= set(record.outputs):
-        record = None
+    where: Literal["local", "remote"] = "local"
+    record = _whole(stage, past.store.lookup(stage.name, key, notes))
+    if record is None and past.store.remote is not None and not step.forced:
+        where = "remote"
+        record = _whole(stage, past.store.remote.lookup(stage.name, key, notes))
+        if record is not None:
+            notes = []  # what is damaged here is whole there
     found = replace(step, key=key, preimage=preimage, notes=(*step.notes, *notes))
     if record is not None and not step.forced:
         return replace(
             found,
             state="hit",
-            reason="cached",
+            reason="cached" if where == "local" else "in the shared cache",
+            where=where,
             outputs=record.outputs,
             record=record,
             changes=(),
@@ -185,6 +209,20 @@ def resolve(step: Step, known: Mapping[str, Step], past: Past) -> Step:
     )
 
 
+def _inputs(step: Step, known: Mapping[str, Step]) -> tuple[dict[str, str], list[str]]:
+    """Digests of the inputs that are known, and the steps whose outputs are not."""
+    given = {name: (known[node].outputs, output) for name, (node, output) in step.inputs.items()}
+    inputs = {
+        name: outputs[output] for name, (outputs, output) in given.items() if outputs is not None
+    }
+    return inputs, [node for node, _ in step.inputs.values() if known[node].outputs is None]
+
+
+def _whole(stage: Stage, record: Record | None) -> Record | None:
+    """The record, if it has all that the stage gives."""
+    return record if record and set(stage.outputs) <= set(record.outputs) else None
+
+
 def _check_names(known: Mapping[str, object], asked: Mapping[str, Iterable[str]]) -> None:
     for option, names in asked.items():
         for name in names:
@@ -193,6 +231,16 @@ def _check_names(known: Mapping[str, object], asked: Mapping[str, Iterable[str]]
                     message=f"{option}: no stage {shorten(name)} in this workflow",
                     hint=nearest(name, list(known)),
                 )
+
+
+def _levels(needs: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
+    """The steps in topological order, those together that wait for nothing but earlier ones."""
+    sorter = TopologicalSorter(needs)
+    sorter.prepare()
+    while sorter.is_active():
+        level = sorter.get_ready()
+        yield level
+        sorter.done(*level)
 
 
 def _above(needs: Mapping[str, tuple[str, ...]], names: Iterable[str]) -> set[str]:

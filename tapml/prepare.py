@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from . import batch, estimate, gates, plan, recipe, shipped, workflow
+from . import batch, estimate, gates, plan, recipe, remote, shipped, workflow
 from .admission import slots
 from .errors import RecipeError, RecipeErrors, nearest
 from .estimate import Estimate
@@ -18,7 +18,7 @@ from .plan import Graph, Plan
 from .recipe import Recipe
 from .recipe.loader import combined
 from .recipe.positions import shorten
-from .settings import Engine, Track, Tracking
+from .settings import Engine, Track, Tracking, remote_cache, with_environment
 from .settings import store_root as named_store
 from .settings import tracking as named_tracking
 from .store import Store
@@ -127,7 +127,8 @@ def prepare(
             message=f"these recipes have stores of their own: {where}",
             hint="choose one by --store DIR, or run them one by one",
         )
-    kept = Store(roots.pop())
+    engine, root = with_environment(known[files[0]].file.engine), roots.pop()
+    kept = Store(root, remote=remote.connect(remote_cache(engine, files[0]), root))
     labels = batch.labels([one for one, _, _ in found])
     graph, steps = batch.merge([graph for _, _, graph in found], labels)
     members = [
@@ -144,7 +145,6 @@ def prepare(
         replace(one, steps={name: step for name, step in one.steps.items() if step in there})
         for one in members
     ]
-    engine = known[files[0]].file.engine
     return Prepared(tuple(members), engine, kept, made, graph, which)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from .errors import TapmlError
 from .events import State
+from .settings import Dask, Joblib, Local
 from .stage import Report
 
 
@@ -16,6 +17,7 @@ from .stage import Report
 class Options:
     """How to run; in no key.
 
+    executor:  what stages run on: worker processes here, a backend of joblib, a dask cluster
     jobs:      worker processes; None: one when a stage has to run alone, else one per core;
                0: in this process, for a debugger (no time limits, a crash ends everything)
     threads:   threads of a stage's numerical libraries; None: its share of the cores
@@ -25,6 +27,7 @@ class Options:
                of a hit they are there when it was made with them
     """
 
+    executor: Local | Joblib | Dask = field(default_factory=Local)
     jobs: int | None = None
     threads: int | None = None
     fail_fast: bool = False

@@ -5,13 +5,14 @@ Precedence: a flag of the command line, the environment, `engine:` of `workflows
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Literal, cast, get_args
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from .errors import RecipeError
+from .errors import RecipeError, nearest
 from .stage import Frozen
 
 Track = Literal["off", "auto", "required"]
@@ -26,8 +27,13 @@ class Local(Frozen):
 class Joblib(Frozen):
     """A backend that is registered with joblib, such as `loky`, `threading`, `ray` or `spark`."""
 
-    kind: Literal["joblib"]
+    kind: Literal["joblib"] = "joblib"
     backend: str = Field(default="loky", description="Name of the backend")
+    register_with: str | None = Field(
+        default=None,
+        pattern=r"^[\w.]+:\w+$",
+        description="`module:function` that registers it, such as ray.util.joblib:register_ray",
+    )
 
 
 class Security(Frozen):
@@ -41,7 +47,7 @@ class Security(Frozen):
 class Dask(Frozen):
     """A dask cluster whose workers were started by `tapml worker`."""
 
-    kind: Literal["dask"]
+    kind: Literal["dask"] = "dask"
     address: str = Field(description="Of the scheduler, such as tcp://127.0.0.1:8786")
     security: Security | None = Field(default=None, description="TLS files")
 
@@ -49,7 +55,9 @@ class Dask(Frozen):
 class RemoteCache(Frozen):
     """A cache that machines share, read through and written behind."""
 
-    url: str = Field(description="A folder, or a URL of fsspec such as s3://bucket/prefix")
+    url: str = Field(
+        repr=False, description="A folder, or a URL of fsspec such as s3://bucket/prefix"
+    )
     mode: Literal["read-only", "read-write"] = Field(
         default="read-write", description="Whether results made here are uploaded"
     )
@@ -80,13 +88,60 @@ class Engine(Frozen):
     )
 
 
-def remote_cache(engine: Engine) -> RemoteCache | None:
-    """The shared cache: `TAPML_REMOTE` (with `TAPML_REMOTE_MODE`), else the file's."""
+def with_environment(engine: Engine) -> Engine:
+    """The settings of a file, with what `TAPML_JOBS` and `TAPML_EXECUTOR` say instead.
+
+    The latter is `local`, `joblib:BACKEND`, the address of a dask scheduler, or JSON.
+
+    Raises: RecipeError when one of them says nothing that can be done.
+    """
+    fields: dict[str, str] = {}
+    if jobs := os.environ.get("TAPML_JOBS"):
+        fields["jobs"] = jobs
+    if text := os.environ.get("TAPML_EXECUTOR"):
+        kind, _, rest = text.partition(":")
+        if rest.startswith("//"):
+            text = json.dumps({"kind": "dask", "address": text})
+        elif not text.startswith("{"):
+            text = json.dumps({"kind": kind} | ({"backend": rest} if rest else {}))
+        fields["executor"] = text
+    for name, text in fields.items():
+        try:
+            told = Engine.model_validate_json(f'{{"{name}": {text}}}')
+        except ValidationError as error:
+            variable = f"TAPML_{name.upper()}"
+            raise RecipeError(
+                message=f"{variable}: {os.environ[variable][:80]!r}: {error.errors()[0]['msg']}",
+                hint="a number of processes"
+                if name == "jobs"
+                else "local, joblib:BACKEND, tcp://HOST:PORT of a dask scheduler, or JSON",
+            ) from error
+        engine = engine.model_copy(update={name: getattr(told, name)})
+    return engine
+
+
+def remote_cache(engine: Engine, workflows: Path) -> RemoteCache | None:
+    """The shared cache: `TAPML_REMOTE` (with `TAPML_REMOTE_MODE`), else the file's. A folder is
+    absolute.
+
+    Raises: RecipeError when there is no such mode.
+    """
     url = os.environ.get("TAPML_REMOTE")
     if not url:
-        return engine.cache
-    mode = os.environ.get("TAPML_REMOTE_MODE", "read-write")
-    return RemoteCache.model_validate({"url": url, "mode": mode})
+        if engine.cache is None:
+            return None
+        url = _cache_url(engine.cache.url, workflows.resolve().parent)
+        return engine.cache.model_copy(update={"url": url})
+    mode = os.environ.get("TAPML_REMOTE_MODE") or "read-write"
+    if mode not in (known := get_args(RemoteCache.model_fields["mode"].annotation)):
+        raise RecipeError(
+            message=f"TAPML_REMOTE_MODE: unknown value {mode[:40]!r}", hint=nearest(mode, known)
+        )
+    return RemoteCache.model_validate({"url": _cache_url(url, Path.cwd()), "mode": mode})
+
+
+def _cache_url(url: str, folder: Path) -> str:
+    return url if "://" in url else str((folder / Path(url).expanduser()).resolve())
 
 
 def store_root(engine: Engine, workflows: Path) -> Path | None:

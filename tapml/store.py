@@ -23,7 +23,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from . import disk, index, keys
 from .blobs import Blobs, DamagedError, Durability
@@ -70,13 +69,6 @@ class Store(Blobs):
                 if changed < oldest and (path.is_file() or changed < time.time() - _STALE_S):
                     found.append(path)
         return found
-
-    def temporary(self, name: str) -> Path:
-        """A new empty folder on the store's file system; the caller removes it."""
-        folder = self.root / "tmp" / f"{name}-{uuid4().hex[:12]}"
-        with disk.guarded(folder):
-            folder.mkdir(parents=True)
-        return folder
 
     def publish(self, record: Record, *, force: bool = False) -> Record:
         """The record that counts: the first one. `force`: this one, as a new generation."""

@@ -72,6 +72,7 @@ def of_plan(prepared: Prepared) -> str:
     lines = [f"{click.style(head, bold=True)}  in {prepared.store.root}"]
     for step in shown:
         word, colour = _STATES[step.state]
+        word = "remote" if step.where == "remote" else word
         reason = step.reason
         if step.state == "hit":
             reason = f"made {local(step.record.made_at)}" if step.record else ""

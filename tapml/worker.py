@@ -21,21 +21,29 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from . import disk, errors, events, host, store
-from .errors import StageError, TapmlError
+from . import disk, errors, events, host, keys, store
+from . import remote as remotes
+from .errors import EnvironmentalError, StageError, TapmlError
+from .explain import differences
 from .mask import mask
 from .stage import Context, Inputs, Outputs, Stage, sources
 from .store import DamagedError, Durability, Record, Store
 
 _PR_SET_PDEATHSIG = 1
+THREADS = ("TVM_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Job:
     """One stage to run.
 
-    capture: what the process prints goes to `log`
-    replace: publish a new generation of the result
+    threads:   of its numerical libraries; None: its share of the cores
+    limit_s:   longest that it may run
+    capture:   what the process prints goes to `log`
+    remote:    the shared cache, for inputs that are not in the store
+    replace:   publish a new generation of the result
+    elsewhere: name of the worker of another machine that runs it; empty on this one
+    apart:     it runs on a store of that worker's own: all goes through the shared cache
     """
 
     step: str
@@ -49,19 +57,29 @@ class Job:
     log: Path
     progress: Path
     views: Path | None = None
+    threads: int | None = None
+    limit_s: float | None = None
     replace: bool = False
     capture: bool = True
+    remote: remotes.Link | None = None
+    elsewhere: str = ""
+    apart: bool = False
 
 
 @dataclass(frozen=True)
 class Done:
-    """What comes back: a record, an error's data, or the name of the input that was damaged."""
+    """What comes back: a record, an error's data, or the name of the input that was damaged.
+
+    The error of a worker that died is told by the pool: a `WorkerError`. `log` is the end of a log
+    that lies on another machine.
+    """
 
     record: Record | None = None
     error: dict[str, Any] | None = None
     damaged: str = ""
     seconds: float = 0.0
     rss_mib: float = 0.0
+    log: str = ""
 
 
 def initialise(parent: int) -> None:
@@ -74,6 +92,12 @@ def initialise(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def tell(job: Job, note: str) -> None:
+    """Says something of a job before its stage does, where the run looks for its progress."""
+    with job.progress.open("a", encoding="utf-8") as out:
+        out.write(json.dumps({"done": 0, "total": 0, "note": note}) + "\n")
+
+
 def run_stage(job: Job) -> Done:
     """Runs one stage and stores what it gives. Raises nothing: errors come back as data."""
     try:
@@ -83,12 +107,20 @@ def run_stage(job: Job) -> Done:
 
 
 def _run_watched(job: Job) -> Done:
-    job.progress.write_text(json.dumps({"pid": os.getpid()}) + "\n", encoding="utf-8")
+    with job.progress.open("a", encoding="utf-8") as out:
+        out.write(json.dumps({"pid": os.getpid()}) + "\n")
     _reset_peak()
     started = time.perf_counter()
     with _captured(job):
         try:
-            record = _run(job, Store(job.root, job.durability), started)
+            if job.elsewhere:
+                _check_here(job)
+            remote = None if job.remote is None else remotes.linked(job.remote)
+            kept = Store(job.root, job.durability, remote=remote)
+            record = _run(job, kept, started)
+            if job.apart:
+                assert remote is not None
+                remote.hand_over(record, kept)
         except _DamagedInput as damaged:
             return Done(damaged=damaged.name)
         except KeyboardInterrupt:
@@ -130,6 +162,11 @@ def _run(job: Job, kept: Store, started: float) -> Record:
         try:
             paths[name] = kept.materialise(digest, job.workdir / "inputs" / name)
         except DamagedError as error:
+            if job.apart:
+                raise EnvironmentalError(
+                    message=f"the shared cache does not give the input {name!r} to {job.elsewhere}",
+                    hint="make the shared cache readable there, and writable for both",
+                ) from error
             raise _DamagedInput(name) from error
     work = job.workdir / "work"
     work.mkdir(parents=True)
@@ -172,6 +209,20 @@ def _run(job: Job, kept: Store, started: float) -> Record:
     return kept.publish(record, force=job.replace)
 
 
+def _check_here(job: Job) -> None:
+    """Raises: EnvironmentalError when this machine lacks something, or would make something else
+    than what was planned on the other: a record must not say so.
+    """
+    job.stage.check()
+    ours = keys.preimage(job.stage, job.inputs)
+    if differing := [str(change) for change in differences(job.preimage, ours)]:
+        raise EnvironmentalError(
+            message=f"worker {job.elsewhere} differs from where the run began: "
+            + "; ".join(differing),
+            hint="install the same there; a stage that times something needs an equal machine",
+        )
+
+
 def _memo(kept: Store, folder: Path) -> Callable[..., Path]:
     def memo(
         name: str, params: Mapping[str, Any], inputs: Mapping[str, str], fn: Callable[[Path], None]
@@ -204,6 +255,8 @@ def _told(error: BaseException, job: Job) -> TapmlError:
     if isinstance(error, OSError) and (told := disk.disk_error(error, job.workdir)) is not None:
         return told
     text = traceback.format_exception_only(error)[-1].strip()
+    if isinstance(error, MemoryError):
+        text = f"out of memory (peak {peak_mib():.0f} MiB)"
     frames = traceback.extract_tb(error.__traceback__)
     libraries = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
     here = os.path.dirname(__file__)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
 from ..terminal import printable
-from .app import FILE, RECIPE, WHICH, app, document, recipe_path, tell_untracked
+from .app import FILE, INTERRUPTED, RECIPE, WHICH, app, document, recipe_path, tell_untracked
 
 if TYPE_CHECKING:
     from ..runs import RunResult
@@ -22,7 +26,17 @@ if TYPE_CHECKING:
 @click.option(
     "--threads", type=click.IntRange(1), help="Threads of a stage's own numerical libraries."
 )
-@click.option("--fail-fast", is_flag=True, help="Start nothing more after a failure.")
+@click.option(
+    "--fail-fast/--keep-going",
+    help="Start nothing more after a failure, or finish all that does not depend on it (default).",
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Longest that a stage may run.",
+)
 @click.option("--dump-ir", is_flag=True, help="Keep readable IR of before and after passes.")
 @click.option(
     "--out",
@@ -45,6 +59,7 @@ def run(
     jobs: int | None,
     threads: int | None,
     fail_fast: bool,
+    timeout_s: float | None,
     dump_ir: bool,
     out: Path | None,
     track: Literal["off", "auto", "required"] | None,
@@ -79,6 +94,7 @@ def run(
             jobs=jobs,
             threads=threads,
             fail_fast=fail_fast,
+            timeout_s=timeout_s,
             dump_ir=dump_ir,
             out=out,
             track=track,
@@ -88,6 +104,8 @@ def run(
     for result in results:
         _tell(result)
     code = next((result.exit_code for result in results if result.exit_code), 0)
+    if code >= INTERRUPTED:
+        click.echo(f"to go on, with nothing done twice: {_going_on(results, force)}", err=True)
     if as_json:
         document({"exit_code": code, "runs": [summary.to_data(result) for result in results]})
         return code
@@ -99,6 +117,25 @@ def run(
     if out is not None and (copied := [one for one in results if one.exit_code == 0]):
         click.echo(f"copied   {', '.join(str(out / one.label) for one in copied)}")
     return code
+
+
+def _going_on(results: Sequence[RunResult], force: Iterable[str]) -> str:
+    """The command line as it was typed, but what was forced and has been made is not forced again.
+
+    A `--from` stays: what is below it may not have been made again yet.
+    """
+    steps = [step for result in results for step in result.steps]
+    left = {step.name for step in steps if step.state in ("interrupted", "cancelled")}
+    words = sys.argv[1:]
+    for name in force:
+        if name in left:
+            continue
+        if f"--force={name}" in words:
+            words.remove(f"--force={name}")
+        else:
+            place = next(i for i, pair in enumerate(pairwise(words)) if pair == ("--force", name))
+            del words[place : place + 2]
+    return shlex.join(["tapml", *words])
 
 
 def _tell(result: RunResult) -> None:

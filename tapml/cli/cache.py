@@ -1,4 +1,4 @@
-"""Commands about the store of results: cache ls, verify, gc, rm, export, import."""
+"""Commands about the store of results: cache ls, verify, gc, rm, export, import, push, pull."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from ..errors import RecipeError
 from ..terminal import printable
-from .app import FILE, JSON, STORE, app, document
+from .app import FILE, JSON, STORE, app, document, recipe_path
 from .quantities import bytes_of, seconds_of, size
 
 if TYPE_CHECKING:
@@ -244,6 +244,58 @@ def cache_import(file: Path, store: Path | None, as_json: bool) -> None:
         document({"store": str(root.root), "new": rows(done.new), "known": rows(done.known)})
         return
     click.echo(f"{len(done.new)} results new, {len(done.known)} here already: {root.root}")
+
+
+@cache.command("push")
+@click.argument("what", nargs=-1, metavar="[RUN|STAGE]...")
+@STORE
+@JSON
+def cache_push(what: tuple[str, ...], store: Path | None, as_json: bool) -> None:
+    """Upload results to the shared cache: of runs, of stages, or all of the store."""
+    from .. import api, transfer
+
+    root = transfer.connected(api.store_root(store), Path.cwd())
+    sent = transfer.push(root, transfer.chosen(root, what))
+    assert root.remote is not None
+    if as_json:
+        document({"store": str(root.root), "remote": root.remote.address, "pushed": sent})
+        return
+    click.echo(f"{root.remote.address}: {sent} results are there")
+
+
+@cache.command("pull")
+@click.argument("what", nargs=-1, required=True, metavar="[RECIPE|RUN]...")
+@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change a field.")
+@click.option("--workflows", type=FILE, help="Use this workflows.yaml.")
+@STORE
+@JSON
+def cache_pull(
+    what: tuple[str, ...],
+    overrides: tuple[str, ...],
+    workflows: Path | None,
+    store: Path | None,
+    as_json: bool,
+) -> None:
+    """Download from the shared cache what RECIPE or RUN needs, to work on without it."""
+    from .. import api, transfer
+
+    recipes: list[Path] = []
+    found: list[transfer.Pulled] = []
+    for text in what:
+        try:
+            recipes.append(recipe_path(text))
+        except RecipeError:  # neither a file nor a shipped recipe
+            root = transfer.connected(api.store_root(store), Path.cwd())
+            found.append(transfer.pull(root, transfer.of_run(root, text)))
+    if recipes:
+        prepared = api.prepare(recipes, set=overrides, store=store, workflows=workflows)
+        found.append(transfer.pull_plan(prepared.store, prepared.plan))
+    fetched, here = sum(one.fetched for one in found), sum(one.here for one in found)
+    lacking = sum(one.lacking for one in found)
+    if as_json:
+        document({"fetched": fetched, "here": here, "lacking": lacking})
+        return
+    click.echo(f"{fetched} results fetched, {here} were here, {lacking} are not there")
 
 
 def _store(store: Path | None) -> Store:

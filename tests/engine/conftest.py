@@ -10,8 +10,9 @@ from types import ModuleType
 import networkx as nx
 import pytest
 
-from tapml import batch, executor
+from tapml import batch, executor, remote
 from tapml import plan as plans
+from tapml.settings import RemoteCache
 from tapml.store import Store
 
 STAGES = '''
@@ -133,6 +134,27 @@ class Act(Stage):
         print("before the fault", flush=True)
         ctypes.string_at(0)
 
+    def do_abort(self, inputs, ctx):
+        buffer = ctypes.create_string_buffer(64)
+        ctypes.CDLL(None).free(ctypes.c_void_p(ctypes.addressof(buffer) + 8))
+
+    def do_hoard(self, inputs, ctx):
+        """Takes memory until it is killed: by its control group, `arg`, or from outside."""
+        if self.arg:
+            Path(self.arg, "cgroup.procs").write_text(str(os.getpid()))
+        held = bytearray()
+        for _ in range(64):
+            held += os.urandom(1 << 20) * 8
+            time.sleep(0.05)
+            ctx.progress(len(held) >> 20, 512, "MiB")
+        time.sleep(60)
+
+    def do_limit(self, inputs, ctx):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (2 << 30, -1))
+        bytearray(4 << 30)
+
     def do_sleep(self, inputs, ctx):
         Path(self.arg).write_text(str(os.getpid()))
         time.sleep(60)
@@ -195,6 +217,20 @@ class Alone(Act):
     resources: ClassVar = Resources(exclusive=True)
 
 
+class Wide(Act):
+    """The same, on two cores."""
+
+    name: ClassVar[str] = "wide"
+    resources: ClassVar = Resources(cpu=2)
+
+
+class Graphic(Act):
+    """The same, on a GPU."""
+
+    name: ClassVar[str] = "graphic"
+    resources: ClassVar = Resources(gpu=1)
+
+
 class Fresh(Act):
     """The same, in a process that has run nothing."""
 
@@ -207,6 +243,13 @@ class Hasty(Act):
 
     name: ClassVar[str] = "hasty"
     resources: ClassVar = Resources(timeout_s=0.5)
+
+
+class Big(Act):
+    """The same, in need of memory."""
+
+    name: ClassVar[str] = "big"
+    resources: ClassVar = Resources(memory_mib=300)
 
 
 class Reader(Stage):
@@ -314,7 +357,7 @@ class Bench:
     def run(self, graph: nx.DiGraph, *, how: dict | None = None, **options) -> executor.Result:
         return self.execute(self.plan(graph, **(how or {})), **options)
 
-    def execute(self, planned: plans.Plan, **options) -> executor.Result:
+    def execute(self, planned: plans.Plan, *, emit=None, **options) -> executor.Result:
         self.events = []
         options.setdefault("jobs", 0)
         return executor.run(
@@ -322,7 +365,7 @@ class Bench:
             FakeRecipe(),
             self.store,
             executor.Options(**options),
-            self.events.append,
+            emit or self.events.append,
         )
 
     def batch(self, graphs: dict[str, nx.DiGraph], **options) -> dict[str, executor.Result]:
@@ -382,6 +425,7 @@ def script(stage_folder: Path, tmp_path: Path):
             "    import engine_stages as S\n"
             "    from conftest import FakeRecipe, make_graph\n"
             "    from tapml import executor, plan\n"
+            "    from tapml.settings import Dask, Joblib\n"
             "    from tapml.store import Store\n"
             f"    graph = make_graph({code})\n"
             f"    store = Store(Path({str(store)!r}))\n"
@@ -407,3 +451,35 @@ def script(stage_folder: Path, tmp_path: Path):
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+class Machine(Bench):
+    """A bench that shares a cache, and the warnings that it was given."""
+
+    def __init__(self, root: Path, settings: RemoteCache | None, patience_s: float) -> None:
+        self.warnings: list[str] = []
+        warn = self.warnings.append
+        super().__init__(Store(root, remote=remote.connect(settings, root, warn, patience_s)))
+
+
+class Machines:
+    """Makes machines with stores of their own that share `folder`."""
+
+    def __init__(self, base: Path) -> None:
+        self.base, self.folder = base, base / "shared"
+
+    def __call__(
+        self,
+        name: str,
+        url: str | None = "",
+        mode: str = "read-write",
+        patience_s: float = 60.0,  # the server may share a busy machine with us
+    ) -> Machine:
+        """`url`: another place than the folder; None: no shared cache."""
+        settings = None if url is None else RemoteCache(url=url or str(self.folder), mode=mode)
+        return Machine(self.base / name, settings, patience_s)
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Machines:
+    return Machines(tmp_path)

@@ -2,12 +2,15 @@
 
 import errno
 import importlib
+import json
 import os
 import signal
-import time
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from processes import alive, everything_ended, wait_for
 
 from tapml.errors import EnvironmentalError, WorkerError
 from tapml.store import Store
@@ -18,30 +21,6 @@ pytestmark = pytest.mark.faults
 
 def states(result):
     return {name: step.state for name, step in result.steps.items()}
-
-
-def alive(*needles: str) -> list[str]:
-    """Processes, zombies left out, whose command line or environment has one of the texts."""
-    found = []
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
-        if int(pid) == os.getpid():
-            continue
-        try:
-            text = Path(f"/proc/{pid}/cmdline").read_bytes()
-            text += b"\0" + Path(f"/proc/{pid}/environ").read_bytes()
-        except OSError:
-            continue
-        if any(needle.encode() in text for needle in needles):
-            found.append(f"{pid} {text[:200]!r}")
-    return found
-
-
-def wait_for(condition, limit_s: float = 30.0):
-    deadline = time.monotonic() + limit_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
-    return found
 
 
 def flip(path: Path, *, keep_time: bool = False) -> None:
@@ -96,6 +75,76 @@ def test_a_crash_leaves_the_python_stack_in_the_log(bench, stages, graph):
     assert "do_segfault" in text
 
 
+def test_a_crash_leaves_what_the_c_library_said_in_the_log(bench, stages, graph):
+    result = bench.run(graph(bad=(stages.Act(act="abort"), {})), jobs=1)
+    text = result.steps["bad"].log.read_text()
+    assert "free(): invalid pointer" in text
+    assert "do_abort" in text
+    assert result.steps["bad"].error.signal == "SIGABRT"
+
+
+@pytest.fixture
+def memory_group():
+    """A control group with 100 MiB, or nothing where this user may make none."""
+    for root, limit in (("memory", "memory.limit_in_bytes"), ("", "memory.max")):
+        group = Path("/sys/fs/cgroup", root, f"tapml-test-{os.getpid()}")
+        try:
+            group.mkdir()
+            (group / limit).write_text(str(100 << 20))
+        except OSError:
+            with suppress(OSError):
+                group.rmdir()
+            continue
+        yield group
+        wait_for(lambda group=group: not (group / "cgroup.procs").read_text())
+        group.rmdir()
+        return
+    yield None
+
+
+def test_a_stage_that_takes_too_much_memory_is_named_with_its_peak(
+    bench, stages, graph, memory_group
+):
+    """By the kernel's own hand where control groups can be made, else by ours."""
+    made = graph(greedy=(stages.Act(act="hoard", arg=str(memory_group or "")), {}))
+    planned = bench.plan(made)
+    if memory_group is None:
+        killed = threading.Thread(target=kill_when_large, args=(bench.store.root, 96))
+        killed.start()
+    result = bench.execute(planned, jobs=1)
+    error = result.steps["greedy"].error
+    assert isinstance(error, WorkerError)
+    assert error.signal == "SIGKILL"
+    certain = ": out of memory (peak" if memory_group else ": probably out of memory (peak"
+    assert certain in error.message
+    assert result.steps["greedy"].rss_mib > 60
+    assert any("killed by SIGKILL" in note for note in result.steps["greedy"].notes)
+
+
+def kill_when_large(root: Path, mib: int) -> None:
+    """Kills the stage's process twice, as the kernel would."""
+    for _ in range(2):
+        (path,) = wait_for(lambda: [*root.glob("tmp/*/progress.jsonl")])
+        wait_for(lambda path=path: f'"done": {mib}' in path.read_text())
+        os.kill(json.loads(path.read_text().splitlines()[0])["pid"], signal.SIGKILL)
+        wait_for(lambda path=path: not path.exists())
+
+
+def test_running_out_of_address_space_is_the_stages_own_error(bench, stages, graph):
+    result = bench.run(graph(greedy=(stages.Act(act="limit"), {})), jobs=1)
+    error = result.steps["greedy"].error
+    assert error.message.startswith("out of memory (peak ")
+    assert "in do_limit" in error.hint
+    assert not isinstance(error, WorkerError)
+
+
+def test_the_limit_of_a_run_ends_a_stage_that_sets_none(bench, stages, graph, tmp_path):
+    slow = stages.Act(act="sleep", arg=str(tmp_path / "pid"))
+    result = bench.run(graph(slow=(slow, {})), jobs=1, timeout_s=0.5)
+    assert "took longer than 0.5 s" in result.steps["slow"].error.message
+    assert not result.steps["slow"].notes  # not tried again
+
+
 def test_a_stage_that_crashes_once_succeeds(bench, stages, graph, tmp_path):
     made = graph(bad=(stages.Act(act="kill", times=1, mark=str(tmp_path / "mark")), {}))
     assert states(bench.run(made, jobs=1)) == {"bad": "ran"}
@@ -129,10 +178,6 @@ def test_a_stage_that_a_worker_cannot_import_fails_with_the_reason(
 # --- the end of a run
 
 
-def everything_ended(mark: Path) -> bool:
-    return not alive(str(mark), f"TAPML_LOCKS={os.environ['TAPML_LOCKS']}")
-
-
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
 )
@@ -147,8 +192,6 @@ def test_no_process_outlives_a_run_that_is_stopped(script, tmp_path, number, cod
 
 
 def test_no_process_outlives_a_worker_that_is_killed(bench, stages, graph, tmp_path):
-    import threading
-
     mark = tmp_path / "mark"
 
     def kill() -> None:

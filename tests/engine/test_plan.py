@@ -141,6 +141,7 @@ def test_a_plan_is_json(bench, chain):
         "name": "text",
         "stage": "text",
         "state": "run",
+        "where": None,
         "reason": "never run",
         "key": data[0]["key"],
         "outputs": None,

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,8 +23,10 @@ from command_line import (
     nothing_is_lost,
     tapml,
 )
+from processes import alive, wait_for
 from small_models import RECIPE, write_mlp
 
+from tapml import guard
 from tapml.stage import Context, Inputs, Outputs, Stage
 from tapml.store import Store
 from tapml.verification import verify
@@ -230,61 +233,48 @@ def test_a_killed_worker_is_tried_again_once(
     assert nothing_is_lost(store, before)
 
 
-def alive(mark: str) -> list[str]:
-    """Processes, zombies left out, that have the text in their environment."""
-    found: list[str] = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark.encode() in (folder / "environ").read_bytes():
-                found.append((folder / "cmdline").read_text())
-        except OSError:
-            continue
-    return found
-
-
-def test_ctrl_c_leaves_no_process_and_going_on_repeats_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+)
+def test_a_search_that_is_stopped_leaves_no_process_and_going_on_repeats_nothing(
+    tmp_path: Path, number: int, code: int
+) -> None:
     write_mlp(tmp_path)
     store = tmp_path / "store"
-    command = [sys.executable, "-m", "tapml", "run", "recipe.yaml", "--set", "tuning.trials=64"]
-    process = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        env=environment(store),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        process_group=0,
-    )
+    process = started(tmp_path, "recipe.yaml", "--set", "tuning.trials=64", store=store)
 
     def is_tuning() -> bool:
+        assert process.poll() is None, process.communicate()
         return any(
             one["event"] == "StageProgress" and one["stage"] == "metaschedule" and one["done"] > 0
             for folder in (store / "runs").glob("*")
             for one in journal(folder)
         )
 
-    deadline = time.monotonic() + 120
-    while not is_tuning():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    assert len(alive(str(store))) > 3
+    wait_for(is_tuning, 120)
+    own = mark(process.pid)
+    count = len(guard.marked(own))
+    assert count > 2  # the worker, and its builders and runners
     pressed = time.monotonic()
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of the foreground
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does: to all of the foreground
+    else:
+        process.send_signal(number)
     out, err = process.communicate(timeout=30)
-    print(f"{time.monotonic() - pressed:.1f} s to the prompt")
-    assert process.returncode == 130
+    assert process.returncode == code
     assert time.monotonic() - pressed < LIMIT_S
+    wait_for(lambda: not guard.marked(own) and not alive(str(store)), LIMIT_S)
+    print(f"{count} processes gone {time.monotonic() - pressed:.1f} s after {number!r}")
     assert "Traceback" not in out + err
-    while alive(str(store)):
-        assert time.monotonic() - pressed < LIMIT_S, alive(str(store))
-        time.sleep(0.05)
     assert not [one for one in verify(Store(store)) if one.is_damage]
 
     (folder,) = (store / "runs").glob("*")
     ended = [one for one in journal(folder) if one["event"] == "StageFinished"]
     states = {one["stage"]: one["state"] for one in ended}
-    assert states["metaschedule"] == "interrupted"
+    if number != signal.SIGKILL:
+        assert states["metaschedule"] == "interrupted"
+        assert "to go on" in err
+        assert "tapml run recipe.yaml --set tuning.trials=64" in err
     done = {stage for stage, state in states.items() if state == "ran"}
     assert {"import", "relax", "tensorir"} <= done
     again = tapml(tmp_path, "run", "recipe.yaml", "--to", "metaschedule", store=store)
@@ -292,3 +282,126 @@ def test_ctrl_c_leaves_no_process_and_going_on_repeats_nothing(tmp_path: Path) -
     assert {stage for stage, state in again.states.items() if state == "hit"} == done & set(
         again.states
     )
+
+
+def mark(pid: int) -> str:
+    """What all that a run starts has in its environment: told by its guard's command line."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().decode().split("\0")
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if parent == pid and guard.__file__ in words:
+            return words[words.index(guard.__file__) + 1]
+    raise AssertionError("the run has no guard")
+
+
+# --- two commands at once
+
+OWN = """\
+import time
+import numpy as np
+def inputs():
+    with open({counter!r}, "a+") as counter:
+        counter.write("x")
+        counter.seek(0)
+        first = len(counter.read()) == 1
+    if first:
+        time.sleep({seconds})
+        {then}
+    return {{"x": np.ones((4, 16), "float32")}}
+"""
+
+
+def started(folder: Path, *arguments: str, store: Path) -> subprocess.Popen[str]:
+    """`tapml run …`, not waited for, in the foreground of a terminal of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tapml", "run", *arguments],
+        cwd=folder,
+        env=environment(store),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+
+
+@dataclass
+class Race:
+    """Two commands on one recipe, the second begun while the first is within `reference`."""
+
+    folder: Path
+    counter: Path
+    first: subprocess.Popen[str]
+    second: subprocess.Popen[str]
+
+    def end(self) -> tuple[str, str]:
+        """What they said, in the end."""
+        return self.first.communicate(timeout=120)[1], self.second.communicate(timeout=120)[1]
+
+
+@pytest.fixture
+def race(tmp_path: Path) -> Generator[Callable[..., Race]]:
+    races: list[Race] = []
+
+    def make(*options: str, seconds: float = 4.0, then: str = "pass") -> Race:
+        counter, store = tmp_path / "counter", tmp_path / "store"
+        write_mlp(tmp_path, RECIPE.replace("repeats", "inputs: {python: 'own.py:inputs'}, repeats"))
+        code = OWN.format(counter=str(counter), seconds=seconds, then=then)
+        (tmp_path / "own.py").write_text(code)
+        words = ("recipe.yaml", "--to", "reference", *options)
+        first = started(tmp_path, *words, store=store)
+        wait_for(counter.exists, 60)
+        races.append(Race(tmp_path, counter, first, started(tmp_path, *words, store=store)))
+        return races[-1]
+
+    yield make
+    for one in races:
+        for process in (one.first, one.second):
+            process.kill()
+            process.communicate()
+
+
+def test_of_two_commands_at_once_one_does_the_work_and_the_other_says_whom_it_waits_for(
+    race: Callable[..., Race],
+) -> None:
+    both = race()
+    told = both.end()
+    assert (both.first.returncode, both.second.returncode) == (0, 0), told
+    assert both.counter.read_text() == "x"
+    assert "which is making it" in told[1]
+    assert f"(process {both.first.pid})" in told[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_command_that_is_stopped_hands_its_work_to_the_one_that_waits(
+    race: Callable[..., Race], number: int
+) -> None:
+    both = race(seconds=120)
+    wait_for(lambda: len(list((both.folder / "store" / "runs").glob("*"))) == 2, 60)
+    both.first.send_signal(number)
+    told = both.end()
+    assert both.first.returncode == (130 if number == signal.SIGINT else -9)
+    assert both.second.returncode == 0, told
+    assert both.counter.read_text() == "xx"
+
+
+def test_a_command_whose_stage_fails_leaves_it_to_the_one_that_waits(
+    race: Callable[..., Race],
+) -> None:
+    both = race(then="raise ValueError('only once')")
+    told = both.end()
+    assert (both.first.returncode, both.second.returncode) == (1, 0), told
+    assert "only once" in told[0]
+    assert both.counter.read_text() == "xx"
+
+
+def test_two_commands_that_force_a_stage_each_run_it_one_after_the_other(
+    race: Callable[..., Race],
+) -> None:
+    both = race("--force", "reference")
+    told = both.end()
+    assert (both.first.returncode, both.second.returncode) == (0, 0), told
+    assert both.counter.read_text() == "xx"
+    assert "which is making it" in told[1]

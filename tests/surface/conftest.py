@@ -59,7 +59,8 @@ def cli(
     monkeypatch.setenv("TAPML_TRACK", "off")
 
     def call(*arguments: str) -> Done:
-        here = ("--jobs", "0") if arguments[0] == "run" else ()
+        inline = arguments[0] == "run" and "--jobs" not in arguments
+        here = ("--jobs", "0") if inline else ()
         monkeypatch.setattr(sys, "argv", ["tapml", *arguments, *here])
         with pytest.raises(SystemExit) as ended:
             main()

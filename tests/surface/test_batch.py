@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,34 @@ def test_the_engine_section_names_the_store_and_the_number_of_workers(
     cli("run", "little.yaml")
     assert (project / "elsewhere" / "runs").is_dir()
     assert "little" in cli("runs").out
+
+
+def test_the_engine_section_and_the_environment_name_the_executor(
+    project: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = project / "workflows.yaml"
+    path.write_text(
+        path.read_text() + "engine: {executor: {kind: dask, address: 'tcp://127.0.0.1:9'}}\n"
+    )
+    monkeypatch.setattr("tapml.pools.dask._CONNECT_S", 1.0)
+    done = cli("run", "little.yaml", "--jobs", "1")
+    assert done.code == 3
+    assert "no dask scheduler answers at tcp://127.0.0.1:9" in done.err
+    assert cli("plan", "little.yaml").code == 0
+    monkeypatch.setenv("TAPML_EXECUTOR", "slurm")
+    assert cli("plan", "little.yaml").code == 2
+    monkeypatch.setenv("TAPML_EXECUTOR", "tcp://127.0.0.1:10")
+    assert "tcp://127.0.0.1:10" in cli("run", "little.yaml", "--jobs", "1").err
+
+
+def test_a_worker_says_what_it_lacks(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = cli("worker", "tcp://127.0.0.1:9", "--tls-cert", "cert.pem")
+    assert done.code == 2
+    assert "--tls-ca-file, --tls-cert and --tls-key" in done.err
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    done = cli("worker", "tcp://127.0.0.1:9")
+    assert done.code == 3
+    assert "pip install 'tapml[dask]'" in done.err
 
 
 def test_values_of_the_environment_are_recorded(
