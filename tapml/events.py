@@ -94,7 +94,7 @@ _CLASSES: dict[str, type[Event]] = {
 
 def to_data(event: Event) -> Json:
     """JSON-able data of an event; `event` names its class."""
-    data = {"event": type(event).__name__, **asdict(event)}
+    data = {"event": type(event).__name__, **vars(event)}
     if isinstance(event, StageFinished):
         data["report"] = report_to_data(event.report)
     return data

@@ -156,7 +156,7 @@ def _write_facts(folder: Path, plan: Plan, part: Part) -> None:
     (folder / "recipe.yaml").write_text(part.recipe.resolved_yaml(), encoding="utf-8")
     rows = {row["name"]: row for row in plan.to_data()}
     own = [{**rows[step], "name": name} for name, step in part.steps.items()]
-    (folder / "plan.json").write_text(json.dumps(own, indent=1), encoding="utf-8")
+    (folder / "plan.json").write_text(json.dumps(own), encoding="utf-8")
 
 
 def _beginning(members: Sequence[_Member], plan: Plan, started: float) -> RunStarted:

@@ -74,8 +74,11 @@ def package_digest(cls: type[Stage]) -> str | None:
     A plug-in has no fingerprint test, so that its code is in the key of its stages.
     """
     top = cls.__module__.partition(".")[0]
-    if top in _BUILT_IN:
-        return None
+    return None if top in _BUILT_IN else _digest(top)
+
+
+@cache
+def _digest(top: str) -> str:
     module = sys.modules[top]
     folders = [Path(folder) for folder in getattr(module, "__path__", ())]
     files = [(folder, path) for folder in folders for path in folder.rglob("*.py")]

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -309,13 +310,7 @@ class _Binder:
 
     def overridden(self, stage: Stage, params: Tree, at: FieldPath) -> Stage:
         cls = type(stage)
-        fields: dict[str, Any] = {}
-        for name, info in cls.model_fields.items():
-            optional = copy(info)
-            optional.default, optional.default_factory = None, None
-            fields[name] = (info.annotation, optional)
-        partial = create_model(cls.__name__, __base__=_Partial, **fields)
-        given, errors = validate(partial, params, at=at)
+        given, errors = validate(_partial(cls), params, at=at)
         if given is None:
             raise combined(errors)
         values = {name: getattr(stage, name) for name in cls.model_fields}
@@ -337,3 +332,14 @@ class _Partial(Frozen):
     """Base of a stage's parameters of which any may be left out."""
 
     model_config = ConfigDict(validate_default=False)
+
+
+@cache
+def _partial(cls: type[Stage]) -> type[_Partial]:
+    """The model of the parameters of a stage of which any may be left out."""
+    fields: dict[str, Any] = {}
+    for name, info in cls.model_fields.items():
+        optional = copy(info)
+        optional.default, optional.default_factory = None, None
+        fields[name] = (info.annotation, optional)
+    return create_model(cls.__name__, __base__=_Partial, **fields)
