@@ -71,7 +71,9 @@ def diamond(layers: int, width: int) -> Shape:
     for layer in range(layers):
         row = [f"l{layer:02}-{index}" for index in range(width - (layer == layers - 1))]
         for index, name in enumerate(row):
-            needs[name] = list(dict.fromkeys([above[index % len(above)], above[(index + 1) % len(above)]]))
+            needs[name] = list(
+                dict.fromkeys([above[index % len(above)], above[(index + 1) % len(above)]])
+            )
         above = row
     return Shape("diamond", needs, root=root, leaf=above[-1])
 

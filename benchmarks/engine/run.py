@@ -1,4 +1,4 @@
-"""tapml against pytask, DVC, Snakemake and redun: graphs of 300 trivial steps, and a plan of 10 000.
+"""tapml against pytask, DVC, Snakemake and redun: graphs of 300 trivial steps; a plan of 10 000.
 
     python benchmarks/engine/run.py [--cache DIR] [--work DIR] [--quick] [--again]
 
@@ -26,7 +26,7 @@ from typing import Any
 import click
 import tables
 from graphs import SIZE, Shape, chain, shapes
-from tools import SITE, TOOLS, Tapml, Tool
+from tools import TOOLS, Tapml, Tool
 
 from tapml import host
 
@@ -64,7 +64,9 @@ class Project:
         env = {**os.environ, **self.tool.environment(self.folder)}
         found = timed(command, self.folder, env)
         if wrong := self.tool.given(self.folder, self.shape, self.salts):
-            raise SystemExit(f"{' '.join(command)} in {self.folder}: {wrong} is wrong after {scenario}")
+            raise SystemExit(
+                f"{' '.join(command)} in {self.folder}: {wrong} is wrong after {scenario}"
+            )
         return {"tool": self.tool.name, "scenario": scenario, **found}
 
 
@@ -74,14 +76,21 @@ def timed(command: list[str], folder: Path, env: Mapping[str, str]) -> Sample:
     with (folder / "log.txt").open("wb") as log:
         start = time.perf_counter()
         process = subprocess.Popen(
-            command, cwd=folder, env={**env, MARK: mark}, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            command,
+            cwd=folder,
+            env={**env, MARK: mark},
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
         )
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         told = (folder / "log.txt").read_text(errors="replace")[-2000:]
-        raise SystemExit(f"{' '.join(command)} in {folder} ended with {process.returncode}:\n{told}")
+        raise SystemExit(
+            f"{' '.join(command)} in {folder} ended with {process.returncode}:\n{told}"
+        )
     _await_detached(mark)
     return {
         "s": round(seconds, 3),
@@ -150,11 +159,15 @@ def large_plan(work: Path, steps: int = 10_000) -> list[Sample]:
         f"    {name}: {{stage: fold, needs: [{', '.join(above)}]}}"
         for name, above in project.shape.needs.items()
     )
-    (project.folder / "workflows.yaml").write_text("workflows:\n  chain:\n" + "\n".join(rows) + "\n")
+    (project.folder / "workflows.yaml").write_text(
+        "workflows:\n  chain:\n" + "\n".join(rows) + "\n"
+    )
     command = [str(project.home / "bin" / "tapml"), "plan", "bench.yaml"]
     env = {**os.environ, **tool.environment(project.folder)}
     for _ in range(3):
-        found.append({"tool": tool.name, "scenario": f"plan {steps}", **timed(command, project.folder, env)})
+        found.append(
+            {"tool": tool.name, "scenario": f"plan {steps}", **timed(command, project.folder, env)}
+        )
     return found
 
 
@@ -184,7 +197,10 @@ def facts(homes: Mapping[str, Path]) -> dict[str, Any]:
         ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
     ).stdout.strip()
     changed = subprocess.run(
-        ["git", "-C", str(ROOT), "status", "--porcelain", "tapml"], capture_output=True, text=True, check=True
+        ["git", "-C", str(ROOT), "status", "--porcelain", "tapml"],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     return {
         "commit": commit + (" +dirty" if changed else ""),
@@ -205,8 +221,12 @@ def facts(homes: Mapping[str, Path]) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--cache", type=click.Path(path_type=Path), default=CACHE, help="Where peers are installed.")
-@click.option("--work", type=click.Path(path_type=Path), help="Where projects are made. [default: CACHE/work]")
+@click.option(
+    "--cache", type=click.Path(path_type=Path), default=CACHE, help="Where peers are installed."
+)
+@click.option(
+    "--work", type=click.Path(path_type=Path), help="Where projects are made. [default: CACHE/work]"
+)
 @click.option("--only", multiple=True, help="Engines to run; writes no JSON.")
 @click.option("--quick", is_flag=True, help="One round; writes no JSON.")
 @click.option("--again", is_flag=True, help="Keep nothing of a run that was stopped.")

@@ -1,6 +1,6 @@
 """The tables of benchmarks/results/engine.json, as Markdown for docs/benchmarks.md.
 
-    python benchmarks/engine/tables.py
+python benchmarks/engine/tables.py
 """
 
 from __future__ import annotations

@@ -107,7 +107,11 @@ class Tapml(Tool):
         return [program, "run", "bench.yaml", "--jobs", str(slots), "--track", self.track]
 
     def environment(self, folder: Path) -> dict[str, str]:
-        return {"PYTHONPATH": str(SITE), "TAPML_LOCKS": str(folder), "TAPML_STORE": str(folder / "artifacts")}
+        return {
+            "PYTHONPATH": str(SITE),
+            "TAPML_LOCKS": str(folder),
+            "TAPML_STORE": str(folder / "artifacts"),
+        }
 
     def given(self, folder: Path, shape: Shape, salts: Salts) -> str:
         numbers = expected(shape, salts)
@@ -124,9 +128,11 @@ class Pytask(Tool):
     def write(self, folder: Path, shape: Shape, salts: Salts) -> None:
         (folder / "out").mkdir(exist_ok=True)
         (folder / "pyproject.toml").write_text("[tool.pytask.ini_options]\n")
-        (folder / "graph.json").write_text(json.dumps({"needs": dict(shape.needs), "salts": dict(salts)}))
+        (folder / "graph.json").write_text(
+            json.dumps({"needs": dict(shape.needs), "salts": dict(salts)})
+        )
         (folder / "task_bench.py").write_text(
-            '''import json
+            """import json
 from pathlib import Path
 from typing import Annotated
 
@@ -148,7 +154,7 @@ for name, needs in GRAPH["needs"].items():
         for path in needs:
             total = (total * 131 + int(path.read_text()) + 7) % 1000003
         out.write_text(f"{total:<1023}\\n")
-'''
+"""
         )
 
     def command(self, home: Path, slots: int) -> list[str]:
@@ -189,10 +195,12 @@ class Dvc(Tool):
 
 class Snakemake(Tool):
     def write(self, folder: Path, shape: Shape, salts: Salts) -> None:
-        (folder / "graph.json").write_text(json.dumps({"needs": dict(shape.needs), "salts": dict(salts)}))
+        (folder / "graph.json").write_text(
+            json.dumps({"needs": dict(shape.needs), "salts": dict(salts)})
+        )
         line = _SHELL.format(salt="{params.salt}", inputs="{input}", output="{output}")
         (folder / "Snakefile").write_text(
-            f'''import json
+            f"""import json
 
 GRAPH = json.load(open("graph.json"))
 
@@ -204,7 +212,7 @@ rule fold:
     output: "out/{{name}}"
     params: salt=lambda w: GRAPH["salts"][w.name]
     shell: {line!r}
-'''
+"""
         )
 
     def command(self, home: Path, slots: int) -> list[str]:
@@ -223,7 +231,7 @@ class Redun(Tool):
             json.dumps({"parts": shape.parts(), "salts": dict(salts)})
         )
         (folder / "workflow.py").write_text(
-            '''import json
+            """import json
 
 from redun import File, task
 
@@ -255,11 +263,18 @@ def main(graph: File = File("graph.json")) -> dict:
     for needs in told["parts"]:
         made = part({name: told["salts"][name] for name in needs}, needs, made)
     return made
-'''
+"""
         )
 
     def command(self, home: Path, slots: int) -> list[str]:
-        return [str(home / "bin" / "redun"), "--config", f"redun-{slots}", "run", "workflow.py", "main"]
+        return [
+            str(home / "bin" / "redun"),
+            "--config",
+            f"redun-{slots}",
+            "run",
+            "workflow.py",
+            "main",
+        ]
 
     def begin(self, home: Path, folder: Path) -> None:
         for slots in self.slots:
