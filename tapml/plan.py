@@ -9,25 +9,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from graphlib import TopologicalSorter
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from . import keys
 from .errors import RecipeError, nearest
 from .explain import Change, Expected, Past
+from .graph import Graph
 from .recipe.positions import shorten
 from .stage import Stage, functions, sources
 from .store import Record, Store
-
-
-class Graph(Protocol):
-    """What is used of a networkx DiGraph.
-
-    A node has the attributes `stage` and `inputs`: name → (node, output).
-    """
-
-    @property
-    def nodes(self) -> Mapping[str, Mapping[str, Any]]: ...
-    def predecessors(self, n: str, /) -> Iterable[str]: ...
 
 
 @dataclass(frozen=True)
@@ -143,7 +133,7 @@ def resolve(step: Step, known: Mapping[str, Step], past: Past) -> Step:
     inputs = {
         name: outputs[output] for name, (outputs, output) in given.items() if outputs is not None
     }
-    stage, preimage = step.stage, keys.preimage(step.stage, inputs)
+    stage, preimage = step.stage, keys.preimage(step.stage, inputs, past.packages)
     if waiting := [node for node, _ in step.inputs.values() if known[node].outputs is None]:
         lower = {name for node in waiting for name in known[node].needs}  # wait themselves
         above = ", ".join(node for node in dict.fromkeys(waiting) if node not in lower)
