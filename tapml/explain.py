@@ -58,10 +58,14 @@ class Nearest:
 
 
 class Past:
-    """The earlier results in a store, those of each stage read once."""
+    """The earlier results in a store, those of each stage read once.
+
+    packages: digests of the packages that stages come from, each read once too
+    """
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.packages: dict[str, str] = {}
         self._earlier: dict[str, list[tuple[Record, frozenset[tuple[str, str]]]]] = {}
         self._expected: dict[str, Expected] = {}
 
