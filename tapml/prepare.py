@@ -128,7 +128,8 @@ def prepare(
             message=f"these recipes have stores of their own: {where}",
             hint="choose one by --store DIR, or run them one by one",
         )
-    kept = Store(roots.pop())
+    engine = known[files[0]].file.engine
+    kept = Store(roots.pop(), engine.durability)
     labels = batch.labels([one for one, _, _ in found])
     graph, steps = batch.merge([graph for _, _, graph in found], labels)
     members = [
@@ -145,7 +146,6 @@ def prepare(
         replace(one, steps={name: step for name, step in one.steps.items() if step in there})
         for one in members
     ]
-    engine = known[files[0]].file.engine
     return Prepared(tuple(members), engine, kept, made, graph, which)
 
 

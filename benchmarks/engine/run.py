@@ -1,6 +1,6 @@
 """tapml against pytask, DVC, Snakemake and redun: graphs of 300 trivial steps; a plan of 10 000.
 
-    python benchmarks/engine/run.py [--cache DIR] [--work DIR] [--quick] [--again]
+    python benchmarks/engine/run.py [--cache DIR] [--work DIR] [--rounds N] [--again]
 
 Commands alternate (ours, peer, peer, …, ours again) and are timed whole, from outside. Every result
 is compared with what the graph has to give. Prints tables, writes benchmarks/results/engine.json.
@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,15 @@ from typing import Any
 import click
 import tables
 from graphs import SIZE, Shape, chain, shapes
-from tools import TOOLS, Tapml, Tool
+from tools import TOOLS, Tool
 
 from tapml import host
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "engine.json"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "tapml-benchmarks"
-ROUNDS = 5  # of warm and one leaf
-COLD_S = 8.0  # an engine that takes longer for a cold run does it once
+SCENARIOS = ("cold", "warm", "leaf", "root")
+SLOW_S = 8.0  # an engine that takes longer for a cold run does it once
 MARK = "TAPML_BENCHMARK"
 LIMIT_S = 240.0  # of one command
 Sample = dict[str, Any]
@@ -47,27 +47,44 @@ class Project:
         self.tool, self.shape, self.slots, self.home, self.folder = tool, shape, slots, home, folder
         self.salts: dict[str, int] = {}
 
-    def empty(self) -> None:
+    def begin(self, scenario: str) -> None:
+        """What is changed before the command is timed."""
+        match scenario:
+            case "cold":
+                self._empty()
+            case "leaf":
+                self._change(self.shape.leaf)
+            case "root":
+                self._change(self.shape.root)
+            case _:
+                pass
+
+    def _empty(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self.salts = {name: number for number, name in enumerate(self.shape.needs)}
         self.tool.begin(self.home, self.folder)
         self.tool.write(self.folder, self.shape, self.salts)
 
-    def change(self, step: str) -> None:
+    def _change(self, step: str) -> None:
         self.salts[step] += 1000
         self.tool.write(self.folder, self.shape, self.salts)
 
     def run(self, scenario: str) -> Sample:
         """Times one command. Raises: SystemExit when it fails or gives another result."""
         command = self.tool.command(self.home, self.slots)
-        env = {**os.environ, **self.tool.environment(self.folder)}
+        env = environment() | self.tool.environment(self.folder)
         found = timed(command, self.folder, env)
         if wrong := self.tool.given(self.folder, self.shape, self.salts):
             raise SystemExit(
                 f"{' '.join(command)} in {self.folder}: {wrong} is wrong after {scenario}"
             )
         return {"tool": self.tool.name, "scenario": scenario, **found}
+
+
+def environment() -> dict[str, str]:
+    """Ours without what changes how Python starts, so that compiled modules are kept as usual."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
 
 def timed(command: list[str], folder: Path, env: Mapping[str, str]) -> Sample:
@@ -116,58 +133,49 @@ def _await_detached(mark: str) -> None:
     raise SystemExit("what a command left running does not end")
 
 
-def samples(projects: list[Project], rounds: int) -> Iterator[Sample]:
+def samples(projects: list[Project], rounds: int, scenarios: Sequence[str]) -> Iterator[Sample]:
     """Cold, warm, one leaf changed, the root changed; the engines take turns."""
-    slow: set[str] = set()
+    once: set[str] = {"tapml, tracked"}  # these run cold and with another root once
     for number in range(rounds):
-        for project in projects:
-            name = project.tool.name
-            if number == 0 or (number == 1 and name not in slow):
-                project.empty()
-                found = project.run("cold")
-                if found["s"] > COLD_S:
-                    slow.add(name)
+        for scenario in scenarios:
+            for project in projects:
+                tool = project.tool
+                if scenario in ("cold", "root"):
+                    if number > 1 or (number == 1 and tool.name in once):
+                        continue
+                elif scenario not in tool.scenarios:
+                    continue
+                project.begin(scenario)
+                found = project.run(scenario)
+                if found["s"] > SLOW_S and scenario == "cold":
+                    once.add(tool.name)
                 yield found
-        for project in projects:
-            yield project.run("warm")
-        for project in projects:
-            project.change(project.shape.leaf)
-            yield project.run("leaf")
-        for project in projects:
-            if number == 0 or (number == 1 and project.tool.name not in slow):
-                project.change(project.shape.root)
-                yield project.run("root")
 
 
-def blocks() -> Iterator[tuple[Shape, int, list[Tool], int]]:
-    """Graph, slots, engines and rounds, of what is measured."""
-    one, two = [t for t in TOOLS if 1 in t.slots], [t for t in TOOLS if 2 in t.slots]
+def blocks(rounds: int) -> Iterator[tuple[Shape, int, list[Tool], int, Sequence[str]]]:
+    """Graph, slots, engines, rounds and scenarios, of what is measured."""
     for shape in shapes().values():
-        tracked = shape.name == "diamond"
-        yield shape, 1, [t for t in one if tracked or t.name != "tapml, tracked"], ROUNDS
-    plain = [t for t in two if t.name not in ("tapml, tracked", "tapml, fsync each")]
+        tools = [tool for tool in TOOLS if tool.name != "tapml, tracked" or shape.name == "diamond"]
+        yield shape, 1, [tool for tool in tools if 1 in tool.slots], rounds, SCENARIOS
+    two = [tool for tool in TOOLS if 2 in tool.slots]
     for name in ("wide", "diamond"):
-        yield shapes()[name], 2, plain, 2
+        yield shapes()[name], 2, two, min(2, rounds), ("cold", "root")
 
 
-def large_plan(work: Path, steps: int = 10_000) -> list[Sample]:
-    """`tapml plan` of a chain of many steps, with an empty store."""
-    tool, found = Tapml("off"), []
-    project = Project(tool, chain(steps), 1, tool.install(work), work / "large")
-    project.empty()
-    rows = (
-        f"    {name}: {{stage: fold, needs: [{', '.join(above)}]}}"
-        for name, above in project.shape.needs.items()
-    )
-    (project.folder / "workflows.yaml").write_text(
-        "workflows:\n  chain:\n" + "\n".join(rows) + "\n"
-    )
-    command = [str(project.home / "bin" / "tapml"), "plan", "bench.yaml"]
-    env = {**os.environ, **tool.environment(project.folder)}
-    for _ in range(3):
-        found.append(
-            {"tool": tool.name, "scenario": f"plan {steps}", **timed(command, project.folder, env)}
-        )
+def large_plans(work: Path, steps: int = 10_000) -> list[Sample]:
+    """A plan of a chain of many steps: nothing stored, all stored, the root changed since."""
+    store, folder = work / "large" / "store", work / "large"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    script = str(Path(__file__).with_name("large_plan.py"))
+    found: list[Sample] = []
+    for what in ("plan", "fill", "plan", "changed"):
+        state = {"plan": "cached" if found else "nothing stored", "changed": "root changed"}
+        command = [sys.executable, script, str(store), str(steps), what]
+        for _ in range(1 if what == "fill" else 3):
+            sample = timed(command, folder, environment())
+            if what != "fill":
+                found.append({"tool": "tapml", "scenario": state[what], **sample})
     return found
 
 
@@ -191,7 +199,7 @@ def summary(shape: str, slots: int, found: list[Sample]) -> Iterator[dict[str, A
         }
 
 
-def facts(homes: Mapping[str, Path]) -> dict[str, Any]:
+def facts(homes: Mapping[str, Path], rounds: int) -> dict[str, Any]:
     """What the figures were taken with."""
     commit = subprocess.run(
         ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
@@ -217,6 +225,7 @@ def facts(homes: Mapping[str, Path]) -> dict[str, Any]:
             for slots in tool.slots
         },
         "output_bytes": SIZE,
+        "rounds": rounds,
     }
 
 
@@ -228,20 +237,25 @@ def facts(homes: Mapping[str, Path]) -> dict[str, Any]:
     "--work", type=click.Path(path_type=Path), help="Where projects are made. [default: CACHE/work]"
 )
 @click.option("--only", multiple=True, help="Engines to run; writes no JSON.")
-@click.option("--quick", is_flag=True, help="One round; writes no JSON.")
+@click.option("--rounds", default=5, show_default=True, help="Repeats of warm and one leaf.")
 @click.option("--again", is_flag=True, help="Keep nothing of a run that was stopped.")
-def main(cache: Path, work: Path | None, only: tuple[str, ...], quick: bool, again: bool) -> None:
+def main(cache: Path, work: Path | None, only: tuple[str, ...], rounds: int, again: bool) -> None:
     cache, work = cache.resolve(), (work or cache / "work").resolve()
     work.mkdir(parents=True, exist_ok=True)
     homes = {tool.name: tool.install(cache) for tool in TOOLS if not only or tool.name in only}
     kept = work / "partial.json"
-    with_what = facts(homes) if not only else {}
+    with_what = facts(homes, rounds) if not only else {}
     parts: dict[str, list[Sample]] = {}
-    if kept.is_file() and not (again or quick or only):
+    if kept.is_file() and not (again or only):
         before = json.loads(kept.read_text())
         if before["facts"] == with_what:
             parts = before["parts"]
-    for shape, slots, tools, rounds in blocks():
+    for tool in TOOLS:  # so that no timed run compiles modules for the first time
+        if tool.name in homes:
+            first = Project(tool, chain(3), tool.slots[0], homes[tool.name], work / "first")
+            first.begin("cold")
+            first.run("cold")
+    for shape, slots, tools, repeats, scenarios in blocks(rounds):
         name = f"{shape.name} {slots}"
         if name in parts:
             continue
@@ -251,21 +265,19 @@ def main(cache: Path, work: Path | None, only: tuple[str, ...], quick: bool, aga
             if tool.name in homes
         ]
         parts[name] = []
-        for sample in samples(projects, 1 if quick else rounds):
+        for sample in samples(projects, repeats, scenarios):
             parts[name].append(sample)
             print(name, sample, file=sys.stderr, flush=True)
-        if not (quick or only):
+        if not only:
             kept.write_text(json.dumps({"facts": with_what, "parts": parts}))
-    cells = [
-        cell
-        for name, found in parts.items()
-        for cell in summary(*name.split(), found)  # pyright: ignore[reportArgumentType]
-    ]
-    plans = large_plan(work)
-    cells += list(summary("chain of 10 000", 0, plans))
+    cells: list[dict[str, Any]] = []
+    for name, found in parts.items():
+        shape_name, count = name.split()
+        cells += summary(shape_name, int(count), found)
+    cells += list(summary("plan of 10 000", 0, large_plans(work)))
     data = {"date": datetime.now(UTC).isoformat(timespec="seconds"), **with_what, "cells": cells}
     print(tables.text(data))
-    if not (quick or only):
+    if not only:
         RESULT.write_text(json.dumps(data, indent=1) + "\n")
         kept.unlink(missing_ok=True)
         shutil.rmtree(work, ignore_errors=True)

@@ -27,10 +27,12 @@ def _lines(data: dict[str, Any]) -> Iterator[str]:
         found = [cells.get((shape, slots, tool, one)) for one in SCENARIOS]
         rss = max(cell["rss_mib"] for cell in found if cell)
         yield f"| {shape} | {slots} | {tool} | {' | '.join(map(_cell, found))} | {rss:.0f} |"
-    for (shape, slots, tool, scenario), cell in cells.items():
+    yield ""
+    yield "| plan of 10 000 stages | s | MiB |"
+    yield "|---|---|---|"
+    for (_, slots, _, scenario), cell in cells.items():
         if not slots:
-            yield ""
-            yield f"{tool} {scenario} ({shape}): {_cell(cell)} s, {cell['rss_mib']:.0f} MiB"
+            yield f"| {scenario} | {_cell(cell)} | {cell['rss_mib']:.0f} |"
 
 
 def _cell(cell: dict[str, Any] | None) -> str:

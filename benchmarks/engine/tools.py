@@ -22,8 +22,8 @@ from typing import Any
 from graphs import Shape, expected, text
 
 SITE = Path(__file__).resolve().parent / "site"
-_HERE = Path(__file__).resolve().parents[2]
 Salts = Mapping[str, int]
+_WORKER = "a Python stage in a worker process"
 
 # the fold of graphs.py in the shell's own words; `%d` pads to the 1 KB
 _SHELL = (
@@ -34,12 +34,17 @@ _SHELL = (
 
 @dataclass(frozen=True)
 class Tool:
-    """One engine. `slots`: the numbers of parallel steps that it can be asked for."""
+    """One engine.
+
+    slots:     the numbers of parallel steps that it can be asked for
+    scenarios: those in which it is measured
+    """
 
     name: str
     packages: tuple[str, ...]
     body: str
     slots: tuple[int, ...] = (1, 2)
+    scenarios: tuple[str, ...] = ("cold", "warm", "leaf", "root")
 
     def write(self, folder: Path, shape: Shape, salts: Salts) -> None:
         """Writes or rewrites the project for these salts."""
@@ -75,16 +80,10 @@ class Tool:
         return home
 
 
+@dataclass(frozen=True)
 class Tapml(Tool):
-    def __init__(self, track: str, durability: str = "group") -> None:
-        name = "tapml" + (", tracked" if track == "auto" else "")
-        name += ", fsync each" if durability == "each" else ""
-        super().__init__(name, (), "a Python stage in a worker process")
-        object.__setattr__(self, "track", track)
-        object.__setattr__(self, "durability", durability)
-
-    track: str
-    durability: str
+    track: str = "off"
+    durability: str = "group"
 
     def install(self, cache: Path) -> Path:
         return Path(sys.executable).parent.parent
@@ -287,10 +286,16 @@ def main(graph: File = File("graph.json")) -> dict:
 
 
 TOOLS: tuple[Tool, ...] = (
-    Tapml("off"),
-    Tapml("auto"),
-    Tapml("off", "each"),
-    Pytask("pytask", ("pytask==0.6.0",), "a Python function in its process"),
+    Tapml("tapml", (), _WORKER),
+    Tapml("tapml, tracked", (), _WORKER, slots=(1,), track="auto"),
+    Tapml("tapml, fsync each", (), _WORKER, (1,), scenarios=("cold", "root"), durability="each"),
+    Pytask("pytask", ("pytask==0.6.0",), "a Python function in its process", slots=(1,)),
+    Pytask(
+        "pytask-parallel",
+        ("pytask==0.6.0", "pytask-parallel==0.5.5"),
+        "a Python function in a thread of its process",
+        slots=(2,),
+    ),
     Dvc("dvc", ("dvc==3.67.1",), "one shell command", slots=(1,)),
     Snakemake("snakemake", ("snakemake==9.27.1",), "one shell command"),
     Redun("redun", ("redun==0.44.1",), "a Python function in a thread of its process"),
