@@ -152,14 +152,15 @@ def samples(projects: list[Project], rounds: int, scenarios: Sequence[str]) -> I
                 yield found
 
 
-def blocks(rounds: int) -> Iterator[tuple[Shape, int, list[Tool], int, Sequence[str]]]:
+def blocks(steps: int, rounds: int) -> Iterator[tuple[Shape, int, list[Tool], int, Sequence[str]]]:
     """Graph, slots, engines, rounds and scenarios, of what is measured."""
-    for shape in shapes().values():
+    graphs = shapes(steps)
+    for shape in graphs.values():
         tools = [tool for tool in TOOLS if tool.name != "tapml, tracked" or shape.name == "diamond"]
         yield shape, 1, [tool for tool in tools if 1 in tool.slots], rounds, SCENARIOS
     two = [tool for tool in TOOLS if 2 in tool.slots]
     for name in ("wide", "diamond"):
-        yield shapes()[name], 2, two, min(2, rounds), ("cold", "root")
+        yield graphs[name], 2, two, min(2, rounds), ("cold", "root")
 
 
 def large_plans(work: Path, steps: int = 10_000) -> list[Sample]:
@@ -199,7 +200,7 @@ def summary(shape: str, slots: int, found: list[Sample]) -> Iterator[dict[str, A
         }
 
 
-def facts(homes: Mapping[str, Path], rounds: int) -> dict[str, Any]:
+def facts(homes: Mapping[str, Path], steps: int, rounds: int) -> dict[str, Any]:
     """What the figures were taken with."""
     commit = subprocess.run(
         ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
@@ -225,6 +226,7 @@ def facts(homes: Mapping[str, Path], rounds: int) -> dict[str, Any]:
             for slots in tool.slots
         },
         "output_bytes": SIZE,
+        "steps": steps,
         "rounds": rounds,
     }
 
@@ -238,13 +240,16 @@ def facts(homes: Mapping[str, Path], rounds: int) -> dict[str, Any]:
 )
 @click.option("--only", multiple=True, help="Engines to run; writes no JSON.")
 @click.option("--rounds", default=5, show_default=True, help="Repeats of warm and one leaf.")
+@click.option("--steps", default=300, show_default=True, help="Of each graph.")
 @click.option("--again", is_flag=True, help="Keep nothing of a run that was stopped.")
-def main(cache: Path, work: Path | None, only: tuple[str, ...], rounds: int, again: bool) -> None:
+def main(
+    cache: Path, work: Path | None, only: tuple[str, ...], rounds: int, steps: int, again: bool
+) -> None:
     cache, work = cache.resolve(), (work or cache / "work").resolve()
     work.mkdir(parents=True, exist_ok=True)
     homes = {tool.name: tool.install(cache) for tool in TOOLS if not only or tool.name in only}
     kept = work / "partial.json"
-    with_what = facts(homes, rounds) if not only else {}
+    with_what = facts(homes, steps, rounds) if not only else {}
     parts: dict[str, list[Sample]] = {}
     if kept.is_file() and not (again or only):
         before = json.loads(kept.read_text())
@@ -255,7 +260,7 @@ def main(cache: Path, work: Path | None, only: tuple[str, ...], rounds: int, aga
             first = Project(tool, chain(3), tool.slots[0], homes[tool.name], work / "first")
             first.begin("cold")
             first.run("cold")
-    for shape, slots, tools, repeats, scenarios in blocks(rounds):
+    for shape, slots, tools, repeats, scenarios in blocks(steps, rounds):
         name = f"{shape.name} {slots}"
         if name in parts:
             continue
@@ -274,7 +279,8 @@ def main(cache: Path, work: Path | None, only: tuple[str, ...], rounds: int, aga
     for name, found in parts.items():
         shape_name, count = name.split()
         cells += summary(shape_name, int(count), found)
-    cells += list(summary("plan of 10 000", 0, large_plans(work)))
+    if not only:
+        cells += summary("plan of 10 000", 0, large_plans(work))
     data = {"date": datetime.now(UTC).isoformat(timespec="seconds"), **with_what, "cells": cells}
     print(tables.text(data))
     if not only:
