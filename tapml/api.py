@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -330,18 +331,16 @@ def _environment(loaded: Recipe) -> dict[str, Scalar]:
         except importlib.metadata.PackageNotFoundError:
             continue
     found |= {f"env.{name}": value for name, value in loaded.env_used.items()}
-    commit = _git(loaded.path.parent, "rev-parse", "HEAD")
-    if commit:
-        dirty = _git(loaded.path.parent, "status", "--porcelain", "--untracked-files=no")
-        found["git"] = f"{commit[:12]}{' +dirty' if dirty else ''}"
+    if state := _git_state(loaded.path.parent):
+        found["git"] = state
     return found
 
 
-def _git(folder: Path, *arguments: str) -> str:
-    """What git says, or nothing where there is no git or no repository."""
+def _git_state(folder: Path) -> str:
+    """`<commit>` or `<commit> +dirty`; nothing where there is no git, repository or commit."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
+            ["git", "-C", str(folder), "status", "--porcelain=v2", "--branch", "-uno"],
             capture_output=True,
             text=True,
             timeout=_GIT_S,
@@ -349,4 +348,8 @@ def _git(folder: Path, *arguments: str) -> str:
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    told = re.match(r"# branch.oid ([0-9a-f]{12})", done.stdout)
+    if done.returncode != 0 or told is None:
+        return ""
+    changed = any(not line.startswith("#") for line in done.stdout.splitlines())
+    return told[1] + " +dirty" * changed

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
 
-from .plan import Graph
+from .graph import Graph
 from .recipe import Recipe
 from .stage import Stage
-
-if TYPE_CHECKING:
-    import networkx as nx
 
 
 def labels(recipes: Sequence[Recipe]) -> list[str]:
@@ -39,8 +35,6 @@ def merge(graphs: Sequence[Graph], names: Sequence[str]) -> tuple[Graph, list[di
     where no other has it; else what the labels of its graphs have in common is put behind an `@`.
     In: the nodes of each graph come after what they need, as `workflow.graph` gives them.
     """
-    import networkx as nx
-
     known: dict[object, int] = {}  # what makes a node → its number
     nodes: list[_Node] = []
     numbers: list[dict[str, int]] = []
@@ -58,13 +52,12 @@ def merge(graphs: Sequence[Graph], names: Sequence[str]) -> tuple[Graph, list[di
             nodes[own[name]].graphs.append(which)
         numbers.append(own)
     called = _names(nodes, names)
-    merged: nx.DiGraph[str] = nx.DiGraph()
+    merged = Graph()
     for text, node in zip(called, nodes, strict=True):
         bound = {key: (called[number], output) for key, (number, output) in node.inputs.items()}
-        merged.add_node(text, stage=node.stage, inputs=bound)
-        merged.add_edges_from((source, text) for source, _ in bound.values())
+        merged.add(text, node.stage, bound)
     steps = [{name: called[number] for name, number in own.items()} for own in numbers]
-    return cast("Graph", merged), steps  # networkx's views are no Mapping to the checker
+    return merged, steps
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from .stage import Curve, Report, Table
@@ -94,7 +94,7 @@ _CLASSES: dict[str, type[Event]] = {
 
 def to_data(event: Event) -> Json:
     """JSON-able data of an event; `event` names its class."""
-    data = {"event": type(event).__name__, **asdict(event)}
+    data = {"event": type(event).__name__, **vars(event)}
     if isinstance(event, StageFinished):
         data["report"] = report_to_data(event.report)
     return data
@@ -111,9 +111,13 @@ def from_data(data: Mapping[str, Any]) -> Event:
     return _CLASSES[data["event"]](**facts)
 
 
+_NESTED = ("tables", "curves")
+
+
 def report_to_data(report: Report) -> Json:
     """JSON-able data of a stage's report; NumPy's numbers become Python's, non-finite ones None."""
-    return _plain(asdict(report))
+    plain = {name: value for name, value in vars(report).items() if name not in _NESTED}
+    return _plain(plain | {name: list(map(vars, getattr(report, name))) for name in _NESTED})
 
 
 def _plain(value: Any) -> Any:

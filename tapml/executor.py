@@ -159,7 +159,7 @@ def _write_facts(folder: Path, plan: Plan, part: Part) -> None:
     (folder / "recipe.yaml").write_text(part.recipe.resolved_yaml(), encoding="utf-8")
     rows = {row["name"]: row for row in plan.to_data()}
     own = [{**rows[step], "name": name} for name, step in part.steps.items()]
-    (folder / "plan.json").write_text(json.dumps(own, indent=1), encoding="utf-8")
+    (folder / "plan.json").write_text(json.dumps(own), encoding="utf-8")
 
 
 def _beginning(members: Sequence[_Member], plan: Plan, started: float) -> RunStarted:
@@ -289,7 +289,7 @@ class _Run:
     def _settle(self) -> list[Step]:
         """Finishes hits and what cannot run any more; what can start, the most urgent first."""
         pending = [self._steps[name] for name in self._look if self._steps[name].state == "pending"]
-        look_ahead(pending, self._steps, self._store)
+        look_ahead(pending, self._steps, self._past)
         while self._look:
             name = self._look.popleft()
             if name in self.results or name in self._ready or self._is_active(name):

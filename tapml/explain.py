@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import ne
 from typing import Any, Literal, cast
 
 from . import host
@@ -58,11 +59,15 @@ class Nearest:
 
 
 class Past:
-    """The earlier results in a store, those of each stage read once."""
+    """The earlier results in a store, those of each stage read once.
+
+    packages: digests of the packages that stages come from, each read once too
+    """
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._earlier: dict[str, list[tuple[Record, frozenset[tuple[str, str]]]]] = {}
+        self.packages: dict[str, str] = {}
+        self._earlier: dict[str, _Earlier] = {}
         self._expected: dict[str, Expected] = {}
 
     def nearest(
@@ -73,18 +78,15 @@ class Past:
         In: `unknown`: inputs whose digests are not known yet, and do not count.
         """
         earlier = self._of(str(preimage["stage"]))
-        if not earlier:
+        if not earlier.records:
             return Nearest()
-        facts = frozenset(_facts(preimage))
-        unknown = {f"inputs.{name}" for name in unknown}
-
-        def distance(other: frozenset[tuple[str, str]]) -> int:
-            return len({name for name, _ in facts ^ other if name not in unknown})
-
-        ranked = [(distance(known), record) for record, known in earlier]
-        record = min(ranked, key=lambda one: one[0])[1]
-        here = [one for one in ranked if one[1].made_on.get("machine") == host.machine()]
-        local = min(here, key=lambda one: one[0])[1] if here else None
+        far = earlier.distances(
+            dict(_facts(preimage)), frozenset(f"inputs.{name}" for name in unknown)
+        )
+        record = earlier.records[min(range(len(far)), key=far.__getitem__)]
+        local = None
+        if earlier.here:
+            local = earlier.records[min(earlier.here, key=far.__getitem__)]
         partial = set(preimage["inputs"]) if unknown else None
         return Nearest(
             tuple(differences(record.preimage, preimage, record.sources, sources, partial)),
@@ -92,12 +94,9 @@ class Past:
             None if local is None else self._expect(local),
         )
 
-    def _of(self, stage: str) -> list[tuple[Record, frozenset[tuple[str, str]]]]:
+    def _of(self, stage: str) -> _Earlier:
         if stage not in self._earlier:
-            self._earlier[stage] = [
-                (record, frozenset(_facts(record.preimage)))
-                for record in self.store.newest(stage, _CANDIDATES)
-            ]
+            self._earlier[stage] = _Earlier(self.store.newest(stage, _CANDIDATES))
         return self._earlier[stage]
 
     def _expect(self, record: Record) -> Expected:
@@ -108,6 +107,44 @@ class Past:
                     size += self.store.size(digest)
             self._expected[record.key] = Expected(record.seconds, record.rss_mib, size / 2**20)
         return self._expected[record.key]
+
+
+class _Earlier:
+    """Earlier results of one stage, newest first, and how far another one is from each.
+
+    here: which of them were made on this machine
+    """
+
+    def __init__(self, records: list[Record]) -> None:
+        self.records = records
+        self.here = [
+            index
+            for index, record in enumerate(records)
+            if record.made_on.get("machine") == host.machine()
+        ]
+        self._facts = [dict(_facts(record.preimage)) for record in records]
+        self._shared = dict(
+            set[tuple[str, str]].intersection(*(set(facts.items()) for facts in self._facts))
+            if records
+            else ()
+        )
+        self._varying = {name for facts in self._facts for name in facts} - self._shared.keys()
+        self._rows: dict[tuple[str, ...], list[tuple[str | None, ...]]] = {}
+
+    def distances(self, facts: Mapping[str, str], unknown: frozenset[str]) -> list[int]:
+        """How many facts are others than in each of the results; `unknown` ones do not count.
+
+        What all results share is compared once: a plan of thousands of stages asks for each.
+        """
+        shared = sum(
+            self._shared.get(name) != facts.get(name)
+            for name in (self._shared.keys() | facts.keys()) - self._varying - unknown
+        )
+        names = tuple(sorted(self._varying - unknown))
+        if names not in self._rows:
+            self._rows[names] = [tuple(map(one.get, names)) for one in self._facts]
+        own = tuple(map(facts.get, names))
+        return [shared + sum(map(ne, row, own)) for row in self._rows[names]]
 
 
 def differences(

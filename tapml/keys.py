@@ -56,8 +56,13 @@ def digest(value: object) -> str:
     return hashlib.sha256(b"tapml.action\0" + canonical_json(value)).hexdigest()
 
 
-def preimage(stage: Stage, inputs: Mapping[str, str]) -> Preimage:
-    """Everything that the result of `stage` depends on; `inputs` are digests by input name."""
+def preimage(
+    stage: Stage, inputs: Mapping[str, str], packages: dict[str, str] | None = None
+) -> Preimage:
+    """Everything that the result of `stage` depends on; `inputs` are digests by input name.
+
+    In: `packages`: as `known` of `registry.package_digest`.
+    """
     facts: Preimage = {
         "schema": SCHEMA,
         "stage": stage.name,
@@ -66,7 +71,7 @@ def preimage(stage: Stage, inputs: Mapping[str, str]) -> Preimage:
         "inputs": dict(inputs),
         "tools": {name: _version(name) for name in stage.tools} | dict(stage.tool_versions()),
     }
-    if (package := registry.package_digest(type(stage))) is not None:
+    if (package := registry.package_digest(type(stage), packages)) is not None:
         facts["package"] = package
     if stage.measures:
         facts["host"] = host.fingerprint()

@@ -9,25 +9,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from graphlib import TopologicalSorter
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from . import keys
 from .errors import RecipeError, nearest
 from .explain import Change, Expected, Past
+from .graph import Graph
 from .recipe.positions import shorten
 from .stage import Stage, functions, sources
 from .store import Record, Store
-
-
-class Graph(Protocol):
-    """What is used of a networkx DiGraph.
-
-    A node has the attributes `stage` and `inputs`: name → (node, output).
-    """
-
-    @property
-    def nodes(self) -> Mapping[str, Mapping[str, Any]]: ...
-    def predecessors(self, n: str, /) -> Iterable[str]: ...
 
 
 @dataclass(frozen=True)
@@ -139,30 +129,30 @@ def make(
             for name in level
             if name in kept
         ]
-        look_ahead(fresh, steps, store)
+        look_ahead(fresh, steps, past)
         for step in fresh:
             steps[step.name] = resolve(step, steps, past)
     return Plan(tuple(steps.values()))
 
 
-def look_ahead(steps: Iterable[Step], known: Mapping[str, Step], store: Store) -> None:
+def look_ahead(steps: Iterable[Step], known: Mapping[str, Step], past: Past) -> None:
     """Asks the shared cache at once for what `resolve` would ask it for one by one."""
-    if store.remote is None:
+    if (remote := past.store.remote) is None:
         return
     actions: list[tuple[str, str]] = []
     for step in steps:
         inputs, waiting = _inputs(step, known)
         if not waiting and not step.forced:
-            key = keys.action_key(step.stage, inputs)
-            if store.lookup(step.stage.name, key) is None:
+            key = keys.digest(keys.preimage(step.stage, inputs, past.packages))
+            if past.store.lookup(step.stage.name, key) is None:
                 actions.append((step.stage.name, key))
-    store.remote.look_up(actions)
+    remote.look_up(actions)
 
 
 def resolve(step: Step, known: Mapping[str, Step], past: Past) -> Step:
     """The step with state, key and reason, as far as what the steps above it give is known."""
     inputs, waiting = _inputs(step, known)
-    stage, preimage = step.stage, keys.preimage(step.stage, inputs)
+    stage, preimage = step.stage, keys.preimage(step.stage, inputs, past.packages)
     if waiting:
         lower = {name for node in waiting for name in known[node].needs}  # wait themselves
         above = ", ".join(node for node in dict.fromkeys(waiting) if node not in lower)

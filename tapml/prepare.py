@@ -7,14 +7,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from . import batch, estimate, gates, plan, recipe, remote, shipped, workflow
 from .admission import slots
 from .errors import RecipeError, RecipeErrors, nearest
 from .estimate import Estimate
 from .facts import Facts
-from .plan import Graph, Plan
+from .graph import Graph
+from .plan import Plan
 from .recipe import Recipe
 from .recipe.loader import combined
 from .recipe.positions import shorten
@@ -128,7 +129,8 @@ def prepare(
             hint="choose one by --store DIR, or run them one by one",
         )
     engine, root = with_environment(known[files[0]].file.engine), roots.pop()
-    kept = Store(root, remote=remote.connect(remote_cache(engine, files[0]), root))
+    shared = remote.connect(remote_cache(engine, files[0]), root)
+    kept = Store(root, engine.durability, remote=shared)
     labels = batch.labels([one for one, _, _ in found])
     graph, steps = batch.merge([graph for _, _, graph in found], labels)
     members = [
@@ -189,8 +191,8 @@ def _load(
     found: list[tuple[Recipe, Path, Graph]] = []
     errors: list[RecipeError] = []
     for one in recipe.load_all(path, overrides, env=workflows.file.engine.env):
-        try:  # networkx's views are no Mapping to the checker
-            found.append((one, file, cast("Graph", workflow.graph(one, workflows))))
+        try:
+            found.append((one, file, workflow.graph(one, workflows)))
         except RecipeError as error:
             errors += error.errors if isinstance(error, RecipeErrors) else (error,)
     if errors:

@@ -68,14 +68,22 @@ def sections() -> dict[str, list[type[Frozen]]]:
     return installed().sections()
 
 
-def package_digest(cls: type[Stage]) -> str | None:
+def package_digest(cls: type[Stage], known: dict[str, str] | None = None) -> str | None:
     """Digest of the Python files of the package that `cls` comes from; None for tapml's own stages.
 
     A plug-in has no fingerprint test, so that its code is in the key of its stages.
+    In: `known`: digests of packages that were read already, which it adds to.
     """
     top = cls.__module__.partition(".")[0]
     if top in _BUILT_IN:
         return None
+    known = {} if known is None else known
+    if top not in known:
+        known[top] = _digest(top)
+    return known[top]
+
+
+def _digest(top: str) -> str:
     module = sys.modules[top]
     folders = [Path(folder) for folder in getattr(module, "__path__", ())]
     files = [(folder, path) for folder in folders for path in folder.rglob("*.py")]
@@ -91,15 +99,20 @@ def package_digest(cls: type[Stage]) -> str | None:
 
 @cache
 def _load(point: metadata.EntryPoint) -> type[Stage]:
-    owner = point.dist.name if point.dist else point.module
     try:
         found: object = point.load()
     except (ImportError, AttributeError) as error:
+        owner = _owner(point)
         raise EnvironmentalError(
             message=f"stage {point.name!r} of package {owner!r} cannot be loaded: {error}",
             hint=f"pip install --force-reinstall {owner}",
         ) from error
     if not (isinstance(found, type) and issubclass(found, Stage)):
+        owner = _owner(point)
         message = f"{point.value} of package {owner!r} is registered as a stage and is none"
         raise EnvironmentalError(message=message, hint=f"pip uninstall {owner}")
     return found
+
+
+def _owner(point: metadata.EntryPoint) -> str:
+    return point.dist.name if point.dist else point.module

@@ -131,7 +131,7 @@ def save(run: RunResult) -> Path:
     data["bundle"] = str(run.bundle) if run.bundle else None
     path = run.folder / RECORD
     draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(data, indent=1), encoding="utf-8")
+    draft.write_text(json.dumps(data), encoding="utf-8")
     draft.replace(path)
     return path
 

@@ -77,6 +77,10 @@ class Engine(Frozen):
     """The section `engine:` of a workflow file."""
 
     store: str | None = Field(default=None, description="Folder of results; relative to this file")
+    durability: Literal["group", "each"] = Field(
+        default="group",
+        description="Results reach the disk together at the run's end, or each when it is made",
+    )
     jobs: int | None = Field(default=None, ge=0, description="Worker processes")
     executor: Annotated[Local | Joblib | Dask, Field(discriminator="kind")] = Field(
         default_factory=Local, description="What stages run on"

@@ -7,6 +7,8 @@ import unicodedata
 
 def printable(text: str, *, keep: str = "") -> str:
     """`text` with control and direction characters escaped, so that no terminal obeys them."""
+    if text.isprintable():
+        return text
     return "".join(
         c if c.isprintable() or c in keep else " " if c == "\t" else _escape(c) for c in text
     )

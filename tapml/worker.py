@@ -202,7 +202,7 @@ def _run(job: Job, kept: Store, started: float) -> Record:
         rss_mib=round(peak_mib(), 1),
         made_at=store.now(),
         made_on={**host.fingerprint(), "machine": host.machine()},
-        log=kept.put(job.log) if job.log.exists() else "",
+        log=kept.put(job.log) if job.log.exists() and job.log.stat().st_size else "",
         views=kept.put(job.views) if job.views is not None else "",
         sources=sources(job.stage),
     )

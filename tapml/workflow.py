@@ -8,16 +8,19 @@ passes through it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from heapq import heappop, heappush
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from . import shipped
 from .errors import RecipeError, RecipeErrors, nearest
+from .graph import Graph
 from .recipe import Recipe, text
 from .recipe.loader import combined, error_at
 from .recipe.positions import Node as Tree
@@ -27,9 +30,6 @@ from .recipe.positions import locate, shorten
 from .recipe.validate import explain, validate
 from .settings import Engine
 from .stage import Frozen, Kind, Stage
-
-if TYPE_CHECKING:
-    import networkx as nx
 
 FILE = "workflows.yaml"
 _NAME = re.compile(r"[a-z0-9_-]{1,64}")
@@ -105,16 +105,12 @@ def load(path: Path) -> Workflows:
     raise combined(errors)
 
 
-def graph(recipe: Recipe, workflows: Workflows) -> nx.DiGraph[str]:
-    """The stages that the recipe's workflow runs, as instances.
+def graph(recipe: Recipe, workflows: Workflows) -> Graph:
+    """The stages that the recipe's workflow runs, as instances, each after what it needs.
 
-    Out:    node → attributes `stage` (the instance) and `inputs` {input: (node, output)}; edges
-            lead downstream; each node comes after what it needs.
     Raises: RecipeError with every mistake of the workflow, or else every mistake that the stages
             find in the recipe.
     """
-    import networkx as nx
-
     name = recipe.workflow
     if name not in workflows.file.workflows:
         known = list(workflows.file.workflows)
@@ -123,19 +119,17 @@ def graph(recipe: Recipe, workflows: Workflows) -> nx.DiGraph[str]:
         raise recipe.locate(RecipeError(field="workflow", message=message, hint=hint))
     binder = _Binder(recipe, workflows, name)
     bindings = binder.bind()
-    built: nx.DiGraph[str] = nx.DiGraph()
+    built = Graph()
     errors: list[RecipeError] = []
     for node, inputs in bindings.items():
         try:
-            built.add_node(node, stage=binder.instance(node), inputs=inputs)
+            built.add(node, binder.instance(node), inputs)
         except RecipeErrors as error:
             errors += error.errors
         except RecipeError as error:
             errors.append(error)
     if errors:
         raise combined(errors)
-    for node, inputs in bindings.items():
-        built.add_edges_from((source, node) for source, _ in inputs.values())
     return built
 
 
@@ -146,6 +140,7 @@ class _Binder:
         self.recipe, self.workflows, self.name = recipe, workflows, name
         self.nodes = workflows.file.workflows[name]
         self.classes: dict[str, type[Stage]] = {}
+        self.ancestors: dict[str, set[str]] = {}
         self.errors: list[RecipeError] = []
 
     def bind(self) -> dict[str, Bindings]:
@@ -154,7 +149,6 @@ class _Binder:
         if self.errors:
             raise combined(self.errors)
         self.order = self.topological_order()
-        self.above = self.ancestors()
         bindings: dict[str, Bindings] = {}
         for node in self.order:
             needs = self.nodes[node].needs
@@ -183,29 +177,37 @@ class _Binder:
                 self.report((name, "when"), message, nearest(node.when, list(sections)))
 
     def topological_order(self) -> list[str]:
-        import networkx as nx
-
-        needs: nx.DiGraph[str] = nx.DiGraph()
-        needs.add_nodes_from(self.nodes)
-        needs.add_edges_from(
-            (up, name) for name, node in self.nodes.items() for up in node.upstream
-        )
+        """The nodes, each after what it needs, else in the file's order."""
+        names = list(self.nodes)
+        place = {name: index for index, name in enumerate(names)}
+        sorter = TopologicalSorter({name: node.upstream for name, node in self.nodes.items()})
         try:
-            return list(nx.lexicographical_topological_sort(needs, list(self.nodes).index))
-        except nx.NetworkXUnfeasible:
-            find_cycle = cast("Callable[..., list[tuple[str, str]]]", nx.find_cycle)  # pyright: ignore[reportUnknownMemberType]  # stubs
-            cycle = [source for source, _ in find_cycle(needs)]
+            sorter.prepare()
+        except CycleError as error:
+            cycle = cast("list[str]", error.args[1])[1:]  # it begins and ends with the same
             first = cycle.index(min(cycle))
-            names = [*cycle[first:], *cycle[:first], cycle[first]]
-            message = f"nodes need each other in a circle: {' → '.join(names)}"
-            raise self.workflows.error(self.at(names[0], "needs"), message) from None
+            path = [*cycle[first:], *cycle[:first], cycle[first]]
+            message = f"nodes need each other in a circle: {' → '.join(path)}"
+            raise self.workflows.error(self.at(path[0], "needs"), message) from None
+        ready: list[int] = []
+        order: list[str] = []
+        while sorter.is_active():
+            for name in sorter.get_ready():
+                heappush(ready, place[name])
+            order.append(names[heappop(ready)])
+            sorter.done(order[-1])
+        return order
 
-    def ancestors(self) -> dict[str, set[str]]:
-        above: dict[str, set[str]] = {}
-        for name in self.order:
-            ups = self.nodes[name].upstream
-            above[name] = set(ups).union(*(above[up] for up in ups))
-        return above
+    def above(self, node: str) -> set[str]:
+        """All that a node needs, directly or not."""
+        if node not in self.ancestors:
+            found, todo = set[str](), [node]
+            while todo:
+                new = set(self.nodes[todo.pop()].upstream) - found
+                found |= new
+                todo.extend(new)
+            self.ancestors[node] = found
+        return self.ancestors[node]
 
     def is_left_out(self, node: str) -> bool:
         when = self.nodes[node].when
@@ -257,9 +259,11 @@ class _Binder:
     ) -> None:
         """Binds an input to the latest of the outputs that were found for it."""
         unique = list(dict.fromkeys(found))
-        latest = [
-            one for one in unique if not any(one[0] in self.above[other] for other, _ in unique)
-        ]
+        latest = unique
+        if len(unique) > 1:
+            latest = [
+                one for one in unique if not any(one[0] in self.above(other) for other, _ in unique)
+            ]
         if latest:
             bound[name] = latest[0]
         if len(latest) > 1:
@@ -309,13 +313,7 @@ class _Binder:
 
     def overridden(self, stage: Stage, params: Tree, at: FieldPath) -> Stage:
         cls = type(stage)
-        fields: dict[str, Any] = {}
-        for name, info in cls.model_fields.items():
-            optional = copy(info)
-            optional.default, optional.default_factory = None, None
-            fields[name] = (info.annotation, optional)
-        partial = create_model(cls.__name__, __base__=_Partial, **fields)
-        given, errors = validate(partial, params, at=at)
+        given, errors = validate(_partial(cls), params, at=at)
         if given is None:
             raise combined(errors)
         values = {name: getattr(stage, name) for name in cls.model_fields}
@@ -337,3 +335,14 @@ class _Partial(Frozen):
     """Base of a stage's parameters of which any may be left out."""
 
     model_config = ConfigDict(validate_default=False)
+
+
+@cache
+def _partial(cls: type[Stage]) -> type[_Partial]:
+    """The model of the parameters of a stage of which any may be left out."""
+    fields: dict[str, Any] = {}
+    for name, info in cls.model_fields.items():
+        optional = copy(info)
+        optional.default, optional.default_factory = None, None
+        fields[name] = (info.annotation, optional)
+    return create_model(cls.__name__, __base__=_Partial, **fields)

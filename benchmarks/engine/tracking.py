@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import itertools
 import json
 import os
@@ -160,7 +161,7 @@ def measure(store: Path, uri: str) -> dict[str, float]:
     rows: dict[str, float] = {}
     long, members = long_run(store, 300), sweep(store)
     with timed(rows, "import MLflow"):
-        __import__("mlflow")
+        importlib.import_module("mlflow")
     with timed(rows, "make or check the database"):
         client = syncer.Syncer(uri, store)
     with timed(rows, "open it"):
