@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import TypedDict, Unpack, cast
 
 from . import bundle as bundles
-from . import disk, events, executor, facts, gates, host, report, requirements, runs, sweep
+from . import disk, events, executor, facts, gates, host, report, requirements, runs
 from .errors import EnvironmentalError, RecipeError, TrackingError
 from .plan import Plan
 from .prepare import Member, Overrides, Prepared, prepare, store_root
 from .recipe import Recipe
+from .report import sweep
 from .runs import RunResult, Scalar
 from .settings import Track, Tracking
 from .store import Store

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from . import explain, figures, runs
+from . import explain, runs
 from .errors import RecipeError
 from .explain import Change
 from .facts import Spread
+from .report import figures
 from .results import StepResult
 from .runs import RunResult, Scalar
 from .store import Record, Store

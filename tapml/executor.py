@@ -37,9 +37,9 @@ from .events import (
     State,
 )
 from .explain import Past
-from .outbox import Outbox
 from .plan import Plan, Step, look_ahead, resolve
 from .pools import Pool
+from .remote.outbox import Outbox
 from .results import Options, Result, StepResult
 from .signals import Signals
 from .stage import Report

@@ -11,8 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from . import figures, journal, runs
+from . import journal, runs
 from .errors import RecipeError, nearest
+from .report import figures
 from .runs import RunResult, Scalar
 
 _FIGURE = {"size": "bundle_mib"}

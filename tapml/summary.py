@@ -11,15 +11,14 @@ from typing import Any
 
 import click
 
-from . import figures
 from .compare import APART, NOISE, Comparison, Row
 from .estimate import Estimate
 from .facts import Facts, Spread
-from .markup import number
 from .plan import Step
 from .prepare import Prepared
 from .progress import duration
-from .report import by_share, failed_count, share_by_rule
+from .report import by_share, failed_count, figures, share_by_rule
+from .report.markup import number
 from .runs import VIEWS, RunResult, Scalar, local, marks, when
 from .terminal import columns, printable
 

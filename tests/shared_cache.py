@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from tapml.record import decode
+from tapml.store.record import decode
 
 Machines = Any  # the fixture of tests/engine/conftest.py
 Files = dict[str, bytes]

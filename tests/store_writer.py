@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 from tapml import disk, keys
 from tapml.stage import Context, Inputs, Outputs, Stage
 from tapml.store import Durability, Record, Store
-from tapml.verification import verify
+from tapml.store.verification import verify
 from tapml.worker import Done, Job, run_stage
 
 Point = tuple[str, str]

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tapml import events, inventory, journal, keys
-from tapml.store import Record, Store, now
+from tapml import events, journal, keys
+from tapml.store import Record, Store, inventory, now
 
 DAY_S = 86400.0
 

@@ -29,10 +29,10 @@ from typing import Any
 
 import click
 
-from tapml import garbage, host, index, inventory, journal, keys
+from tapml import host, journal, keys
 from tapml.events import RunFinished, RunStarted, StageFinished
-from tapml.garbage import Policy
-from tapml.store import Record, Store, now
+from tapml.store import Record, Store, garbage, index, inventory, now
+from tapml.store.garbage import Policy
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 STAGES = ("import", "prune", "relax", "tensorir", "metaschedule", "codegen", "validation")

@@ -156,7 +156,7 @@ def timed(rows: dict[str, float], what: str) -> Iterator[None]:
 
 def measure(store: Path, uri: str) -> dict[str, float]:
     """Seconds of each step, in this process, as the detached one does them."""
-    from tapml import syncer
+    from tapml.tracking import syncer
 
     rows: dict[str, float] = {}
     long, members = long_run(store, 300), sweep(store)

@@ -14,9 +14,9 @@ from .app import FILE, JSON, STORE, app, document, recipe_path
 from .quantities import bytes_of, seconds_of, size
 
 if TYPE_CHECKING:
-    from ..garbage import Outcome
-    from ..inventory import Result, Share
     from ..store import Record, Store
+    from ..store.garbage import Outcome
+    from ..store.inventory import Result, Share
 
 _SHOWN = 20  # results named one by one where there are many
 
@@ -45,7 +45,8 @@ def cache_ls(
 
     What several results share counts once in each sum.
     """
-    from .. import inventory, runs, summary
+    from .. import runs, summary
+    from ..store import inventory
 
     root = _store(store)
     chosen = what or recipe
@@ -98,7 +99,7 @@ def cache_verify(repair: bool, store: Path | None, as_json: bool) -> int:
 
     With --repair, what is damaged is set aside, so that the next run makes it again.
     """
-    from .. import verification
+    from ..store import verification
 
     root = _store(store)
     found = verification.verify(root, repair=repair)
@@ -167,7 +168,7 @@ def cache_gc(
     Never what a run uses that goes on, is recent, pinned or a baseline. Other runs may go on
     meanwhile. A result that went is made again when it is asked for.
     """
-    from .. import garbage
+    from ..store import garbage
 
     if runs and keep_runs is None:
         raise RecipeError(message="--runs takes run folders: say how many stay: --keep-runs N")
@@ -193,7 +194,7 @@ def cache_rm(what: tuple[str, ...], recipe: str, store: Path | None, as_json: bo
 
     Nothing is removed when a run that goes on, is pinned or a baseline uses one of them.
     """
-    from .. import garbage, inventory
+    from ..store import garbage, inventory
 
     if not what and not recipe:
         raise RecipeError(message="name what to remove: STAGE, STAGE/KEY, RUN or --recipe NAME")
@@ -212,7 +213,7 @@ def cache_rm(what: tuple[str, ...], recipe: str, store: Path | None, as_json: bo
 @JSON
 def cache_export(file: Path, what: tuple[str, ...], store: Path | None, as_json: bool) -> None:
     """Write results to FILE, a tar that `tapml cache import` takes in elsewhere."""
-    from .. import archive, inventory
+    from ..store import archive, inventory
 
     root = _store(store)
     written = archive.export(root, inventory.select(root, what), file)
@@ -232,7 +233,7 @@ def cache_import(file: Path, store: Path | None, as_json: bool) -> None:
 
     Whoever wrote FILE says what a stage gives: take it from those you trust.
     """
-    from .. import archive
+    from ..store import archive
 
     root = _store(store)
     done = archive.load(root, file)
@@ -252,7 +253,8 @@ def cache_import(file: Path, store: Path | None, as_json: bool) -> None:
 @JSON
 def cache_push(what: tuple[str, ...], store: Path | None, as_json: bool) -> None:
     """Upload results to the shared cache: of runs, of stages, or all of the store."""
-    from .. import api, transfer
+    from .. import api
+    from ..remote import transfer
 
     root = transfer.connected(api.store_root(store), Path.cwd())
     sent = transfer.push(root, transfer.chosen(root, what))
@@ -277,7 +279,8 @@ def cache_pull(
     as_json: bool,
 ) -> None:
     """Download from the shared cache what RECIPE or RUN needs, to work on without it."""
-    from .. import api, transfer
+    from .. import api
+    from ..remote import transfer
 
     recipes: list[Path] = []
     found: list[transfer.Pulled] = []

@@ -146,8 +146,9 @@ def compare(names: tuple[str, ...], store: Path | None, as_json: bool) -> None:
 @STORE
 def report(run: str, opens: bool, store: Path | None) -> None:
     """Write the report of RUN, or of a whole sweep by its id, and print its path."""
-    from .. import api, sweep
+    from .. import api
     from .. import report as reports
+    from ..report import sweep
 
     root = api.store_root(store)
     found = _found(run, root)
@@ -160,7 +161,7 @@ def report(run: str, opens: bool, store: Path | None) -> None:
 def _found(name: str, root: Path) -> list[RunResult]:
     """The run of this name, or the runs of this sweep."""
     from .. import runs as folders
-    from .. import sweep
+    from ..report import sweep
 
     try:
         return [folders.find(name, root)]
@@ -192,7 +193,8 @@ def ui(run: str | None, port: int, opens: bool, store: Path | None) -> int:
     RUN may be a sweep, whose runs are compared. Of a server that is named in settings it prints the
     links only.
     """
-    from .. import api, prepare, server
+    from .. import api, prepare
+    from ..tracking import server
 
     root = api.store_root(store)
     return server.serve(root, prepare.tracking(), _found(run or "last", root), port, opens)

@@ -17,17 +17,7 @@ import yaml
 from ..errors import RecipeError, RecipeErrors
 from ..mask import mask
 from ..terminal import printable
-from .positions import (
-    Entry,
-    Node,
-    Path,
-    Position,
-    Scalar,
-    Source,
-    dotted,
-    path_of,
-    shorten,
-)
+from .positions import Entry, Node, Path, Position, Scalar, Source, dotted, path_of, shorten
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 40

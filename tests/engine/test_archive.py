@@ -13,12 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stored import publish, stored
 
-from tapml import archive, inventory
-from tapml.blobs import DamagedError
 from tapml.errors import RecipeError
-from tapml.record import encode
-from tapml.store import Record, Store
-from tapml.verification import verify
+from tapml.store import Record, Store, archive, inventory
+from tapml.store.blobs import DamagedError
+from tapml.store.record import encode
+from tapml.store.verification import verify
 
 Member = tuple[tarfile.TarInfo, bytes]
 

@@ -14,7 +14,7 @@ from processes import alive, everything_ended, wait_for
 
 from tapml.errors import EnvironmentalError, WorkerError
 from tapml.store import Store
-from tapml.verification import verify
+from tapml.store.verification import verify
 
 pytestmark = pytest.mark.faults
 

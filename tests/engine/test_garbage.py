@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stored import DAY_S, RunOf, newest_file, publish, stored
 
-from tapml import disk, garbage, index, inventory, locks, record
+from tapml import disk, locks
 from tapml.errors import EnvironmentalError, RecipeError
-from tapml.garbage import Policy
-from tapml.index import Entry
-from tapml.inventory import Result, Use
-from tapml.store import Store
+from tapml.store import Store, garbage, index, inventory, record
+from tapml.store.garbage import Policy
+from tapml.store.index import Entry
+from tapml.store.inventory import Result, Use
 
 NOW = 1_800_000_000.0
 
@@ -318,7 +318,7 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch):
                 act()
             rename(source, target)
 
-        monkeypatch.setattr("tapml.garbage.os.rename", renamed)
+        monkeypatch.setattr("tapml.store.garbage.os.rename", renamed)
 
     return at
 
@@ -536,7 +536,7 @@ def test_a_missing_index_is_made_again_from_the_records(store):
 
 def test_the_newest_are_read_from_the_end_of_a_long_index(store, monkeypatch):
     made = [publish(store, number) for number in range(300)]
-    monkeypatch.setattr("tapml.index._BLOCK", 1000)
+    monkeypatch.setattr("tapml.store.index._BLOCK", 1000)
     read = []
     decode = record.decode
     monkeypatch.setattr("tapml.store.decode", lambda data: read.append(1) or decode(data))

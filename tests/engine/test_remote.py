@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 from shared_cache import Machines, files, objects, place_of
 
-from tapml import host, mask, place, remote, transfer
+from tapml import host, mask, remote
 from tapml.errors import EnvironmentalError, RecipeError
-from tapml.outbox import Outbox
-from tapml.record import decode
+from tapml.remote import place, transfer
+from tapml.remote.outbox import Outbox
 from tapml.settings import Engine, RemoteCache, remote_cache
 from tapml.store import DamagedError, Store
-from tapml.verification import verify
+from tapml.store.record import decode
+from tapml.store.verification import verify
 
 
 def states(result) -> dict[str, str]:
@@ -331,7 +332,7 @@ def test_uploads_delay_no_stage(machines: Machines, chain, monkeypatch) -> None:
 
 
 def test_progress_of_the_uploads_is_said(machines: Machines, chain, monkeypatch, capfd) -> None:
-    monkeypatch.setattr("tapml.outbox._SAY_S", 0.05)
+    monkeypatch.setattr("tapml.remote.outbox._SAY_S", 0.05)
     upload = remote.Remote.upload
 
     def slowly(self, record, store):
@@ -455,7 +456,7 @@ def test_a_missing_package_is_exit_3_with_the_command_that_mends_it(
 
 def test_without_a_remote_its_packages_are_not_imported(tmp_path) -> None:
     code = (
-        "import sys\nfrom tapml import executor, plan, transfer\n"
+        "import sys\nfrom tapml import executor, plan\nfrom tapml.remote import transfer\n"
         "assert not {'fsspec', 's3fs'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

@@ -16,7 +16,8 @@ import pytest
 from object_store import ObjectStore, free_port
 from shared_cache import Machines, files, objects, place_of
 
-from tapml import remote, transfer
+from tapml import remote
+from tapml.remote import transfer
 
 pytestmark = pytest.mark.faults
 LIMIT_S = 5.0
@@ -173,7 +174,8 @@ UPLOAD = """
 import os, signal, sys
 from pathlib import Path
 from fsspec.implementations.local import LocalFileSystem
-from tapml import outbox, remote, transfer
+from tapml import remote
+from tapml.remote import outbox, transfer
 from tapml.settings import RemoteCache
 from tapml.store import Store
 

@@ -13,7 +13,7 @@ import s3fs
 from object_store import SECRET, ObjectStore
 from shared_cache import Machines, files, place_of
 
-from tapml import transfer
+from tapml.remote import transfer
 
 URL = f"s3://{ObjectStore.bucket}/deep/prefix"
 
@@ -66,7 +66,7 @@ def test_a_result_goes_up_and_comes_down_in_a_worker_too(
 
 
 def test_an_object_of_several_parts_survives(machines: Machines, s3, tmp_path) -> None:
-    from tapml.record import Record
+    from tapml.store.record import Record
 
     data = os.urandom(1 << 20) * 20
     one, two = machines("one", URL), machines("two", URL)

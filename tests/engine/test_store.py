@@ -15,7 +15,7 @@ from stored import publish
 from tapml import keys
 from tapml.errors import EnvironmentalError, StageError
 from tapml.store import DamagedError, Record, Store
-from tapml.verification import verify
+from tapml.store.verification import verify
 
 KEY = "ab" * 32
 PART = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=8)

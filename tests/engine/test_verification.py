@@ -8,9 +8,8 @@ import time
 import pytest
 from stored import newest_file, publish, stored
 
-from tapml import index, inventory
-from tapml.store import Store
-from tapml.verification import verify
+from tapml.store import Store, index, inventory
+from tapml.store.verification import verify
 
 
 def rot(path, data: bytes | None = None) -> None:

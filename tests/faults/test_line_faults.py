@@ -29,7 +29,7 @@ from small_models import RECIPE, write_mlp
 from tapml import guard
 from tapml.stage import Context, Inputs, Outputs, Stage
 from tapml.store import Store
-from tapml.verification import verify
+from tapml.store.verification import verify
 from tapml.worker import Job, run_stage
 
 pytestmark = pytest.mark.faults

@@ -14,10 +14,10 @@ import store_writer
 from store_writer import Scene, at_each, run_parts, survives, writers
 
 from tapml import disk
-from tapml.blobs import DamagedError
-from tapml.record import encode
 from tapml.store import Record, Store
-from tapml.verification import verify
+from tapml.store.blobs import DamagedError
+from tapml.store.record import encode
+from tapml.store.verification import verify
 
 pytestmark = pytest.mark.faults
 EVERY = {(what, step) for what, steps in disk.STEPS.items() for step in steps}
@@ -82,9 +82,10 @@ def test_a_disk_that_takes_no_more_at_any_point_is_told_and_leaves_nothing_wrong
 CROWD = """\
 import os, random, sys
 from pathlib import Path
-from tapml import garbage, keys
-from tapml.blobs import DamagedError
-from tapml.garbage import Policy
+from tapml import keys
+from tapml.store import garbage
+from tapml.store.blobs import DamagedError
+from tapml.store.garbage import Policy
 from tapml.store import Record, Store, now
 
 root, me, rounds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])

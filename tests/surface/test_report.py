@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 import tapml
-from tapml import charts, report, sweep
+from tapml import report
 from tapml.errors import RecipeError, StageError
-from tapml.markup import Safe, breakable, element, join
+from tapml.report import charts, sweep
+from tapml.report.markup import Safe, breakable, element, join
 from tapml.stage import Curve
 
 VOID = {"meta", "br", "hr", "wbr"}

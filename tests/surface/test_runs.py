@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from tapml import listing, runs, summary, sweep
+from tapml import listing, runs, summary
 from tapml.errors import RecipeError
 from tapml.events import RunStarted
 from tapml.journal import Journal
 from tapml.listing import Query
+from tapml.report import sweep
 from tapml.runs import RunResult
 
 Made = Callable[..., RunResult]

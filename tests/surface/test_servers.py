@@ -133,7 +133,7 @@ def test_the_detached_process_ends_at_its_deadline(result: RunResult, project: P
     with serving(is_silent) as uri:
         start = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-m", "tapml.syncer", "3", str(store), result.run_id],
+            [sys.executable, "-m", "tapml.tracking.syncer", "3", str(store), result.run_id],
             env=tracking.environment(store, Tracking(uri=uri)),
             check=False,
         )

@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 import tapml
-from tapml import journal, logged, runs, settings, tracking
+from tapml import journal, runs, settings, tracking
 from tapml.errors import RecipeError, TrackingError
 from tapml.runs import RunResult
 from tapml.settings import Engine, Tracking
 from tapml.stage import Report
+from tapml.tracking import logged
 
 EMBEDDED = Tracking()
 
@@ -392,7 +393,7 @@ def test_many_syncers_on_a_fresh_store_all_succeed(project: Path) -> None:
     ]
     syncers = [
         subprocess.Popen(
-            [sys.executable, "-m", "tapml.syncer", "0", str(store), result.run_id],
+            [sys.executable, "-m", "tapml.tracking.syncer", "0", str(store), result.run_id],
             env=tracking.environment(store, EMBEDDED),
             cwd=project,
         )

@@ -26,15 +26,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
-from . import disk, keys, mask
-from .errors import EnvironmentalError, TapmlError
+from .. import disk, keys, mask
+from ..errors import EnvironmentalError, TapmlError
+from ..store.record import Record, decode, encode
 from .place import Place, check_protocol
-from .record import Record, decode, encode
 
 if TYPE_CHECKING:
-    from .blobs import Blobs
-    from .settings import RemoteCache
-    from .store import Store
+    from ..settings import RemoteCache
+    from ..store import Store
+    from ..store.blobs import Blobs
 
 Action = tuple[str, str]  # stage, key
 _PATIENCE_S = 4.0  # after half of it without a sign of life the remote has the other half for one

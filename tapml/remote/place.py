@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
-from . import mask
-from .errors import EnvironmentalError, RecipeError
+from .. import mask
+from ..errors import EnvironmentalError, RecipeError
 
 if TYPE_CHECKING:
-    from .settings import RemoteCache
+    from ..settings import RemoteCache
 
 _FORMAT = 1
 _MARKER = "tapml.json"

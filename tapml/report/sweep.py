@@ -11,13 +11,14 @@ from math import isfinite
 from pathlib import Path
 from urllib.parse import quote
 
-from . import charts, figures, page, runs
+from .. import runs
+from ..errors import RecipeError
+from ..facts import Spread
+from ..progress import duration
+from ..runs import RunResult, Scalar
+from . import charts, figures, page
 from .charts import Axis, Mark
-from .errors import RecipeError
-from .facts import Spread
 from .markup import Safe, element, number
-from .progress import duration
-from .runs import RunResult, Scalar
 
 _AXES = 8  # in the chart of parallel axes, at most
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+-]{0,120}")

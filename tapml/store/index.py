@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from . import disk
+from .. import disk
 from .record import Record
 
 _BLOCK = 1 << 16

@@ -1,13 +1,13 @@
 """The content-addressed store: blobs, and records of what each action gave.
 
-    cas/  tmp/  quarantine/     as in `tapml/blobs.py`
+    cas/  tmp/  quarantine/     as in `tapml/store/blobs.py`
     ac/<stage>/<action>/<n>     records; the newest generation counts; its time is that of last use
     index/<stage>               what the records of a stage say, in short
     locks/  tuning/  runs/
 
 It may lose, never lie. Blobs are written before the record that names them; of several writers of
 a record the first one wins. Who finds a record touches it, and so notices when it was taken away
-meanwhile: `tapml/garbage.py`.
+meanwhile: `tapml/store/garbage.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from . import disk, index, keys
+from .. import disk, keys
+from . import index
 from .blobs import Blobs, DamagedError, Durability
 from .record import DIGEST, Record, decode, encode, now
 

@@ -9,9 +9,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
-from . import disk, garbage, record
+from .. import disk
+from . import Store, garbage, record
 from .blobs import Blobs
-from .store import Store
 
 Kind = Literal["blob", "record", "result", "superseded", "leftover", "stranger"]
 _REMEDY: dict[Kind, str] = {

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from . import runs
-from .errors import TrackingError
-from .mask import mask
-from .settings import Tracking
+from .. import runs
+from ..errors import TrackingError
+from ..mask import mask
+from ..settings import Tracking
 
 TRACKED = "tracked.json"  # in a run's folder: where it is in MLflow
 LOG = "tracking.log"  # beside it: was to be brought; why that failed, when it did
@@ -234,4 +234,11 @@ def _revisions() -> tuple[set[str], str]:
 def _command(store: Path, folders: Sequence[Path], deadline_s: int) -> list[str]:
     root = runs.folder_of(store)
     names = [one.name if one.parent == root else str(one.resolve()) for one in folders]
-    return [sys.executable, "-m", "tapml.syncer", str(deadline_s), str(store.resolve()), *names]
+    return [
+        sys.executable,
+        "-m",
+        "tapml.tracking.syncer",
+        str(deadline_s),
+        str(store.resolve()),
+        *names,
+    ]

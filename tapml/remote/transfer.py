@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import remote, runs, settings, workflow
-from .errors import EnvironmentalError, RecipeError
+from .. import remote, runs, settings, workflow
+from ..errors import EnvironmentalError, RecipeError
+from ..plan import Plan
+from ..store import Store
+from ..store.record import Record
+from . import Action, Remote
 from .outbox import Outbox
-from .plan import Plan
-from .record import Record
-from .remote import Action, Remote
-from .store import Store
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from uuid import uuid4
 
 import click
 
-from . import guard, logged, tracking
-from .errors import EnvironmentalError, TrackingError
-from .runs import RunResult
-from .settings import Tracking
+from .. import guard, tracking
+from ..errors import EnvironmentalError, TrackingError
+from ..runs import RunResult
+from ..settings import Tracking
+from . import logged
 
 _START_S = 120.0
 

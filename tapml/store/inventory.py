@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import index, journal, runs
+from .. import journal, runs
+from ..errors import RecipeError, nearest
+from . import Store, index
 from .blobs import DamagedError, is_sealed
-from .errors import RecipeError, nearest
 from .index import Entry
 from .record import DIGEST
-from .store import Store
 
 _NAMED = re.compile(rb"\b[0-9a-f]{64}\b")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+from ..stage import Table
 from .markup import Child, Safe, breakable, element, number
-from .stage import Table
 
 _ROWS = 400  # of one table; what is longer is cut, and says so
 BADGES = {

@@ -19,11 +19,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
-from . import disk, keys
-from .errors import RecipeError
+from .. import disk, keys
+from ..errors import RecipeError
+from . import Store
 from .inventory import Result
 from .record import Record, decode
-from .store import Store
 
 _LIST = "results.json"  # names of the records that are in it, so that a cut is noticed
 _BLOB = re.compile(r"cas/([0-9a-f]{64})")

@@ -25,12 +25,12 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 from uuid import uuid4
 
-from . import disk, keys
-from .errors import EnvironmentalError, StageError
+from .. import disk, keys
+from ..errors import EnvironmentalError, StageError
 from .record import DIGEST
 
 if TYPE_CHECKING:
-    from .remote import Remote
+    from ..remote import Remote
 
 Durability = Literal["group", "each"]
 _TREE = b"tapml.tree\0"  # no file starts like this, so a blob's bytes tell whether it is a folder

@@ -1,5 +1,5 @@
-"""`python -m tapml.syncer DEADLINE_S STORE RUN...`: brings runs into MLflow, and is the only
-process that imports it.
+"""`python -m tapml.tracking.syncer DEADLINE_S STORE RUN...`: brings runs into MLflow, and is the
+only process that imports it.
 
 A run is found by its tag `tapml.run_uid`, and its points keep the journal's times, so that doing it
 twice changes nothing: what failed half-way is simply done again.
@@ -25,11 +25,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from . import events, journal, logged, runs, tracking
-from .errors import TapmlError, TrackingError
-from .mask import mask
-from .runs import RunResult
-from .tracking import LOG, TRACKED
+from .. import events, journal, runs, tracking
+from ..errors import TapmlError, TrackingError
+from ..mask import mask
+from ..runs import RunResult
+from . import LOG, TRACKED, logged
 
 RUN_S = 300  # longest that one run may take where someone waits
 _NO_SQL = ("http://", "https://", "databricks", "file:", "/", ".")  # where others keep files

@@ -8,9 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .facts import Spread
+from ..facts import Spread
+from ..stage import Curve
 from .markup import Safe, element, join, number
-from .stage import Curve
 
 _SERIES = ("var(--ours)", "var(--second)", "var(--third)", "var(--fourth)", "var(--muted)")
 _NAMED = 12  # points that have their names beside them, at most

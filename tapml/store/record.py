@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from . import keys
+from .. import keys
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import uuid4
 
-from . import disk, index, inventory, locks
-from .errors import EnvironmentalError, RecipeError
+from .. import disk, locks
+from ..errors import EnvironmentalError, RecipeError
+from . import Store, index, inventory
 from .index import Entry
 from .inventory import Result, Use
 from .record import DIGEST
-from .store import Store
 
 GRACE_S = 3600.0  # what is younger, or was used within this time, never goes
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from html import escape as _escape
 
-from .terminal import printable
+from ..terminal import printable
 
 _VOID = frozenset({"br", "hr", "meta", "line", "rect", "circle", "polyline", "path"})
 

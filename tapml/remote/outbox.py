@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from .record import Record
-from .remote import Action
-from .store import DamagedError, Store
+from ..store import DamagedError, Store
+from ..store.record import Record
+from . import Action
 
 _ENTRY = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]*)@([0-9a-f]{64})")
 _THREADS = 4

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import isfinite
 
-from .facts import Latency, Spread
-from .runs import RunResult, Scalar
+from ..facts import Latency, Spread
+from ..runs import RunResult, Scalar
 
 UNITS = {"latency": "ms", "ratio": "x", "bundle_mib": "MiB", "seconds": "s"}
 

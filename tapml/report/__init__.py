@@ -8,13 +8,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from . import charts, page, runs
-from .facts import Facts, Kernel, Latency
+from .. import runs
+from ..facts import Facts, Kernel, Latency
+from ..mask import mask
+from ..progress import duration
+from ..runs import RunResult
+from ..stage import Report, Table
+from . import charts, page
 from .markup import Child, Safe, element, join, number
-from .mask import mask
-from .progress import duration
-from .runs import RunResult
-from .stage import Report, Table
 
 _CHIPS = {"hit": ("plain", "cached"), "ran": ("good", "ran"), "cancelled": ("plain", "not run")}
 

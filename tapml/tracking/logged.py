@@ -18,10 +18,10 @@ from pathlib import Path
 
 from click import unstyle
 
-from . import bundle, runs
-from .mask import mask
-from .runs import RunResult
-from .terminal import printable
+from .. import bundle, runs
+from ..mask import mask
+from ..runs import RunResult
+from ..terminal import printable
 
 Point = tuple[str, float, int, int]  # name, value, time in ms, step
 
@@ -174,7 +174,7 @@ def name(run: RunResult) -> str:
 
 
 def _note(run: RunResult) -> str:
-    from .report import sentence
+    from ..report import sentence
 
     gates = "".join(f"\n- {'✓' if verdict.passed else '✗'} {verdict}" for verdict in run.verdicts)
     where = f"Report: artifact `{runs.REPORT}`, or `{run.report}`"
