@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
 
-from . import disk, errors, events, host, journal, locks, pools
+from . import disk, errors, events, host, locks, pools
 from . import store as stores
+from .audience import Audience, Part, RunRecipe, listed
 from .errors import (
     CancelledError,
     EnvironmentalError,
@@ -27,15 +26,7 @@ from .errors import (
     TapmlError,
     WorkerError,
 )
-from .events import (
-    Event,
-    RunFinished,
-    RunStarted,
-    StageFinished,
-    StageProgress,
-    StageStarted,
-    State,
-)
+from .events import Event, StageFinished, StageProgress, StageStarted, State
 from .explain import Past
 from .plan import Plan, Step, look_ahead, resolve
 from .pools import Pool
@@ -50,27 +41,6 @@ __all__ = ["Options", "Part", "Result", "RunRecipe", "StepResult", "run", "run_b
 _TICK_S = 0.2  # how often progress, time limits and signals are looked at
 _CRASHES = 2  # times that a stage may crash before it has failed
 _REMAKES = 3  # times that a stage is made again within one run because its stored result is damaged
-
-
-class RunRecipe(Protocol):
-    """What the executor uses of a recipe."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def path(self) -> Path: ...
-    def dotted(self) -> Mapping[str, Any]: ...
-    def resolved_yaml(self) -> str: ...
-    def locate(self, error: RecipeError) -> RecipeError: ...
-
-
-@dataclass(frozen=True)
-class Part:
-    """One recipe's share of a plan: its own names of stages → steps."""
-
-    recipe: RunRecipe
-    steps: Mapping[str, str]
-    label: str = ""
 
 
 def run(
@@ -102,112 +72,22 @@ def run_batch(
     """
     options = options or Options()
     store.prepare()
-    started = time.time()
-    sweep = journal.new_id(f"{parts[0].recipe.name}-sweep") if len(parts) > 1 else ""
-    names = list(dict.fromkeys(part.recipe.name for part in parts))
-    owner = f"the run of {_listed(names)} (process {os.getpid()})"
+    owner = f"the run of {listed([part.recipe.name for part in parts])} (process {os.getpid()})"
     with ExitStack() as stack:
         running = stack.enter_context(ExitStack())
         pool = pools.make(plan, options, owner)
         running.callback(pool.close)
-        members: list[_Member] = []
-        with disk.guarded(store.root):
-            for part in parts:
-                name = f"{part.recipe.name}-{part.label}" if part.label else part.recipe.name
-                run_id, folder = journal.new_run(store, name)
-                log = stack.enter_context(journal.Journal(folder))
-                members.append(_Member(part, run_id, folder, log, sweep))
-                _write_facts(folder, plan, part)
+        audience = stack.enter_context(Audience(plan, parts, store, emit))
         signals = stack.enter_context(Signals())
-        for member in members:
-            with disk.guarded(member.folder):
-                member.log.write(member.started(started))
-        emit(_beginning(members, plan, started))
+        audience.begin()
         outbox = Outbox(store)
         outbox.resume()
-        active = _Run(plan, members, store, options, pool, owner, emit, signals, outbox)
+        active = _Run(plan, audience, store, options, pool, owner, signals, outbox)
         active.run()
         running.close()
-        ended = time.time()
-        seconds = ended - started
-        results: list[Result] = []
-        for member in members:
-            steps = {name: active.result(step, name, member) for name, step in member.steps}
-            code = signals.exit_code or _exit_code(steps.values())
-            ran = sum(one.seconds for one in steps.values() if one.state == "ran")
-            took = (
-                seconds if len(members) == 1 else ran
-            )  # of a batch, what it had itself to wait for
-            event = RunFinished(ended, member.run_id, code, round(took, 3))
-            with disk.guarded(member.folder):
-                member.log.write(event)
-            results.append(Result(member.run_id, member.folder, steps, code, took, started, sweep))
-        code = max(result.exit_code for result in results)
-        emit(RunFinished(ended, sweep or members[0].run_id, code, round(seconds, 3)))
+        results = audience.end(active.results, signals.exit_code)
         outbox.finish(until=lambda: bool(signals.exit_code))
-    return tuple(results)
-
-
-def _exit_code(results: Iterable[StepResult]) -> int:
-    failed = (
-        one.error.exit_code for one in results if one.state == "failed" and one.error is not None
-    )
-    return next(failed, 0)
-
-
-def _write_facts(folder: Path, plan: Plan, part: Part) -> None:
-    (folder / "recipe.yaml").write_text(part.recipe.resolved_yaml(), encoding="utf-8")
-    rows = {row["name"]: row for row in plan.to_data()}
-    own = [{**rows[step], "name": name} for name, step in part.steps.items()]
-    (folder / "plan.json").write_text(json.dumps(own), encoding="utf-8")
-
-
-def _beginning(members: Sequence[_Member], plan: Plan, started: float) -> RunStarted:
-    """What whoever watches is told first: of a batch, all its steps at once."""
-    first = members[0].started(started)
-    if len(members) == 1:
-        return first
-    names = list(dict.fromkeys(member.part.recipe.name for member in members))
-    return replace(
-        first,
-        run_id=first.sweep,
-        recipe=f"{len(members)} of {_listed(names)}",
-        stages=tuple(step.name for step in plan),
-    )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + " …" * (len(names) > 3)
-
-
-@dataclass(frozen=True, eq=False)
-class _Member:
-    """A recipe of the run, with the folder that keeps what it is told."""
-
-    part: Part
-    run_id: str
-    folder: Path
-    log: journal.Journal
-    sweep: str
-
-    @property
-    def steps(self) -> Iterable[tuple[str, str]]:
-        return self.part.steps.items()
-
-    def started(self, moment: float) -> RunStarted:
-        recipe = self.part.recipe
-        return RunStarted(
-            time=moment,
-            run_id=self.run_id,
-            recipe=recipe.name,
-            path=str(recipe.path),
-            pid=os.getpid(),
-            stages=tuple(self.part.steps),
-            fields=recipe.dotted(),
-            host={**host.fingerprint(), "machine": host.machine()},
-            label=self.part.label,
-            sweep=self.sweep,
-        )
+    return results
 
 
 @dataclass(eq=False)
@@ -232,28 +112,24 @@ class _Run:
     def __init__(
         self,
         plan: Plan,
-        members: Sequence[_Member],
+        audience: Audience,
         store: Store,
         options: Options,
         pool: Pool,
         owner: str,
-        emit: Callable[[Event], None],
         signals: Signals,
         outbox: Outbox,
     ) -> None:
         self.results: dict[str, StepResult] = {}
+        self._plan = plan
         self._steps = {step.name: step for step in plan}
-        self._members: dict[str, list[tuple[str, _Member]]] = {step.name: [] for step in plan}
-        for member in members:
-            for name, step in member.steps:
-                self._members[step].append((name, member))
         self._below: dict[str, list[str]] = {step.name: [] for step in plan}
         for step in plan:
             for above in step.needs:
                 self._below[above].append(step.name)
         self._store, self._options, self._pool = store, options, pool
         self._past = Past(store)
-        self._emit, self._signals, self._outbox = emit, signals, outbox
+        self._audience, self._signals, self._outbox = audience, signals, outbox
         self._owner = owner
         self._look = deque(self._steps)  # what may have become ready, in the plan's order
         self._ready: dict[str, Step] = {}
@@ -403,16 +279,16 @@ class _Run:
             root=self._store.root,
             durability=self._store.durability,
             workdir=workdir,
-            log=self._log(step.name),
+            log=self._audience.log(step.name),
             progress=workdir / "progress.jsonl",
-            views=self._views(step.name) if self._options.views else None,
+            views=self._audience.views(step.name) if self._options.views else None,
             threads=self._options.threads,
             limit_s=step.stage.resources.timeout_s or self._options.timeout_s,
             replace=bool(step.forced),
             remote=None if self._store.remote is None else self._store.remote.offer(),
         )
         expected_s = None if step.expected is None else step.expected.seconds
-        self._tell(StageStarted(time.time(), step.name, step.reason, expected_s))
+        self._audience.tell(StageStarted(time.time(), step.name, step.reason, expected_s))
         del self._ready[step.name]
         if self._pool.apart:
             self._store.lend(job.inputs.values())
@@ -426,7 +302,7 @@ class _Run:
             return  # what it read was made again meanwhile; settled anew
         if done.log:
             with disk.guarded(self._store.root):
-                self._log(active.step.name).write_text(done.log, encoding="utf-8")
+                self._audience.log(active.step.name).write_text(done.log, encoding="utf-8")
         if done.damaged:
             self._remake(active.step, done.damaged)
         elif done.error is not None:
@@ -436,7 +312,7 @@ class _Run:
             self._outbox.add(done.record)
             step = replace(active.step, outputs=done.record.outputs, record=done.record)
             self._steps[step.name] = step
-            if not self._log(step.name).exists():  # it lies on another machine
+            if not self._audience.log(step.name).exists():  # it lies on another machine
                 self._bring_sides(step, done.record, far=False)
             self._finish(step, "ran", done.seconds, done.rss_mib)
 
@@ -460,6 +336,8 @@ class _Run:
 
     def _remake(self, step: Step, damaged: str) -> None:
         """An input is damaged: what made it runs again, and all below is decided anew."""
+        import networkx as nx
+
         node, output = step.inputs[damaged]
         self._remakes[node] = self._remakes.get(node, 0) + 1
         if self._remakes[node] > _REMAKES:
@@ -472,10 +350,7 @@ class _Run:
         self._note(node, f"its stored {output} was damaged", "made again")
         if self._store.remote is not None:  # not to fall for its record again
             self._store.remote.lose([(self._steps[node].outputs or {})[output]])
-        below = {node}
-        for name, one in self._steps.items():  # in topological order
-            if below.intersection(one.needs):
-                below.add(name)
+        below = {node, *nx.descendants(self._plan.digraph(), node)}  # pyright: ignore[reportUnknownMemberType]  # stubs
         for name in below:
             self.results.pop(name, None)
             self._steps[name] = replace(
@@ -496,10 +371,10 @@ class _Run:
 
     def _bring_sides(self, step: Step, record: stores.Record, *, far: bool) -> None:
         """Log and views out of the store; of a far one, what is here. They may be lost."""
-        for name, member in self._members[step.name]:
-            sides = [(record.log, member.folder / "logs" / f"{name}.log")]
+        for log, views in self._audience.places(step.name):
+            sides = [(record.log, log)]
             if self._options.views:
-                sides.append((record.views, member.folder / "views" / name))
+                sides.append((record.views, views))
             for digest, path in sides:
                 with suppress(stores.DamagedError, FileExistsError):
                     if digest and not (far and not self._store.intact(digest)):
@@ -519,7 +394,7 @@ class _Run:
         rss_mib: float = 0.0,
         error: TapmlError | None = None,
     ) -> None:
-        log = self._log(step.name)
+        log = self._audience.log(step.name)
         record = step.record if state in ("hit", "ran") else None
         result = StepResult(
             name=step.name,
@@ -541,8 +416,8 @@ class _Run:
         self._look.extend(self._below[step.name])
         if state == "failed":
             self._failed = self._failed or step.name
-        self._share(step.name)
-        self._tell(
+        self._audience.share(step.name)
+        self._audience.tell(
             StageFinished(
                 time=time.time(),
                 stage=step.name,
@@ -563,48 +438,11 @@ class _Run:
     def _located(self, error: TapmlError, step: Step) -> TapmlError:
         """The error with what only this side knows: the place in the recipe, or stage and log."""
         if isinstance(error, RecipeError):
-            return self._members[step.name][0][1].part.recipe.locate(error)
+            return self._audience.locate(error, step.name)
         if isinstance(error, StageError):
             error.stage = step.name
-            error.log = str(self._log(step.name))
+            error.log = str(self._audience.log(step.name))
         return error
-
-    # --- what each recipe is told
-
-    def result(self, step: str, name: str, member: _Member) -> StepResult:
-        """How a step ended, in the words of one of its recipes."""
-        log = member.folder / "logs" / f"{name}.log"
-        return replace(self.results[step], name=name, log=log if log.exists() else None)
-
-    def _tell(self, event: StageStarted | StageProgress | StageFinished) -> None:
-        """Writes an event to the journal of each recipe of its step, and passes it on."""
-        for name, member in self._members[event.stage]:
-            own = replace(event, stage=name)
-            if isinstance(own, StageFinished) and own.log:
-                own = replace(own, log=str(member.folder / "logs" / f"{name}.log"))
-            with disk.guarded(member.folder):
-                member.log.write(own)
-        self._emit(event)
-
-    def _share(self, step: str) -> None:
-        """The log and the views of a step in the folder of each of its recipes."""
-        (first, owner), *others = self._members[step]
-        for name, member in others:
-            log = owner.folder / "logs" / f"{first}.log"
-            with suppress(FileExistsError, FileNotFoundError), disk.guarded(member.folder):
-                disk.link(log, member.folder / "logs" / f"{name}.log")
-            views = owner.folder / "views" / first
-            if views.is_dir() and not (target := member.folder / "views" / name).exists():
-                with disk.guarded(member.folder):
-                    shutil.copytree(views, target, copy_function=os.link)
-
-    def _log(self, step: str) -> Path:
-        name, member = self._members[step][0]
-        return member.folder / "logs" / f"{name}.log"
-
-    def _views(self, step: str) -> Path:
-        name, member = self._members[step][0]
-        return member.folder / "views" / name
 
     # --- small things
 
@@ -622,7 +460,7 @@ class _Run:
         rows = [json.loads(line) for line in whole.splitlines()]
         if news := [row for row in rows if "done" in row]:
             last = news[-1]
-            self._tell(
+            self._audience.tell(
                 StageProgress(
                     time.time(), active.step.name, last["done"], last["total"], last["note"]
                 )
@@ -630,12 +468,12 @@ class _Run:
 
     def _note(self, name: str, what: str, then: str) -> None:
         self._notes.setdefault(name, []).append(f"{what}; {then}")
-        self._tell(StageProgress(time.time(), name, 0, 0, f"{what}; {then}"))
+        self._audience.tell(StageProgress(time.time(), name, 0, 0, f"{what}; {then}"))
 
     def _wait_note(self, step: Step, note: str) -> None:
         if self._waits.get(step.name) != note:
             self._waits[step.name] = note
-            self._tell(StageProgress(time.time(), step.name, 0, 0, note))
+            self._audience.tell(StageProgress(time.time(), step.name, 0, 0, note))
 
     def _tidy(self) -> None:
         while self._litter:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .stage import Stage
-
-if TYPE_CHECKING:
-    import networkx as nx
 
 Bindings = Mapping[str, tuple[str, str]]  # input of a stage → (node, name of its output)
 
 
 class Graph:
     """The part of networkx's DiGraph that planning needs: importing the whole takes longer than a
-    run in which everything is cached. A DiGraph does as well.
+    run in which everything is cached. A DiGraph does as well; `Plan.digraph` gives one.
 
     nodes: name → attributes `stage` and `inputs`; each comes after those that it needs
     """
@@ -32,12 +29,3 @@ class Graph:
     def predecessors(self, name: str, /) -> tuple[str, ...]:
         """The nodes that it takes its inputs from."""
         return tuple(dict.fromkeys(node for node, _ in self.nodes[name]["inputs"].values()))
-
-    def digraph(self) -> nx.DiGraph[str]:
-        """The same for networkx's algorithms; edges lead downstream."""
-        import networkx as nx
-
-        found: nx.DiGraph[str] = nx.DiGraph()
-        found.add_nodes_from(self.nodes.items())
-        found.add_edges_from((up, name) for name in self.nodes for up in self.predecessors(name))
-        return found

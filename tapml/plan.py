@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from graphlib import TopologicalSorter
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import keys
 from .errors import RecipeError, nearest
@@ -18,6 +18,9 @@ from .graph import Graph
 from .recipe.positions import shorten
 from .stage import Stage, functions, sources
 from .store import Record, Store
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,15 @@ class Plan:
 
     def __iter__(self) -> Iterator[Step]:
         return iter(self.steps)
+
+    def digraph(self) -> nx.DiGraph[str]:
+        """The steps for networkx's algorithms; edges lead downstream."""
+        import networkx as nx
+
+        found: nx.DiGraph[str] = nx.DiGraph()
+        found.add_nodes_from(step.name for step in self)
+        found.add_edges_from((above, step.name) for step in self for above in step.needs)
+        return found
 
     def to_data(self) -> list[dict[str, Any]]:
         """JSON-able rows: name, stage, state, reason, key, outputs, changes."""

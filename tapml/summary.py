@@ -7,14 +7,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, Literal
 
 import click
 
 from .compare import APART, NOISE, Comparison, Row
 from .estimate import Estimate
 from .facts import Facts, Spread
-from .plan import Step
+from .plan import Plan, Step
 from .prepare import Prepared
 from .progress import duration
 from .report import by_share, failed_count, figures, share_by_rule
@@ -91,6 +91,25 @@ def of_plan(prepared: Prepared) -> str:
         lines.append(f"{len(todo)} of {count} stages to run, {count - len(todo)} cached")
         lines.append(_expected(prepared.estimate(), len(todo)))
     return "\n".join(lines)
+
+
+def of_graph(plan: Plan, form: Literal["text", "mermaid"]) -> str:
+    """The plan's graph as lines of a terminal or in Mermaid's language, without edges that follow
+    from others.
+    """
+    import networkx as nx
+
+    graph: nx.DiGraph[str] = nx.transitive_reduction(plan.digraph())  # pyright: ignore[reportUnknownMemberType]  # stubs
+    words = {step.name: printable(f"{step.name} ({_STATES[step.state][0]})") for step in plan}
+    if form == "text":
+        named = nx.relabel_nodes(graph, words)
+        return "\n".join(nx.generate_network_text(named))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]  # stubs
+    numbers = {name: f"s{index}" for index, name in enumerate(words)}
+    nodes = [
+        f'  {numbers[name]}["{text.replace(chr(34), "#quot;")}"]' for name, text in words.items()
+    ]
+    edges = [f"  {numbers[above]} --> {numbers[below]}" for above, below in graph.edges]
+    return "\n".join(["flowchart TD", *nodes, *edges])
 
 
 def _expected(found: Estimate, count: int) -> str:

@@ -156,10 +156,14 @@ def _tell(result: RunResult) -> None:
 
 @app.command()
 @click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
+@click.option(
+    "--graph", type=click.Choice(["text", "mermaid"]), help="Draw what needs what instead."
+)
 @WHICH
 @RECIPE
 def plan(
     recipes: tuple[str, ...],
+    graph: Literal["text", "mermaid"] | None,
     to: tuple[str, ...],
     force: tuple[str, ...],
     from_: tuple[str, ...],
@@ -182,6 +186,9 @@ def plan(
     )
     if as_json:
         document(prepared.to_data())
+        return
+    if graph is not None:
+        click.echo(summary.of_graph(prepared.plan, graph))
         return
     click.echo(summary.of_plan(prepared))
     for text in prepared.warnings():

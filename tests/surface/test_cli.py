@@ -142,6 +142,18 @@ def test_plan_predicts_what_runs(cli: Cli) -> None:
     assert [stage["state"] for stage in run["stages"].values()] == ["hit", "ran", "hit"]
 
 
+def test_the_graph_of_a_plan_is_drawn_without_edges_that_follow_from_others(cli: Cli) -> None:
+    drawn = cli("plan", "little.yaml", "--graph", "text").out
+    assert [line.strip(" ╙─└╼") for line in drawn.splitlines()] == [
+        "scale (run)",
+        "pack (pending)",
+        "judge (pending)",
+    ]
+    mermaid = cli("plan", "little.yaml", "--graph", "mermaid").out.splitlines()
+    assert mermaid[0] == "flowchart TD"
+    assert [line for line in mermaid if "-->" in line] == ["  s0 --> s1", "  s1 --> s2"]
+
+
 def test_runs_lists_the_newest_first(cli: Cli) -> None:
     cli("run", "little.yaml")
     cli("run", "little.yaml", "--set", "scaling.factor=0")
