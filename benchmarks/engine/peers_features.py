@@ -73,12 +73,14 @@ class Engine:
     parallel: tuple[str, ...] = ()
     dry: tuple[str, ...]
     explain: tuple[str, ...]
-    remote: tuple[tuple[str, ...], ...] = ()  # fills a cache elsewhere, and takes from it
+    push: tuple[tuple[str, ...], ...] = ()  # fills a cache elsewhere
+    pull: tuple[tuple[str, ...], ...] = ()  # takes from it what it can, and runs
 
     def __init__(self, home: Path, folder: Path) -> None:
         self.home, self.folder = home, folder
         self.salts = dict(SALTS)
         self.told: list[str] = []
+        self.shares = False
         (folder / "out").mkdir(parents=True)
         self.begin()
         self.write()
@@ -109,6 +111,12 @@ class Engine:
             check=False,
         )
         return done.returncode, done.stdout
+
+    def must(self, *commands: tuple[str, ...]) -> None:
+        for command in commands:
+            code, told = self.call(command)
+            if code:
+                raise ValueError(f"{' '.join(command)} ended with {code}: {told[-300:]}")
 
     def order(self) -> list[str]:
         """`+step` and `-step` for each that began and ended, since this was last asked."""
@@ -141,6 +149,8 @@ class Tapml(Engine):
     parallel = ("tapml", "run", "bench.yaml", "--track", "off", "--jobs", "2")
     dry = ("tapml", "plan", "bench.yaml")
     explain = ("tapml", "explain", "bench.yaml", "c")
+    push = (run,)  # a shared cache is written behind a run and read through
+    pull = (run,)
 
     def write(self) -> None:
         site = self.folder / "site"
@@ -185,7 +195,11 @@ class Step(Stage):
             "PYTHONPATH": str(self.folder / "site"),
             "TAPML_STORE": str(self.folder / "artifacts"),
             "TAPML_LOCKS": str(self.folder),
+            **({"TAPML_REMOTE": str(self.folder.parent / "there")} if self.shares else {}),
         }
+
+    def forget_outputs(self) -> None:
+        shutil.rmtree(self.folder / "artifacts")
 
     def output(self, name: str) -> Path:
         """The blob that the last run gave for a step."""
@@ -243,11 +257,8 @@ class Dvc(Engine):
     run = ("dvc", "repro")
     dry = ("dvc", "repro", "--dry")
     explain = ("dvc", "status", "c")
-    remote = (
-        ("dvc", "remote", "add", "-d", "there", "../there"),
-        ("dvc", "push"),
-        ("dvc", "repro", "--pull"),
-    )
+    push = (("dvc", "remote", "add", "-d", "there", "../there"), ("dvc", "push"))
+    pull = (("dvc", "repro", "--pull"),)
 
     def begin(self) -> None:
         self.call(("dvc", "init", "--no-scm", "-q"))
@@ -277,10 +288,8 @@ class Snakemake(Engine):
     parallel = ("snakemake", "--cores", "2", "all")
     dry = ("snakemake", "--cores", "1", "-n", "all")
     explain = ("snakemake", "--cores", "1", "-n", "all")
-    remote = (
-        ("snakemake", "all", "--cores", "1", "--forceall", "--cache"),
-        ("snakemake", "all", "--cores", "1", "--cache"),
-    )
+    push = (("snakemake", "all", "--cores", "1", "--forceall", "--cache"),)
+    pull = (("snakemake", "all", "--cores", "1", "--cache"),)
 
     def write(self) -> None:
         (self.folder / "config.json").write_text(json.dumps(self.salts))
@@ -312,18 +321,28 @@ rule {name}:
 
 
 class Redun(Engine):
+    """With ContentFile: its default File is told by size and time, and stops no propagation."""
+
     name = "redun"
     run = ("redun", "--config", "one", "run", "workflow.py", "main")
     parallel = ("redun", "--config", "two", "run", "workflow.py", "main")
     dry = ("redun", "--config", "one", "run", "--dryrun", "workflow.py", "main")
     explain = ("redun", "--config", "one", "run", "--dryrun", "workflow.py", "main")
-    remote = (("redun", "--config", "one", "push", "../there"),)
+    _add = ("redun", "--config", "one", "repo", "add", "there", "../there")
+    push = (_add, ("redun", "--config", "one", "push", "there"))
+    pull = (
+        ("redun", "--config", "one", "db", "upgrade"),
+        _add,
+        ("redun", "--config", "one", "pull", "there"),
+        run,
+    )
 
     def begin(self) -> None:
-        for name, slots in (("one", 1), ("two", 2)):
+        for name, slots in (("one", 1), ("two", 2), ("../there", 1)):
             (self.folder / name).mkdir()
+            root = (self.folder / name).parent.resolve() if name[0] != "." else self.folder.parent
             (self.folder / name / "redun.ini").write_text(
-                f"[backend]\ndb_uri = sqlite:///{self.folder}/redun.db\n\n"
+                f"[backend]\ndb_uri = sqlite:///{root}/redun.db\n\n"
                 f"[executors.default]\ntype = local\nmax_workers = {slots}\n"
             )
 
@@ -335,6 +354,7 @@ class Redun(Engine):
 import json
 
 from redun import File, task
+from redun.file import ContentFile
 
 from steps import step
 
@@ -342,9 +362,9 @@ redun_namespace = "bench"
 
 
 @task()
-def run_step(name: str, salt: int, needs: list) -> File:
+def run_step(name: str, salt: int, needs: list) -> ContentFile:
     step(name, salt, [one.path for one in needs])
-    return File("out/" + name)
+    return ContentFile("out/" + name)
 
 
 @task()
@@ -356,6 +376,13 @@ def main(salts: File = File("salts.json")) -> list:
 """
         )
 
+    def forget_outputs(self) -> None:
+        super().forget_outputs()
+        (self.folder / "redun.db").unlink()
+        shutil.rmtree(self.folder / "one")
+        (self.folder / "one").mkdir()
+        shutil.copy(self.folder / "two" / "redun.ini", self.folder / "one")
+
 
 # --- what is asked
 
@@ -366,7 +393,7 @@ def explains(engine: Engine) -> str:
     engine.change(c=7777)
     told = engine.call(engine.explain)[1]
     values = "3000" in told and "7777" in told
-    names = bool(re.search(r"\bsalt\b|\bparam(eter)?s?\b|depend", told, re.IGNORECASE))
+    names = bool(re.search(r"\bsalt\b|\bparam(eter)?s?\b|depend|argument", told, re.IGNORECASE))
     return "field, old → new" if values else "what changed, no values" if names else "no"
 
 
@@ -459,17 +486,14 @@ def _cached(engine: Engine) -> list[Path]:
 
 def has_remote(engine: Engine) -> str:
     """Results from a cache elsewhere, after all that is here is lost: what runs?"""
-    if not engine.remote:
+    if not engine.push:
         return "no"
+    engine.shares = True
     engine.call(engine.run)
-    *fill, take = engine.remote if len(engine.remote) > 1 else (*engine.remote, engine.run)
-    for command in fill:
-        code, told = engine.call(command)
-        if code:
-            return f"no: {told.strip().splitlines()[-1][:100]}"
+    engine.must(*engine.push)
     engine.forget_outputs()
     engine.ran()
-    engine.call(take)
+    engine.must(*engine.pull)
     ran = engine.ran()
     return "yes" if not ran and engine.is_right() else f"no: ran {', '.join(ran)}"
 
