@@ -28,6 +28,8 @@ test-all: $(VENV)/.dev ## everything that this machine can run
 bench: $(VENV)/.dev ## tables of benchmarks/, JSON into benchmarks/results/
 	$(BIN)/python benchmarks/models.py
 	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/engine/run.py
+	$(BIN)/python benchmarks/engine/peers_features.py
 
 golden: $(VENV)/.dev ## rewrite the golden files; review the diff
 	TAPML_UPDATE_GOLDEN=1 $(BIN)/pytest -n 0 -k golden

@@ -3,7 +3,8 @@
     python benchmarks/engine/run.py [--cache DIR] [--work DIR] [--rounds N] [--again]
 
 Commands alternate (ours, peer, peer, …, ours again) and are timed whole, from outside. Every result
-is compared with what the graph has to give. Prints tables, writes benchmarks/results/engine.json.
+is compared with what the graph has to give. Writes benchmarks/results/engine.json and the tables
+of docs/benchmarks.md.
 A run that was stopped goes on where it was: pairs of graph and slots that are there are kept while
 commit and versions are the same.
 """
@@ -31,7 +32,6 @@ from tools import TOOLS, Tool
 from tapml import host
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULT = ROOT / "benchmarks" / "results" / "engine.json"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "tapml-benchmarks"
 SCENARIOS = ("cold", "warm", "leaf", "root")
 SLOW_S = 8.0  # an engine that takes longer for a cold run does it once
@@ -282,9 +282,10 @@ def main(
     if not only:
         cells += summary("plan of 10 000", 0, large_plans(work))
     data = {"date": datetime.now(UTC).isoformat(timespec="seconds"), **with_what, "cells": cells}
-    print(tables.text(data))
+    print("\n".join(tables.figures({"rounds": rounds, **data})))
     if not only:
-        RESULT.write_text(json.dumps(data, indent=1) + "\n")
+        tables.FIGURES.write_text(json.dumps(data, indent=1) + "\n")
+        tables.place("figures", tables.figures(data))
         kept.unlink(missing_ok=True)
         shutil.rmtree(work, ignore_errors=True)
 
