@@ -22,7 +22,7 @@ STEPS: dict[What, tuple[Step, ...]] = {
         "create", "write", "seal", "sync", "link", "folder", "replace", "sync folder", "tidy",
     ),
     "record": ("create", "write", "sync", "link", "folder", "sync folder", "tidy"),
-    "index": ("create", "replace", "append"),
+    "index": ("create", "link", "append"),
 }  # fmt: skip
 _TRIES = 3  # to link into a folder that is removed meanwhile
 

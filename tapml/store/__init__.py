@@ -90,8 +90,10 @@ class Store(Blobs):
                     continue
             with suppress(OSError):  # the index may lack it
                 entry = index.entry(record, generation, inode)
-                if not index.append(self.index(record.stage), entry):
-                    self.reindex(record.stage)
+                path = self.index(record.stage)
+                while not index.append(path, entry):
+                    if index.create(path, self.entries(record.stage)):
+                        break
             return record
 
     def flush(self) -> None:
@@ -129,8 +131,11 @@ class Store(Blobs):
             entries = index.newest(self.index(stage))
             found = list(islice(self._indexed(stage, entries), count))
         except FileNotFoundError:
-            entries = reversed(self.reindex(stage))
-            found = list(islice(self._indexed(stage, entries), count))
+            entries = self.entries(stage)
+            if entries:
+                with suppress(OSError):  # a store that cannot be written
+                    index.create(self.index(stage), entries)
+            found = list(islice(self._indexed(stage, reversed(entries)), count))
         return sorted(found, key=lambda record: record.made_at, reverse=True)
 
     def stages(self) -> list[str]:
@@ -141,19 +146,15 @@ class Store(Blobs):
         """Where the index of a stage's records is."""
         return self.root / "index" / _checked(stage)
 
-    def reindex(self, stage: str) -> list[index.Entry]:
-        """The entries of all records, read one by one, the oldest first; now the stage's index,
-        where this store can be written.
-        """
+    def entries(self, stage: str) -> list[index.Entry]:
+        """What an index of all records would say, read one by one, the oldest first."""
         entries: list[index.Entry] = []
         for path in self.record_paths(stage):
-            if (record := self.record(path)) is not None:
-                entries.append(index.entry(record, int(path.name), path.stat().st_ino))
-        entries.sort(key=lambda entry: entry.made_at)
-        if entries:
-            with suppress(OSError):
-                index.write(self.index(stage), entries)
-        return entries
+            with suppress(FileNotFoundError):  # taken away since it was listed
+                inode = path.stat().st_ino
+                if (record := self.record(path)) is not None:
+                    entries.append(index.entry(record, int(path.name), inode))
+        return sorted(entries, key=lambda entry: entry.made_at)
 
     def record_paths(self, stage: str) -> Iterator[Path]:
         """Where the records of a stage are."""

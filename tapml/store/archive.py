@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from .. import disk, keys
 from ..errors import RecipeError
-from . import Store
+from . import DamagedError, Store
 from .inventory import Result
 from .record import Record, decode
 
@@ -46,8 +46,9 @@ def export(store: Store, chosen: Iterable[Result], path: Path) -> list[Result]:
 
     Raises: DamagedError when the store lacks a part; RecipeError when there is a file already.
     """
-    if path.exists():
-        raise RecipeError(message=f"{path} is there already", hint="name a new file")
+    if path.exists() or not path.absolute().parent.is_dir():
+        why = "is there already" if path.exists() else "is in no folder"
+        raise RecipeError(message=f"{path} {why}", hint="name a new file")
     by_age = sorted(chosen, key=lambda one: one.entry.generation)
     newest = {f"ac/{one.stage}/{one.entry.key}.record": one for one in by_age}
     draft = path.with_name(f".{path.name}.{os.getpid()}")
@@ -61,6 +62,11 @@ def export(store: Store, chosen: Iterable[Result], path: Path) -> list[Result]:
                     record = store.record_path(one.stage, one.entry.key, one.entry.generation)
                     _add(archive, name, record.read_bytes())
             draft.rename(path)
+        except FileNotFoundError as error:
+            raise DamagedError(
+                message=f"{error.filename} was taken away meanwhile",
+                hint="run again: the stage that made it will make it again",
+            ) from None
         finally:
             draft.unlink(missing_ok=True)
     return list(newest.values())
@@ -92,8 +98,8 @@ def load(store: Store, path: Path) -> Imported:
             parts = {**record.blobs, **record.sides}
             if lost := [one for one, size in parts.items() if not store.seems_whole(one, size)]:
                 raise ValueError(f"{name} names {lost[0][:12]}…, which is not there")
-    except FileNotFoundError as error:
-        raise RecipeError(message=f"{error.filename} is not there") from None
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise RecipeError(message=f"cannot read {path}: {error.strerror}") from None
     except (tarfile.TarError, ValueError) as error:
         raise RecipeError(
             message=f"{path} is no archive of results, or is damaged: {error}",

@@ -36,7 +36,7 @@ Durability = Literal["group", "each"]
 _TREE = b"tapml.tree\0"  # no file starts like this, so a blob's bytes tell whether it is a folder
 _SEAL_NS = 315532800 * 10**9  # 1980-01-01: the modification time of every blob
 _CHUNK = 1 << 20
-_UNREADABLE = (errno.ENOENT, errno.EISDIR, errno.EIO)
+_UNREADABLE = (errno.EISDIR, errno.EIO)
 
 
 class DamagedError(EnvironmentalError):
@@ -177,8 +177,8 @@ class Blobs:
         try:
             data = self.blob(digest).read_bytes()
         except FileNotFoundError:
-            data = None
-        if data is None or hashlib.sha256(data).hexdigest() != digest:
+            raise self._lost(digest) from None
+        if hashlib.sha256(data).hexdigest() != digest:
             raise self._damaged(digest)
         return data
 
@@ -189,7 +189,7 @@ class Blobs:
                 if source.read(len(_TREE)) != _TREE:
                     return None
         except FileNotFoundError:
-            raise self._damaged(digest) from None
+            raise self._lost(digest) from None
         files: dict[str, str] = json.loads(self._bytes(digest)[len(_TREE) :])
         for name in files:
             if PurePosixPath(name).is_absolute() or ".." in name.split("/") or "\0" in name:
@@ -199,7 +199,7 @@ class Blobs:
     def size(self, digest: str) -> int:
         """Bytes of a file, or of all files of a folder."""
         if (files := self.tree(digest)) is None:
-            return self.blob(digest).stat().st_size
+            return self._bytes_of(digest)
         return sum(self.size(one) for one in set(files.values()))
 
     def materialise(self, digest: str, path: Path, *, copy: bool = False) -> Path:
@@ -213,10 +213,13 @@ class Blobs:
             self.whole(digest)
             with disk.guarded(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                if copy:
-                    shutil.copyfile(self.blob(digest), path)
-                else:
-                    disk.link(self.blob(digest), path)
+                try:
+                    if copy:
+                        shutil.copyfile(self.blob(digest), path)
+                    else:
+                        disk.link(self.blob(digest), path)
+                except FileNotFoundError:  # taken away since it was read
+                    raise self._lost(digest) from None
             return path
         with disk.guarded(path):
             path.mkdir(parents=True)
@@ -306,11 +309,14 @@ class Blobs:
         found: dict[str, int] = {}
         for digest in digests:
             for one in (digest, *(self.tree(digest) or {}).values()):
-                try:
-                    found[one] = self.blob(one).stat().st_size
-                except FileNotFoundError:
-                    raise self._damaged(one) from None
+                found[one] = self._bytes_of(one)
         return found
+
+    def _bytes_of(self, digest: str) -> int:
+        try:
+            return self.blob(digest).stat().st_size
+        except FileNotFoundError:
+            raise self._lost(digest) from None
 
     def seems_whole(self, digest: str, size: int) -> bool:
         """Whether a blob is there, of this size, and nobody wrote to it: the price of a `stat`."""
@@ -322,38 +328,48 @@ class Blobs:
 
     def is_whole(self, digest: str) -> bool:
         """Whether a blob reads as it was stored. Changes nothing."""
+        return self._state(digest) == "whole"
+
+    def _state(self, digest: str) -> Literal["whole", "damaged", "lost"]:
         try:
             with self.blob(digest).open("rb") as source:
                 facts = os.fstat(source.fileno())
                 stamp = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
                 if self._verified.get(digest) == stamp:
-                    return True
+                    return "whole"
                 if hashlib.file_digest(source, "sha256").hexdigest() != digest:
-                    return False
+                    return "damaged"
+        except FileNotFoundError:
+            return "lost"
         except OSError as error:
             if error.errno not in _UNREADABLE:
                 raise
-            return False
+            return "damaged"
         self._verified[digest] = stamp
-        return True
+        return "whole"
 
     def _verify(self, digest: str) -> None:
         """Reads a blob and compares; renews a broken seal. Raises: DamagedError, after setting it
         aside.
         """
-        if not self.is_whole(digest):
-            raise self._damaged(digest)
+        if (state := self._state(digest)) != "whole":
+            raise self._lost(digest) if state == "lost" else self._damaged(digest)
         path = self.blob(digest)
         with suppress(OSError):  # a reader without the right to write
             if not is_sealed(facts := path.stat()):
                 os.utime(path, ns=(facts.st_atime_ns, _SEAL_NS))
 
     def _damaged(self, digest: str) -> DamagedError:
-        lost = not (path := self.blob(digest)).exists()
-        if not lost:
-            self.set_aside(path)
+        self.set_aside(self.blob(digest))
+        return self._error(digest, "was damaged; it is set aside")
+
+    def _lost(self, digest: str) -> DamagedError:
+        """Sets nothing aside: what was taken away may have been put back since."""
+        return self._error(digest, "is missing")
+
+    def _error(self, digest: str, what: str) -> DamagedError:
         error = DamagedError(
-            message=f"{path} {'is missing' if lost else 'was damaged; it is set aside'}",
+            message=f"{self.blob(digest)} {what}",
             hint="run again: the stage that made it will make it again",
         )
         error.digest = digest

@@ -13,7 +13,8 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -67,8 +68,27 @@ def append(path: Path, one: Entry) -> bool:
     return True
 
 
+def create(path: Path, entries: Iterable[Entry]) -> bool:
+    """A new index of these, the oldest first; False when there is one already, which may lack
+    some of them.
+    """
+    with _drafted(path, entries) as draft:
+        disk.step("index", "link")
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            return False
+    return True
+
+
 def write(path: Path, entries: Iterable[Entry]) -> None:
     """A new index of these, the oldest first, in place of any other."""
+    with _drafted(path, entries) as draft:
+        draft.replace(path)
+
+
+@contextmanager
+def _drafted(path: Path, entries: Iterable[Entry]) -> Generator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.parents[1] / "tmp" / f"index-{uuid4().hex}"
     draft.parent.mkdir(exist_ok=True)
@@ -76,8 +96,7 @@ def write(path: Path, entries: Iterable[Entry]) -> None:
     ordered = sorted(entries, key=lambda one: one.made_at)
     try:
         draft.write_bytes(b"".join(map(_line, ordered)))
-        disk.step("index", "replace")
-        draft.replace(path)
+        yield draft
     finally:
         draft.unlink(missing_ok=True)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from .. import disk
-from . import Store, garbage, record
+from . import Store, garbage, index, record
 from .blobs import Blobs
 
 Kind = Literal["blob", "record", "result", "superseded", "leftover", "stranger"]
@@ -72,7 +72,7 @@ def verify(store: Store, *, repair: bool = False, now: float | None = None) -> l
             elif one.kind != "stranger":
                 store.set_aside(one.path)
         for stage in store.stages():
-            store.reindex(stage)
+            index.write(store.index(stage), store.entries(stage))
     return [Finding(one.kind, one.path, one.what, _REMEDY[one.kind]) for one in found]
 
 

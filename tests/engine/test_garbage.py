@@ -16,7 +16,7 @@ from stored import DAY_S, RunOf, newest_file, publish, stored
 
 from tapml import disk, locks
 from tapml.errors import EnvironmentalError, RecipeError
-from tapml.store import Store, garbage, index, inventory, record
+from tapml.store import DamagedError, Store, garbage, index, inventory, record
 from tapml.store.garbage import Policy
 from tapml.store.index import Entry
 from tapml.store.inventory import Result, Use
@@ -364,6 +364,39 @@ def test_a_writer_whose_file_goes_while_he_stores_it_stores_it_again(store, monk
     assert store.read(digest) == b"again"
 
 
+@pytest.mark.parametrize("copy", [False, True])
+def test_a_file_that_goes_as_it_is_handed_out_is_damaged_and_told_so(
+    store, monkeypatch, tmp_path, copy
+):
+    """The executor makes it again: an error of another kind would fail the stage."""
+    digest = store.put_bytes(b"handed out")
+    verify = Store._verify
+
+    def taken_after(self, one):
+        verify(self, one)
+        store.blob(one).unlink()
+
+    monkeypatch.setattr(Store, "_verify", taken_after)
+    with pytest.raises(DamagedError, match="is missing") as caught:
+        store.materialise(digest, tmp_path / "out", copy=copy)
+    assert caught.value.digest == digest
+    assert not (store.root / "quarantine").exists()
+
+
+def test_a_file_that_was_away_for_a_moment_is_not_set_aside(store, monkeypatch, tmp_path):
+    digest = store.put_bytes(b"put back")
+    link = disk.link
+
+    def away(source, path):
+        monkeypatch.setattr("tapml.disk.link", link)
+        raise FileNotFoundError(source)
+
+    monkeypatch.setattr("tapml.disk.link", away)
+    with pytest.raises(DamagedError, match="is missing"):
+        store.materialise(digest, tmp_path / "out")
+    assert store.materialise(digest, tmp_path / "out").read_bytes() == b"put back"
+
+
 def test_a_lookup_whose_record_goes_meanwhile_is_a_miss(store, monkeypatch):
     one = publish(store, days=9)
     whole = Store.seems_whole
@@ -543,6 +576,23 @@ def test_the_newest_are_read_from_the_end_of_a_long_index(store, monkeypatch):
     assert store.newest("text", 7) == made[:-8:-1]
     assert len(read) == 7
     assert len(list(index.newest(store.index("text")))) == 300
+
+
+def test_of_two_who_make_an_index_the_second_adds_to_the_first(store, monkeypatch):
+    """Who finds none lists all records; one that another lists and links first is not written
+    over, as it may name a record that was published since.
+    """
+    link, other = os.link, []
+
+    def second(source, target):
+        if Path(target) == store.index("text") and not other:
+            other.append(None)
+            other.append(publish(store, 1))
+        link(source, target)
+
+    monkeypatch.setattr("tapml.index.os.link", second)
+    one = publish(store, 0)
+    assert {entry.key for entry in index.read(store.index("text"))} == {one.key, other[1].key}
 
 
 def test_an_index_is_written_anew_when_most_of_it_went(store):

@@ -152,7 +152,11 @@ def test_a_run_is_carried_to_another_store_and_is_a_hit_there(
     assert "0 results new, 3 here already" in cli("cache", "import", str(file), *there).out
     done = cli("run", "little.yaml", "--set", "scaling.factor=5", *there)
     assert done.out.startswith("nothing to do: 3 of 3 stages cached")
-    assert cli("cache", "import", str(tmp_path / "none.tar")).code == 2
+    for path in (tmp_path / "none.tar", tmp_path):
+        refused = cli("cache", "import", str(path))
+        assert (refused.code, "cannot read" in refused.err) == (2, True)
+    refused = cli("cache", "export", str(tmp_path / "none" / "run.tar"), "last")
+    assert (refused.code, "is in no folder" in refused.err) == (2, True)
 
 
 def test_a_large_store_is_listed_in_part(cli: Cli, project: Path) -> None:
