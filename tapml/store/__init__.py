@@ -81,9 +81,10 @@ class Store(Blobs):
         )
         data = encode(record)
         while True:
+            # numbered before looking, so that whoever publishes after the look takes this number
+            generation = max((int(path.name) for path in _generations(folder)), default=-1) + 1
             if not force and (first := self.lookup(record.stage, record.key)) is not None:
                 return first
-            generation = max((int(path.name) for path in _generations(folder)), default=-1) + 1
             with self.written("record", [data]) as (temporary, _):
                 final, inode = folder / str(generation), temporary.stat().st_ino
                 if not disk.place(temporary, final, "record", durable=self.durability == "each"):

@@ -143,6 +143,21 @@ def test_the_first_result_of_an_action_counts_and_a_forced_one_comes_before_it(s
     assert store.lookup("text", KEY) == first
 
 
+def test_who_publishes_between_a_look_and_a_link_was_first(store, monkeypatch):
+    lookup, other = Store.lookup, []
+
+    def overtaken(self, stage, key, notes=None):
+        found = lookup(self, stage, key, notes)
+        if not other:
+            other.append(None)
+            other.append(store.publish(record(store, "the other's")))
+        return found
+
+    monkeypatch.setattr(Store, "lookup", overtaken)
+    assert store.publish(record(store, "mine")) == other[1]
+    assert len(list(store.record_paths("text"))) == 1
+
+
 def test_a_changed_blob_is_a_miss_with_a_note_and_is_set_aside(store):
     made = store.publish(record(store))
     blob = store.blob(made.outputs["out"])
