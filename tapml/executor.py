@@ -10,10 +10,9 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from . import disk, errors, events, host, locks, pools
 from . import store as stores
@@ -139,7 +138,7 @@ class _Run:
         self._remakes: dict[str, int] = {}
         self._notes: dict[str, list[str]] = {}
         self._waits: dict[str, str] = {}
-        self._litter: list[Path] = []  # workdirs, removed while workers are busy
+        self._cleaner = ThreadPoolExecutor(1)  # removes workdirs meanwhile: a disk takes its time
         self._priority = _critical_paths(plan)
 
     # --- the loop
@@ -158,7 +157,7 @@ class _Run:
         except pools.LostError as error:
             self._lose(error)
         finally:
-            self._tidy()
+            self._cleaner.shutdown()
             if any(one.state == "ran" for one in self.results.values()):
                 self._store.flush()
 
@@ -219,7 +218,6 @@ class _Run:
                 self._wait_note(step, f"waits for {place.obstacle}: the machine is in use")
 
     def _wait(self) -> None:
-        self._tidy()
         if not self._active:
             time.sleep(_TICK_S / 2)  # for another run
             return
@@ -322,7 +320,7 @@ class _Run:
         self._look.append(active.step.name)  # unless it ends now, it is to run again
         self._pool.place.leave(active.step.stage.resources)
         active.lock.release()
-        self._litter.append(active.job.workdir)
+        self._cleaner.submit(disk.remove, active.job.workdir)
 
     def _failed_with(self, error: TapmlError, step: Step, done: Done) -> None:
         """A crash is tried again; an error of the stage itself would only come again."""
@@ -474,10 +472,6 @@ class _Run:
         if self._waits.get(step.name) != note:
             self._waits[step.name] = note
             self._audience.tell(StageProgress(time.time(), step.name, 0, 0, note))
-
-    def _tidy(self) -> None:
-        while self._litter:
-            disk.remove(self._litter.pop())
 
 
 def _root(result: StepResult) -> str:

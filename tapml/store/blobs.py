@@ -166,7 +166,7 @@ class Blobs:
         """Where a blob is, or would be. Not verified: read it by `read` or `materialise`."""
         if not DIGEST.fullmatch(digest):
             raise ValueError(f"{digest!r} is no digest")
-        return self.root / "cas" / digest[:2] / digest
+        return Path(f"{self.root}/cas/{digest[:2]}/{digest}")
 
     def read(self, digest: str) -> bytes:
         """The bytes of a file, verified. Raises: DamagedError."""

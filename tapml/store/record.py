@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from .. import keys
@@ -44,7 +44,7 @@ class Record:
 
 def encode(record: Record) -> bytes:
     """The record as it is written. Raises: TypeError for what JSON cannot hold."""
-    line = keys.canonical_json(asdict(record))
+    line = keys.canonical_json(vars(record))
     return line + b"\n" + hashlib.sha256(line).hexdigest().encode() + b"\n"
 
 
