@@ -590,7 +590,7 @@ def test_of_two_who_make_an_index_the_second_adds_to_the_first(store, monkeypatc
             other.append(publish(store, 1))
         link(source, target)
 
-    monkeypatch.setattr("tapml.index.os.link", second)
+    monkeypatch.setattr("tapml.store.index.os.link", second)
     one = publish(store, 0)
     assert {entry.key for entry in index.read(store.index("text"))} == {one.key, other[1].key}
 
