@@ -80,7 +80,7 @@ def test_a_disk_that_takes_no_more_at_any_point_is_told_and_leaves_nothing_wrong
 # --- many writers
 
 CROWD = """\
-import os, random, sys
+import os, random, select, sys, time
 from pathlib import Path
 from tapml import keys
 from tapml.store import garbage
@@ -122,6 +122,8 @@ for number in chance.sample(range(rounds), rounds):
 BESIDE_GC = (
     CROWD
     + """
+while not (root.parent / "collecting").exists():
+    time.sleep(0.01)
 lost = served = 0
 for turn in range(rounds):
     store, number = Store(root), chance.randrange(40)
@@ -142,8 +144,9 @@ COLLECTOR = (
     CROWD
     + """
 went = 0
-for turn in range(rounds):
-    outcome = garbage.collect(Store(root), Policy(max_bytes=0, grace_s=float(sys.argv[4])))
+(root.parent / "collecting").touch()
+while not select.select([sys.stdin], [], [], 0)[0]:  # it is closed when the others have ended
+    outcome = garbage.collect(Store(root), Policy(max_bytes=0, grace_s=rounds))
     went += len(outcome.results) + len(outcome.blobs)
 print(went)
 """
@@ -151,10 +154,11 @@ print(went)
 
 
 def processes(tmp_path: Path, *programs: tuple[str, list[str]]) -> list[str]:
-    """What they print, run at the same time."""
+    """What they print, run at the same time; the input of each ends when those before it have."""
     started = [
         subprocess.Popen(
             [sys.executable, "-c", code, *arguments],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -187,7 +191,7 @@ def test_beside_a_collector_that_takes_all_nothing_wrong_is_served(tmp_path: Pat
     outs = processes(
         tmp_path,
         *((BESIDE_GC, [str(root), str(n), "150"]) for n in range(6)),
-        (COLLECTOR, [str(root), "0", "60", "0"]),
+        (COLLECTOR, [str(root), "0", "0"]),
     )
     served, lost = (sum(int(out.split()[i]) for out in outs[:6]) for i in range(2))
     assert served > lost
@@ -204,7 +208,7 @@ def test_a_collector_with_a_grace_period_takes_nothing_from_under_a_writer(
     outs = processes(
         tmp_path,
         *((BESIDE_GC, [str(root), str(n), "100"]) for n in range(6)),
-        (COLLECTOR, [str(root), "0", "30", "3600"]),
+        (COLLECTOR, [str(root), "0", "3600"]),
     )
     assert [out.split() for out in outs[:6]] == [["100", "0"]] * 6
     assert outs[6].strip() == "0"
