@@ -1,4 +1,6 @@
-"""`docs/recipes.md`: every field of a recipe, drawn from the models that check it."""
+"""`docs/recipes.md`: every field of a recipe, drawn from the models that check it; and the table of
+the engine's settings in `docs/engine.md`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..registry import Registry
+from ..settings import Engine
 from .editor import model_schema
 
 Json = Mapping[str, Any]
@@ -31,6 +34,12 @@ def markdown(registry: Registry | None = None) -> str:
         rows = _rows(model["properties"], set(model.get("required", ())), models, f"{name}.")
         parts.append(f"## {name}\n\n{_text(field)}{needed}\n\n{_table(rows)}")
     return "\n".join(parts)
+
+
+def settings() -> str:
+    """A table of the engine's settings, which are no recipe."""
+    schema = Engine.model_json_schema()
+    return _table(_rows(schema["properties"], set(), schema["$defs"], "engine."))
 
 
 _COLUMNS = ("field", "values", "unit", "default", "example", "meaning")

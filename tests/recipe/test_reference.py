@@ -18,6 +18,7 @@ from tapml.recipe.schema import compose
 from tapml.registry import Registry, installed
 
 ROOT = Path(__file__).parents[2]
+ENGINE = ROOT / "docs/engine.md"
 DOCS, SCHEMA = ROOT / "docs/recipes.md", ROOT / "recipes/recipe.schema.json"
 
 
@@ -33,6 +34,17 @@ def test_golden_reference_of_recipes_is_what_the_models_say() -> None:
     if os.environ.get("TAPML_UPDATE_GOLDEN"):
         DOCS.write_text(text, encoding="utf-8")
     assert DOCS.read_text(encoding="utf-8") == text, "`make golden` writes docs/recipes.md anew"
+
+
+def test_golden_table_of_the_engines_settings_is_what_the_models_say() -> None:
+    head, begin, rest = ENGINE.read_text(encoding="utf-8").partition("<!-- settings -->\n")
+    table, end, tail = rest.partition("<!-- end -->\n")
+    assert begin
+    assert end
+    if os.environ.get("TAPML_UPDATE_GOLDEN"):
+        text = "".join((head, begin, "\n", reference.settings(), "\n", end, tail))
+        ENGINE.write_text(text, encoding="utf-8")
+    assert table.strip() == reference.settings().strip(), "`make golden` writes it anew"
 
 
 def test_golden_schema_beside_the_recipes_is_what_the_models_say() -> None:
