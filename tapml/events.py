@@ -126,8 +126,10 @@ def _plain(value: Any) -> Any:
             return {str(name): _plain(one) for name, one in cast("Json", value).items()}
         case list() | tuple():
             return [_plain(one) for one in cast("list[Any]", value)]
-        case None | bool() | str():
+        case None | bool():
             return value
+        case str():
+            return str(value)  # TVM's strings are a class of their own
         case int():
             return int(value)
         case _:

@@ -148,8 +148,9 @@ def of_batch(results: Sequence[RunResult], seconds: float) -> str:
     """The end of a run of several recipes: what ran, a line for each, and where all of it lies."""
     steps = {step.key or (run.run_id, step.name): step for run in results for step in run.steps}
     count = {state: sum(one.state == state for one in steps.values()) for state in ("ran", "hit")}
-    rest = len(steps) - sum(count.values())
-    head = f"ran {count['ran']} stages, {count['hit']} cached" + f", {rest} not done" * (rest > 0)
+    short = sum(run.state not in ("ok", "gate") for run in results)
+    head = f"ran {count['ran']} stages, {count['hit']} cached"
+    head += f"; {short} did not come to their end" * (short > 0)
     store = results[0].folder.parent
     lines = [f"{len(results)} runs: {head} ({duration(seconds)})", of_sweep(results)]
     lines.append(f"report   file://{store / results[0].sweep}.html")

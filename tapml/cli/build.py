@@ -101,8 +101,7 @@ def run(
             check=False,
             watch=watch,
         )
-    for result in results:
-        _tell(result)
+    _tell(results)
     code = next((result.exit_code for result in results if result.exit_code), 0)
     if code >= INTERRUPTED:
         click.echo(f"to go on, with nothing done twice: {_going_on(results, force)}", err=True)
@@ -138,20 +137,21 @@ def _going_on(results: Sequence[RunResult], force: Iterable[str]) -> str:
     return shlex.join(["tapml", *words])
 
 
-def _tell(result: RunResult) -> None:
-    """The errors of a run, on stderr."""
-    of = f"{result.label}: " if result.label else ""
-
-    def tell(text: str) -> None:
+def _tell(results: Sequence[RunResult]) -> None:
+    """The errors of runs, on stderr; that of a stage which several share once."""
+    told: dict[str, list[tuple[str, Path | None]]] = {}
+    for result in results:
+        failed = [step for step in result.steps if step.state == "failed" and step.error]
+        for step in failed:
+            told.setdefault(f"{step.name}: {step.error}", []).append((result.label, step.log))
+        if not failed and result.error is not None:
+            told.setdefault(str(result.error), []).append((result.label, None))
+    for text, runs_of in told.items():
+        label, log = runs_of[0]
+        of = f"{len(runs_of)} runs: " if len(runs_of) > 1 else f"{label}: " if label else ""
+        body = of + text + (f"\n  log: {log}" if log else "")
         head = click.style("error: ", fg="red", bold=True)
-        click.echo(head + printable(of + text, keep="\n"), err=True)
-
-    failed = [step for step in result.steps if step.state == "failed" and step.error]
-    for step in failed:
-        log = f"\n  log: {step.log}" if step.log else ""
-        tell(f"{step.name}: {step.error}{log}")
-    if not failed and result.error is not None:
-        tell(str(result.error))
+        click.echo(head + printable(body, keep="\n"), err=True)
 
 
 @app.command()

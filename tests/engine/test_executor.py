@@ -217,6 +217,18 @@ def test_the_journal_keeps_reports_with_numbers_that_json_lacks(tmp_path):
     assert event.report.metrics == {"a/x": 0.5}
 
 
+def test_a_report_may_hold_strings_of_a_class_of_their_own():
+    from tapml import keys
+    from tapml.events import report_to_data
+    from tapml.stage import Report, Table
+
+    class String(str):
+        """As TVM gives them."""
+
+    report = Report(summary=String("s"), tables=(Table("t", ("a",), ((String("cell"),),)),))
+    assert b'"cell"' in keys.canonical_json(report_to_data(report))
+
+
 def test_a_warm_run_of_nine_stages_takes_a_fraction_of_a_second(bench, stages, graph):
     nodes = {"s0": (stages.Text(), {})}
     for index in range(1, 9):

@@ -43,6 +43,15 @@ def test_one_failed_gate_of_a_sweep_is_told_with_its_name_and_is_its_exit_code(
     assert "factor=1.0,shipped=none:" not in done.err
 
 
+def test_the_error_of_a_stage_that_runs_share_is_told_once(project: Path, cli: Cli) -> None:
+    path = project / "little.yaml"
+    path.write_text(path.read_text() + "matrix: {scaling.shipped: [null, 4.0]}\n")
+    done = cli("run", "little.yaml", "--set", "scaling.factor=0.0")
+    assert done.code == 1
+    assert done.err.count("error: 2 runs: scale: a factor of 0 loses everything") == 1
+    assert "ran 0 stages, 0 cached; 2 did not come to their end" in done.out
+
+
 def test_runs_of_a_sweep_are_named_by_what_differs_and_found_by_its_id(
     swept: Path, cli: Cli
 ) -> None:
