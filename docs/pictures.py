@@ -1,6 +1,6 @@
-"""Takes the pictures of README and docs from real runs of a shipped recipe.
+"""Takes the pictures of README and docs from real runs of shipped recipes.
 
-python docs/pictures.py [STORE]    runs recipes/operator_sparse.yaml where STORE lacks it
+python docs/pictures.py [STORE]    runs two recipes of one layer where STORE lacks them
 
 What a command prints becomes an SVG. Report and MLflow's view become PNGs by headless Chromium;
 without one they are left out, which is said.
@@ -9,25 +9,22 @@ without one they are left out, which is said.
 from __future__ import annotations
 
 import io
-import json
 import os
 import pty
 import re
 import shutil
-import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from urllib.parse import quote
 
 from rich.console import Console
 from rich.text import Text
 
 IMAGES = Path(__file__).with_name("images")
 ROOT = Path(__file__).parents[1]
-RECIPE = "recipes/operator_sparse.yaml"
+RECIPE, MATRIX = "recipes/operator_sparse.yaml", "recipes/operator_formats.yaml"
 WIDTH, LARGEST = 124, 200_000  # columns; bytes of a picture
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, _BROWSERS)), "")
@@ -99,29 +96,16 @@ def screenshot(url: str, path: Path, size: str, wait_s: int) -> None:
         )
 
 
-def comparison(store: Path) -> str:
-    """Path of MLflow's page that compares the runs of the newest experiment."""
-    with sqlite3.connect(store / "mlflow" / "mlflow.db") as database:
-        rows = database.execute(
-            "select run_uuid, experiment_id from runs where experiment_id = "
-            "(select experiment_id from runs order by start_time desc limit 1) order by start_time"
-        ).fetchall()
-    runs, experiments = json.dumps([row[0] for row in rows]), json.dumps([str(rows[0][1])])
-    query = f"runs={runs}&experiments={experiments}&workflowType=machine_learning"
-    return f"#/compare-runs?{quote(query, safe='=&')}"
-
-
-def mlflow(store: Path) -> None:
-    """Writes a picture of the view that compares the runs."""
-    tapml = [sys.executable, "-m", "tapml", "ui", "--store", str(store)]
+def mlflow(store: Path, sweep: str) -> None:
+    """Writes a picture of the view that compares the runs of a sweep."""
+    tapml = [sys.executable, "-m", "tapml", "ui", sweep, "--store", str(store)]
     with subprocess.Popen(tapml, stdout=subprocess.PIPE, text=True) as ui:
         assert ui.stdout is not None
         try:
-            url = next(
-                found[0] for line in ui.stdout if (found := re.search(r"http://\S+?/", line))
-            )
+            links = (re.search(r"http://\S+/compare-runs\S+", line) for line in ui.stdout)
+            url = next(found[0] for found in links if found)
             time.sleep(40)  # the server needs a while to come up
-            screenshot(url + comparison(store), IMAGES / "mlflow.png", "1600,1000", 60)
+            screenshot(url, IMAGES / "mlflow.png", "1600,1000", 60)
         finally:
             ui.terminate()
 
@@ -143,12 +127,16 @@ def main(folder: str = "") -> int:
         picture("error", ("validate", "recipe.yaml"), store=store, folder=Path(wrong))
     runs = sorted(path.name for path in (store / "runs").iterdir())
     picture("compare", ("compare", runs[0], runs[-1]), ("runs",), store=store)
+    said("run", MATRIX, store=store)
+    (sweep,) = (store / "runs").glob("*.html")
+    picture("matrix", ("run", MATRIX), store=store)
     if CHROMIUM:
         report = store / "runs" / runs[0] / "report.html"
         screenshot(report.as_uri(), IMAGES / "report.png", "1200,1400", 2)
-        mlflow(store)
+        screenshot(sweep.as_uri(), IMAGES / "sweep.png", "1300,1580", 2)
+        mlflow(store, sweep.stem)
     else:
-        print("no Chromium: report.png and mlflow.png are left as they are", file=sys.stderr)
+        print("no Chromium: the PNGs are left as they are", file=sys.stderr)
     large = [path for path in IMAGES.iterdir() if path.stat().st_size > LARGEST]
     for path in sorted(IMAGES.iterdir()):
         print(f"{path.stat().st_size / 1000:6.0f} kB  {path.relative_to(ROOT)}")
