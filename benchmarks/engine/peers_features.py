@@ -137,7 +137,12 @@ def has_remote(engine: Engine) -> str:
     engine.ran()
     engine.must(*engine.pull)
     ran = engine.ran()
-    return "yes" if not ran and engine.is_right() else f"no: ran {', '.join(ran)}"
+    if ran:
+        return f"no: ran {', '.join(ran)}"
+    engine.change(c=5000)  # which reads what came from there
+    engine.call(engine.run)
+    right = engine.output("c").read_text().strip() == str(number("c", engine.salts))
+    return "yes" if right else "no: c is wrong"
 
 
 QUESTIONS: dict[str, Callable[[Engine], str]] = {
