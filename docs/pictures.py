@@ -74,7 +74,9 @@ def picture(name: str, *commands: tuple[str, ...], store: Path, folder: Path = R
     for command in commands:
         text = said(*command, store=store, folder=folder)
         console.print(Text.assemble(("$ ", "bold green"), (f"tapml {' '.join(command)}", "bold")))
-        console.print(Text.from_ansi(text.replace(f"{ROOT}/", "")))
+        console.print(
+            Text.from_ansi(text.replace(f"{ROOT}/", "").replace(str(store), "…/artifacts"))
+        )
     console.save_svg(str(IMAGES / f"{name}.svg"), title="tapml", font_aspect_ratio=0.61)
 
 
