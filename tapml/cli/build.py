@@ -16,7 +16,31 @@ from ..terminal import printable
 from .app import FILE, INTERRUPTED, RECIPE, WHICH, app, document, recipe_path, tell_untracked
 
 if TYPE_CHECKING:
+    from ..prepare import Prepared
     from ..runs import RunResult
+
+
+def _prepare(
+    recipes: Iterable[str],
+    overrides: Sequence[str],
+    workflows: Path | None,
+    store: Path | None,
+    to: Sequence[str] = (),
+    force: Sequence[str] = (),
+    from_: Sequence[str] = (),
+) -> Prepared:
+    """Recipes named by file or as they ship, with their plan."""
+    from .. import api
+
+    return api.prepare(
+        [recipe_path(text) for text in recipes],
+        set=overrides,
+        to=to,
+        force=force,
+        from_=from_,
+        store=store,
+        workflows=workflows,
+    )
 
 
 @app.command()
@@ -74,15 +98,7 @@ def run(
     """
     from .. import api, progress, summary
 
-    prepared = api.prepare(
-        [recipe_path(text) for text in recipes],
-        set=overrides,
-        to=to,
-        force=force,
-        from_=from_,
-        store=store,
-        workflows=workflows,
-    )
+    prepared = _prepare(recipes, overrides, workflows, store, to, force, from_)
     click.echo(f"store {prepared.store.root}", err=True)
     for text in prepared.warnings(jobs):
         click.echo(f"{click.style('warning:', fg='yellow')} {text}", err=True)
@@ -173,17 +189,9 @@ def plan(
     as_json: bool,
 ) -> None:
     """Show what would run, what is cached, and why; runs nothing."""
-    from .. import api, summary
+    from .. import summary
 
-    prepared = api.prepare(
-        [recipe_path(text) for text in recipes],
-        set=overrides,
-        to=to,
-        force=force,
-        from_=from_,
-        store=store,
-        workflows=workflows,
-    )
+    prepared = _prepare(recipes, overrides, workflows, store, to, force, from_)
     if as_json:
         document(prepared.to_data())
         return
@@ -208,9 +216,9 @@ def explain(
     as_json: bool,
 ) -> None:
     """Tell which field, file or tool version made STAGE stale: old → new."""
-    from .. import api, summary
+    from .. import summary
 
-    prepared = api.prepare([recipe_path(recipe)], set=overrides, store=store, workflows=workflows)
+    prepared = _prepare([recipe], overrides, workflows, store)
     names = prepared.named(stage)
     if as_json:
         rows = [row for row in prepared.plan.to_data() if row["name"] in names]
@@ -231,10 +239,8 @@ def validate(
     as_json: bool,
 ) -> None:
     """Check recipe, workflow, target, and that the files and Python functions they name exist."""
-    from .. import api
 
-    paths = [recipe_path(text) for text in recipes]
-    prepared = api.prepare(paths, set=overrides, store=store, workflows=workflows)
+    prepared = _prepare(recipes, overrides, workflows, store)
     found = [
         {
             "recipe": str(one.recipe.path),
