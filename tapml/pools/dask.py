@@ -7,6 +7,7 @@ job's processes are seen to on the worker (`tapml.pools.cluster`).
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Iterable, Mapping
@@ -191,6 +192,11 @@ def security(settings: Security | None, role: str) -> Any:
 
 
 def _connect(settings: Dask) -> Any:
+    # A client that never connected closes itself when it is collected; inside another's start,
+    # which holds the same lock, that never ends. So such ones go before, and none goes meanwhile.
+    gc.collect()
+    collects = gc.isenabled()
+    gc.disable()
     try:
         return distributed().Client(
             settings.address,
@@ -204,6 +210,9 @@ def _connect(settings: Dask) -> Any:
             message=f"no dask scheduler answers at {settings.address}: {error}",
             hint="start one: dask scheduler --host 127.0.0.1",
         ) from error
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _needs(stage: Stage) -> Mapping[str, float]:
