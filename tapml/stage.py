@@ -301,6 +301,7 @@ class Stage(Frozen):
     inputs, outputs  input or output name → kind of artifact
     optional         inputs that may be absent (their stage was left out by `when`)
     tools            distributions whose versions enter the key
+    uses()           the same for one instance; `tools` unless a stage says otherwise
     tool_versions()  further versions that enter the key (a linker)
     resources        what it needs while it runs
     measures         it times something: the host's fingerprint enters its key
@@ -327,6 +328,10 @@ class Stage(Frozen):
     def tool_versions(cls) -> Mapping[str, str]:
         """Versions of tools that are no Python distribution, such as the linker. In the key."""
         return {}
+
+    def uses(self) -> tuple[str, ...]:
+        """Distributions whose versions enter the key, for these parameters."""
+        return self.tools
 
     def check(self) -> None:
         """Raises EnvironmentalError when this machine lacks what `run` needs; called before any

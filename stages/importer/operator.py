@@ -22,8 +22,9 @@ from tapml.errors import RecipeError, StageError, nearest
 from tapml.stage import Context, PythonFunction
 
 from ..compat import tvm
-from ..program import Bounds, Program
-from .relaxed import Source, finish
+from ..program import Bounds
+from .finish import Node, finish
+from .source import Imported
 from .stage import Import
 
 rx = tvm.relax
@@ -68,16 +69,14 @@ def from_te(inputs: Sequence[Any], results: Sequence[Any], weights: Sequence[Any
     return builder.get()
 
 
-def import_operator(
-    stage: Import, ctx: Context
-) -> tuple[Program, dict[str, np.ndarray], dict[str, str]]:
+def load(stage: Import, ctx: Context) -> Imported:
     """Program, weights and facts of the source; writes the `source` folder.
 
     Raises: RecipeError when inputs and dims do not fit the function's; StageError when it returns
             no Operator.
     """
     assert stage.python is not None
-    operator = load(stage.python)
+    operator = call(stage.python)
     func = operator.mod["main"]
     inputs = {param.name: param for param in func.params if param.name not in operator.weights}
     _check_weights(operator, func)
@@ -89,14 +88,14 @@ def import_operator(
         outputs=operator.outputs,
         weights=operator.weights,
         params={name: name for name in operator.weights},
-        sources={one.var.name: Source(one.var.name, _op(one.value)) for one in bindings},
+        sources={one.var.name: Node(one.var.name, _op(one.value)) for one in bindings},
         dims={name: Bounds(bounds.min, bounds.max) for name, bounds in stage.dims.items()},
         buckets=stage.buckets,
     )
-    return program, weights, write_source(stage.python, ctx.workdir / "source")
+    return Imported(program, weights, write_source(stage.python, ctx.workdir / "source"))
 
 
-def load(function: PythonFunction) -> Operator:
+def call(function: PythonFunction) -> Operator:
     """What the recipe's function returns. StageError when it raises, or returns something else."""
     made = function.load("model.python")
     try:

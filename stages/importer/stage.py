@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -25,6 +26,48 @@ from tapml.stage import (
 )
 
 SymbolName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
+
+
+SourceName = Literal["onnx", "torch", "huggingface", "gguf", "relax", "operator"]
+_PLACES = ("path", "python", "id", "revision")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Fields that say where a source's model is (one of the sets), and further fields it takes;
+    the distributions that it needs and the extra that brings them.
+    """
+
+    places: tuple[frozenset[str], ...]
+    options: frozenset[str] = frozenset()
+    needs: tuple[str, ...] = ()
+    extra: str = ""
+
+
+def _either(*places: str) -> tuple[frozenset[str], ...]:
+    return tuple(frozenset(one.split()) for one in places)
+
+
+_SOURCES: dict[str, _Source] = {
+    "onnx": _Source(_either("path"), needs=("onnx",), extra="onnx"),
+    "torch": _Source(
+        _either("path", "python"), frozenset({"outputs"}), needs=("torch",), extra="torch"
+    ),
+    "huggingface": _Source(
+        _either("path", "id revision"),
+        frozenset({"architecture", "task", "context", "outputs"}),
+        needs=("torch", "transformers"),
+        extra="huggingface",
+    ),
+    "gguf": _Source(
+        _either("path"),
+        frozenset({"task", "context"}),
+        needs=("torch", "transformers", "gguf"),
+        extra="gguf",
+    ),
+    "relax": _Source(_either("path")),
+    "operator": _Source(_either("python")),
+}
 
 
 class InputSpec(Frozen):
@@ -62,19 +105,53 @@ class DimBounds(Frozen):
 class Model(Frozen):
     """What is compiled, and at which sizes."""
 
-    source: Literal["onnx", "operator"] = Field(
-        description="An ONNX file, or an operator that Python of yours builds"
+    source: SourceName = Field(
+        description="What holds the model: a file of a framework, a model hub, or Python of yours"
     )
     path: str | None = Field(
         None,
-        description="The model file (source: onnx)",
+        description="The model file, or the folder of a Hugging Face model",
         examples=["${package:magika}/models/standard_v3_3/model.onnx"],
     )
     python: str | None = Field(
         None,
         pattern=r"^[^:]+\.py:[A-Za-z_]\w*$",
-        description="`file.py:function` that returns an Operator (source: operator)",
+        description="`file.py:function` that returns an Operator (source: operator), or a torch "
+        "module and example inputs (source: torch)",
         examples=["operator_sparse.py:linear"],
+    )
+    id: str | None = Field(
+        None,
+        pattern=r"^[\w.-]+/[\w.-]+$",
+        description="Name of the model on the Hugging Face hub",
+        examples=["HuggingFaceTB/SmolLM2-135M-Instruct"],
+    )
+    revision: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{40}$",
+        description="Commit of the model on the hub, so that every build is of the same weights",
+        examples=["12fd25f77366fa6b3b4b768ec3050bf629380bac"],
+    )
+    architecture: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_]\w*$",
+        description="Class of transformers to load the weights into; else as config.json says",
+        examples=["BertModel"],
+    )
+    task: Literal["generate"] | None = Field(
+        None,
+        description="`generate`: a language model that decodes, its key-value cache kept as state",
+    )
+    context: PositiveInt | None = Field(
+        None,
+        description="Tokens that the cache holds, prompt included (task: generate)",
+        examples=[2048],
+        json_schema_extra={"unit": "tokens"},
+    )
+    outputs: tuple[str, ...] = Field(
+        (),
+        description="Which outputs to keep, by name (source: torch, huggingface); all if left out",
+        examples=[["last_hidden_state"]],
     )
     inputs: dict[str, InputSpec] = Field(
         {},
@@ -93,11 +170,16 @@ class Model(Frozen):
 
     @model_validator(mode="after")
     def _has_its_source(self) -> Self:
-        wanted, other = ("path", "python") if self.source == "onnx" else ("python", "path")
-        if getattr(self, wanted) is None:
-            raise ValueError(f"source: {self.source} needs `{wanted}`")
-        if getattr(self, other) is not None:
-            raise ValueError(f"source: {self.source} takes no `{other}`")
+        named = {one for one in _PLACES if getattr(self, one) is not None}
+        if named not in (choices := _SOURCES[self.source].places):
+            wanted = " or ".join(" + ".join(f"`{n}`" for n in sorted(one)) for one in choices)
+            extra = ", ".join(f"`{one}`" for one in sorted(named)) or "none"
+            raise ValueError(f"source: {self.source} needs {wanted}; there: {extra}")
+        for one in ("architecture", "task", "context", "outputs"):
+            if getattr(self, one) and one not in _SOURCES[self.source].options:
+                raise ValueError(f"source: {self.source} takes no `{one}`")
+        if (self.task == "generate") != (self.context is not None):
+            raise ValueError("`task: generate` and `context` (size of the cache) go together")
         return self
 
 
@@ -111,18 +193,24 @@ class Import(Stage):
     """
 
     name: ClassVar[str] = "import"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     sections: ClassVar[Mapping[str, type[Frozen]]] = {"model": Model}
     outputs: ClassVar[Mapping[str, Kind]] = {
         "source": "source",
         "program": "program",
         "weights": "weights",
     }
-    tools: ClassVar[tuple[str, ...]] = ("apache-tvm", "onnx")
+    tools: ClassVar[tuple[str, ...]] = ("apache-tvm",)
 
-    source: Literal["onnx", "operator"]
+    source: SourceName
     file: File | None = None
     python: PythonFunction | None = None
+    id: str | None = None
+    revision: str | None = None
+    architecture: str | None = None
+    task: Literal["generate"] | None = None
+    context: int | None = None
+    keep: tuple[str, ...] = ()
     signature: dict[str, InputSpec] = Field(default_factory=dict)
     dims: dict[str, DimBounds] = Field(default_factory=dict)
     buckets: tuple[dict[str, int], ...] = ()
@@ -140,15 +228,26 @@ class Import(Stage):
             source=model.source,
             file=file,
             python=python,
+            id=model.id,
+            revision=model.revision,
+            architecture=model.architecture,
+            task=model.task,
+            context=model.context,
+            keep=model.outputs,
             signature=model.inputs,
             dims=model.dims,
             buckets=model.buckets,
         )
 
+    def uses(self) -> tuple[str, ...]:
+        return (*self.tools, *_SOURCES[self.source].needs)
+
     def check(self) -> None:
-        if self.source == "onnx" and find_spec("onnx") is None:
+        kind = _SOURCES[self.source]
+        if missing := [name for name in kind.needs if find_spec(name) is None]:
             raise EnvironmentalError(
-                message="package onnx is not installed", hint="pip install 'tapml[onnx]'"
+                message=f"source: {self.source} needs {', '.join(missing)}, not installed here",
+                hint=f"pip install 'tapml[{kind.extra}]'",
             )
 
     def run(self, inputs: Inputs, ctx: Context) -> Outputs:
@@ -156,29 +255,15 @@ class Import(Stage):
         from dataclasses import asdict
 
         from .. import codec
+        from .source import find
 
-        if self.source == "onnx":
-            from . import onnx_model
-
-            # what is wrong with the file or the recipe is told before TVM takes its seconds to load
-            assert self.file is not None
-            model = onnx_model.read(self.file.path)
-            wanted = {name: (spec.shape, spec.dtype) for name, spec in self.signature.items()}
-            signature = onnx_model.match_inputs(model, wanted, self.dims)
-
-            from .onnx_import import import_onnx
-
-            imported = import_onnx(self, model, signature, ctx)
-        else:
-            from .operator import import_operator
-
-            imported = import_operator(self, ctx)
-        program, weights, facts = imported
+        imported = find(self.source).load(self, ctx)
+        program, weights = imported.program, imported.weights
         folders = {name: ctx.workdir / name for name in ("source", "program")}
         program.save(folders["program"])
         io = asdict(program.io)
         del io["params"]  # the source has its own idea of them
-        codec.write_json(folders["source"] / "source.json", {**facts, "io": io})
+        codec.write_json(folders["source"] / "source.json", {**imported.facts, "io": io})
         codec.write_weights(ctx.workdir / "weights.safetensors", weights)
         if ctx.views is not None:
             ctx.views.mkdir(parents=True, exist_ok=True)

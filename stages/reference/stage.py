@@ -93,7 +93,8 @@ class Reference(Stage):
         import numpy as np
 
         from .. import codec
-        from . import cases, runners
+        from . import cases
+        from .runners import runner as runners
 
         facts = codec.read_json(inputs["source"] / "source.json")
         real = cases.real_inputs(self.function, self.arrays)

@@ -7,7 +7,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from tapml.errors import RecipeError, RecipeErrors
-from tapml_stages.importer import onnx_model
+from tapml_stages.importer.onnx import model as onnx_model
 
 FLOAT_X = {"x": (("batch", 8), "float32")}
 

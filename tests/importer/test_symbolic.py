@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, NodeProto, helper
 
-from tapml_stages.importer import onnx_model, symbolic
-from tapml_stages.importer.symbolic import Size, Unknown
+from tapml_stages.importer.onnx import model as onnx_model
+from tapml_stages.importer.onnx import symbolic
+from tapml_stages.importer.onnx.symbolic import Size, Unknown
 
 BATCH = Size((("batch", 1),))
 LIMITS = {"batch": (1, 64)}

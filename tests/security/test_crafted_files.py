@@ -23,7 +23,7 @@ from tapml import scaffold
 from tapml.errors import EnvironmentalError, StageError, TapmlError
 from tapml.store import Record, Store
 from tapml_stages import codec
-from tapml_stages.importer import onnx_model
+from tapml_stages.importer.onnx import model as onnx_model
 
 
 class Trap:

@@ -18,7 +18,7 @@ rx = tvm.relax
 
 
 @dataclass(frozen=True)
-class Source:
+class Node:
     """The source node that a binding comes from."""
 
     node: str
@@ -49,7 +49,7 @@ def finish(
     outputs: Sequence[str],
     weights: Mapping[str, np.ndarray],
     params: Mapping[str, str],
-    sources: Mapping[str, Source],
+    sources: Mapping[str, Node],
     dims: Mapping[str, Bounds],
     buckets: Iterable[Mapping[str, int]],
 ) -> tuple[Program, dict[str, np.ndarray]]:
@@ -94,11 +94,11 @@ class _Finisher:
         inputs: Sequence[str],
         weights: dict[str, np.ndarray],
         params: Mapping[str, str],
-        sources: Mapping[str, Source],
+        sources: Mapping[str, Node],
     ) -> None:
         self.func, self.weights, self.sources = func, weights, sources
         self.names = Names()
-        self.origins: dict[str, Source] = {}  # new variable name → source
+        self.origins: dict[str, Node] = {}  # new variable name → source
         self.remap: dict[str, str] = {}  # old variable name → new
         self.weight_names: list[str] = []  # in the order of the parameters
         self.weight_of: dict[str, str] = {}  # new parameter name → source name
@@ -210,7 +210,7 @@ def _output_specs(func: Any, names: Sequence[str]) -> tuple[TensorSpec, ...]:
 
 
 def _demand_known_shapes(
-    func: Any, sources: Mapping[str, Source], dims: Mapping[str, Bounds]
+    func: Any, sources: Mapping[str, Node], dims: Mapping[str, Bounds]
 ) -> None:
     """Raises StageError that lists every binding whose shape is not made of sizes and dims."""
 

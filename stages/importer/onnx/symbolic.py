@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from . import onnx_model
+from . import model as onnx_model
 
 
 @dataclass(frozen=True)

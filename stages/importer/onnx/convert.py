@@ -14,45 +14,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import onnx
 from onnx import GraphProto, ModelProto, numpy_helper
 
 from tapml.errors import StageError
-from tapml.stage import Context
 
-from ..compat import tvm
-from ..program import Bounds, Program
-from . import onnx_model, symbolic
-from .onnx_model import Shape
-from .relaxed import Source, finish
-from .stage import Import
+from ...compat import tvm
+from ...program import Bounds, Program
+from ..finish import Node, finish
+from ..source import Unsupported, refuse
+from . import model as onnx_model
+from . import symbolic
 
 from tvm.relax.frontend.onnx import onnx_frontend  # isort: skip  # after compat
 
 rx = tvm.relax
 _MARK = "tapml_end_of_node"
-
-
-def import_onnx(
-    stage: Import, model: ModelProto, signature: Mapping[str, tuple[Shape, str]], ctx: Context
-) -> tuple[Program, dict[str, np.ndarray], dict[str, str]]:
-    """Program, weights and facts of the source; writes the `source` folder.
-
-    In:     the model of the file, and its inputs as the recipe wants them
-    Raises: StageError when the model is not valid, holds unsupported operators or values of unknown
-            shape.
-    """
-    assert stage.file is not None
-    path = stage.file.path
-    preflight(model, path)
-    onnx_model.check(model, path)
-    dims = {name: Bounds(bounds.min, bounds.max) for name, bounds in stage.dims.items()}
-    source = onnx_model.canonical(model, signature)
-    program, weights = convert(source, dims, stage.buckets)
-    folder = ctx.workdir / "source"
-    folder.mkdir()
-    onnx.save(source, folder / "model.onnx")
-    return program, weights, {"kind": "onnx", "model": "model.onnx"}
 
 
 def preflight(model: ModelProto, path: str) -> None:
@@ -64,15 +40,7 @@ def preflight(model: ModelProto, path: str) -> None:
         if not standard or node.op_type not in supported:
             name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
             missing[name].append(node.name or node.output[0])
-    if missing:
-        lines = [
-            f"  {op} ×{len(nodes)}: {', '.join(nodes[:8])}{' …' if len(nodes) > 8 else ''}"
-            for op, nodes in sorted(missing.items())
-        ]
-        raise StageError(
-            message=f"{path}: {len(missing)} operators cannot be imported:\n" + "\n".join(lines),
-            hint="replace them in the exporter, or simplify the model first",
-        )
+    refuse(path, [Unsupported(op, tuple(nodes)) for op, nodes in missing.items()])
 
 
 def convert(
@@ -133,8 +101,8 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
     def __init__(self, graph: GraphProto) -> None:
         super().__init__({}, "float32", keep_params_in_input=True, sanitize=False)
         self._graph = graph
-        self._order: list[Source] = []
-        self.sources: dict[str, Source] = {}
+        self._order: list[Node] = []
+        self.sources: dict[str, Node] = {}
 
     def module(self, opset: int) -> Any:
         """The graph as a Relax function `main`; `sources` then says where bindings come from."""
@@ -157,7 +125,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
                 self.sources[binding.var.name] = self.sources[binding.value.name]
             else:
                 pending.append(binding.var.name)
-        outputs = Source(self._graph.output[0].name, "Output")
+        outputs = Node(self._graph.output[0].name, "Output")
         self.sources.update(dict.fromkeys(pending, outputs))
 
     def _convert_operator(
@@ -174,7 +142,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
             message = f"node {node} ({op_name}) cannot be imported: {error}"
             raise StageError(message=message) from error
         self.bb.emit(rx.const(len(self._order), "int32"), _MARK)
-        self._order.append(Source(node, op_name))
+        self._order.append(Node(node, op_name))
         return value
 
     def _bound(self, value: Any) -> Any:

@@ -106,6 +106,10 @@ def canonical(model: ModelProto, signature: Mapping[str, tuple[Shape, str]]) -> 
     return model
 
 
+def save(model: ModelProto, path: Path) -> None:
+    onnx.save(model, path)
+
+
 def copy(model: ModelProto) -> ModelProto:
     other = ModelProto()
     other.CopyFrom(model)

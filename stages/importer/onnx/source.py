@@ -1,0 +1,39 @@
+"""ONNX files: what is wrong with file or recipe is told before TVM takes its seconds to load."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...program import Bounds
+from ..source import Imported
+from . import model as onnx_model
+
+if TYPE_CHECKING:
+    from tapml.stage import Context
+
+    from ..stage import Import
+
+
+def load(stage: Import, ctx: Context) -> Imported:
+    """The model of an ONNX file.
+
+    Raises: RecipeError when inputs or dims do not fit; StageError when the model is not valid,
+            holds unsupported operators or values of unknown shape.
+    """
+    assert stage.file is not None
+    path = stage.file.path
+    model = onnx_model.read(path)
+    wanted = {name: (spec.shape, spec.dtype) for name, spec in stage.signature.items()}
+    signature = onnx_model.match_inputs(model, wanted, stage.dims)
+
+    from . import convert
+
+    convert.preflight(model, path)
+    onnx_model.check(model, path)
+    dims = {name: Bounds(bounds.min, bounds.max) for name, bounds in stage.dims.items()}
+    source = onnx_model.canonical(model, signature)
+    program, weights = convert.convert(source, dims, stage.buckets)
+    folder = ctx.workdir / "source"
+    folder.mkdir()
+    onnx_model.save(source, folder / "model.onnx")
+    return Imported(program, weights, {"kind": "onnx", "model": "model.onnx"})
