@@ -30,7 +30,6 @@ class Result:
 def recipe(row: Row, folder: Path) -> Path:
     """The recipe of a row, beside its model."""
     models.save(row, folder / "model")
-    shapes = {name: one for name, one in row.inputs.items()}
     data = {
         "version": 1,
         "name": f"zoo-{row.name.replace('_', '-')}",
@@ -45,7 +44,7 @@ def recipe(row: Row, folder: Path) -> Path:
                     "shape": list(one.shape),
                     "dtype": "float32" if one.below is None else "int64",
                 }
-                for name, one in shapes.items()
+                for name, one in row.inputs.items()
             },
             "dims": {name: {"min": low, "max": high} for name, (low, high) in row.dims.items()},
         },
