@@ -1,0 +1,122 @@
+"""The zoo: tiny models of many architectures through the whole line, against transformers.
+
+    python benchmarks/zoo.py [--store DIR] [--again] [ROW ...]
+
+A row that benchmarks/results/zoo.json has from the code of today is not run again. Prints a table,
+writes the JSON after every row, and benchmarks/zoo.md from it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tapml import host, registry
+from tapml.errors import TapmlError
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "zoo.json"
+TABLE = ROOT / "benchmarks" / "zoo.md"
+sys.path.insert(0, str(ROOT / "tests"))
+
+from zoo import line, rows  # noqa: E402  # tests/ is no package
+
+FLOOR, GOAL = 2e-5, 5e-6
+
+
+def code() -> dict[str, int]:
+    """Versions of the stages that make a bundle: a result of other versions is taken again."""
+    wanted = ("import", "relax", "tensorir", "metaschedule", "codegen")
+    return {name: registry.stage_class(name).version for name in wanted}
+
+
+def result(row: rows.Row, store: Path) -> dict[str, Any]:
+    """What became of a row: its errors by size, or the reason why it failed."""
+    start = time.monotonic()
+    found: dict[str, Any] = {"name": row.name, "model": row.model, "paper": row.paper}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            errors = line.errors(row, line.run(row, Path(folder), store))
+        found |= {"errors": errors, "error": max(errors.values()), "reason": ""}
+    except TapmlError as error:
+        found |= {"error": None, "reason": f"{error.message}"}
+    except Exception as error:  # a bug of ours is a row as well, not the end of the run
+        traceback.print_exc()
+        found |= {"error": None, "reason": f"{type(error).__name__}: {error}"}
+    found["dynamic"] = sorted(row.dims)
+    return found | {"seconds": round(time.monotonic() - start, 1), "code": code()}
+
+
+def markdown(results: Iterable[dict[str, Any]]) -> str:
+    """benchmarks/zoo.md."""
+    table = sorted(results, key=lambda one: one["error"] is None)
+    right = [one for one in table if one["error"] is not None and one["error"] <= FLOOR]
+    lengths = [one for one in right if {"n", "m"} & set(one["dynamic"])]
+    best = [one for one in right if one["error"] <= GOAL]
+    lines = [
+        "# The zoo",
+        "",
+        "Written by `python benchmarks/zoo.py`. Each row: a tiny random model of transformers "
+        f"{version('transformers')}, saved as a Hugging Face folder, through",
+        "`tapml run` (untuned), its library called at every size; one bundle for all sizes. "
+        "The error is the largest difference from transformers' own eager output,",
+        f"relative to the output's range, over {len(rows.LENGTHS)} lengths × "
+        f"{len(rows.BATCHES)} batches (lengths {', '.join(map(str, rows.LENGTHS))}; "
+        f"batches {', '.join(map(str, rows.BATCHES))}).",
+        "",
+        f"**{len(right)} of {len(table)} architectures right** (error ≤ {FLOOR:.0e}), "
+        f"{len(lengths)} of them with dynamic sequence length; {len(best)} within {GOAL:.0e}.",
+        "",
+        "| architecture | class | dynamic | error | TapML paper | what fails |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in table:
+        error = "–" if one["error"] is None else f"{one['error']:.1e}"
+        reason = " ".join(one["reason"].split())[:300].replace("|", "\\|")
+        lines.append(
+            f"| {one['name']} | {one['model']} | {', '.join(one['dynamic'])} | {error} "
+            f"| {one['paper']} | {reason} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[ROW ...]")
+@click.option("--store", type=click.Path(path_type=Path), default=ROOT / "artifacts")
+@click.option("--again", is_flag=True, help="Run rows that have a result, too.")
+def main(names: tuple[str, ...], store: Path, again: bool) -> None:
+    """Runs ROWs (default: all) and writes the table."""
+    known = {row.name: row for row in rows.ROWS}
+    if unknown := set(names) - known.keys():
+        raise click.UsageError(f"no rows {sorted(unknown)}; known: {', '.join(known)}")
+    there = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    results = {one["name"]: one for one in there if one["name"] in known}
+    for name in names or known:
+        if again or results.get(name, {}).get("code") != code():
+            results[name] = result(known[name], store)
+        one = results[name]
+        error = "failed" if one["error"] is None else f"{one['error']:.1e}"
+        print(f"{name:<14} {error:>8} {one['seconds']:>7.1f} s  {one['reason'][:140]}", flush=True)
+        ordered = [results[row.name] for row in rows.ROWS if row.name in results]
+        facts = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "host": host.fingerprint(),
+            "tools": {tool: version(tool) for tool in ("apache-tvm", "torch", "transformers")},
+            "rows": ordered,
+        }
+        RESULTS.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        TABLE.write_text(markdown(ordered), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
