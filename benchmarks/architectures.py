@@ -1,6 +1,6 @@
 """The zoo: tiny models of many architectures through the whole line, against transformers.
 
-    python benchmarks/zoo.py [--store DIR] [--again] [ROW ...]
+    python benchmarks/architectures.py [--store DIR] [--again] [ROW ...]
 
 A row that benchmarks/results/zoo.json has from the code of today is not run again. Prints a table,
 writes the JSON after every row, and benchmarks/zoo.md from it.
@@ -66,7 +66,7 @@ def markdown(results: Iterable[dict[str, Any]]) -> str:
     lines = [
         "# The zoo",
         "",
-        "Written by `python benchmarks/zoo.py`. Each row: a tiny random model of transformers "
+        "Written by `python benchmarks/architectures.py`. Each row: a tiny random model of transformers "
         f"{version('transformers')}, saved as a Hugging Face folder, through",
         "`tapml run` (untuned), its library called at every size; one bundle for all sizes. "
         "The error is the largest difference from transformers' own eager output,",
