@@ -40,5 +40,10 @@ def make(facts: Mapping[str, Any], source: Path, threads: int) -> Runner:
             from .operator import NumpyRunner
 
             return NumpyRunner(source / facts["module"], facts["function"], outputs, threads)
+        case "torch":
+            from .torch import TorchRunner
+
+            every = tuple(facts["outputs"])
+            return TorchRunner(source / facts["module"], facts["function"], every, outputs, threads)
         case kind:
             raise AssertionError(f"no runner for {kind!r}")
