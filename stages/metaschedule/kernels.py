@@ -113,7 +113,11 @@ def _site(clone: str, kernel: str, call: Any) -> Site:
             _tensor(arg.ty) if isinstance(arg.ty, relax.TensorType) else int(arg)
             for arg in call.args[1].fields
         ]
-        outputs = [_tensor(ty) for ty in call.ty_args]
+        outputs = [
+            _tensor(field)
+            for ty in call.ty_args
+            for field in (ty.fields if isinstance(ty, relax.TupleType) else [ty])
+        ]
     except TypeError as error:  # a size that binding the dims has left open
         message = f"kernel {kernel} in {clone} has a size that follows from no dimension"
         raise StageError(message=message) from error

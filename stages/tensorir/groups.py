@@ -14,16 +14,22 @@ from typing import Any
 
 from tapml.errors import StageError
 
-from ..dataflow import bindings, num_input, op_name, operands, rx
+from ..dataflow import bindings, is_constant, num_input, op_name, operands, rx
 from ..program import IMPORTED, REGION, Origin
 
 
 def fused_values(before: Any, after: Any, name: str) -> list[list[str]]:
     """For each call of function `name` after FuseOps, the values it computes, as named before."""
     known: dict[tuple[Any, ...], list[str]] = {}
+    alias: dict[Any, str] = {}  # what no kernel computes: an element of a tuple, a constant
     for var, value in bindings(before[name]):
-        if isinstance(value, rx.Call):
-            known.setdefault(_key(value, lambda leaf: leaf.name), []).append(var.name)
+        if isinstance(value, rx.TupleGetItem) and isinstance(value.tuple_value, rx.Var):
+            alias[var] = _element(value.tuple_value.name, value.index)
+        elif is_constant(value):
+            alias[var] = _leaf(value)
+        elif isinstance(value, rx.Call):
+            named = _key(value, lambda leaf: alias.get(leaf, leaf.name))
+            known.setdefault(named, []).append(var.name)
     sites: list[list[str]] = []
 
     def walk(func: Any, names: dict[Any, Any]) -> Any:
@@ -47,8 +53,8 @@ def fused_values(before: Any, after: Any, name: str) -> list[list[str]]:
         if isinstance(expr, rx.Tuple):
             return tuple(resolve(field, names) for field in expr.fields)
         if isinstance(expr, rx.TupleGetItem):
-            return resolve(expr.tuple_value, names)[expr.index]
-        return names.get(expr, expr.name) if isinstance(expr, rx.Var) else str(expr)
+            return _element(resolve(expr.tuple_value, names), expr.index)
+        return names.get(expr, expr.name) if isinstance(expr, rx.Var) else _leaf(expr)
 
     after_main = after[name]
     walk(after_main, {})
@@ -68,8 +74,18 @@ def _key(call: Any, name: Any) -> tuple[Any, ...]:
     kernel = call.args[0].name_hint if op_name(call) == "relax.call_tir" else op_name(call)
     return (
         kernel,
-        *(name(leaf) if isinstance(leaf, rx.Var) else str(leaf.value) for leaf in operands(call)),
+        *(name(leaf) if isinstance(leaf, rx.Var) else _leaf(leaf) for leaf in operands(call)),
     )
+
+
+def _element(source: Any, index: int) -> Any:
+    """Field `index` of a tuple, or its name when `source` names what one kernel gives."""
+    return source[index] if isinstance(source, tuple) else f"{source}[{index}]"
+
+
+def _leaf(expr: Any) -> str:
+    """A constant, also one that FuseOps made an argument of a group; or what is no tensor."""
+    return str(expr.value if is_constant(expr) else expr)
 
 
 class Imported:
@@ -162,12 +178,19 @@ def groups(
 
 
 def _reads(func: Any) -> dict[str, list[str]]:
-    """Value → the values and inputs that it reads, packed weights left out, aliases resolved."""
+    """Value → the values and inputs that it reads, packed weights left out; for a tuple's element,
+    what gave the tuple.
+    """
     count = num_input(func)
     weights = {param.name for param in func.params[count:]}
+    whole = {
+        var: value.tuple_value
+        for var, value in bindings(func)
+        if isinstance(value, rx.TupleGetItem) and isinstance(value.tuple_value, rx.Var)
+    }
     return {
         var.name: [
-            leaf.name
+            whole.get(leaf, leaf).name
             for leaf in operands(value)
             if isinstance(leaf, rx.Var) and leaf.name not in weights
         ]

@@ -275,7 +275,7 @@ class Blocker:
         inner = [width for axis in held.spatial for width in pairs[axis]]
         args = [held.var, *call.args[1:]]
         fresh = rx.op.nn.pad(
-            held.var, [0] * 4 + inner + [0] * 2, call.attrs.pad_value, call.attrs.pad_mode
+            held.var, [0] * 4 + inner + [0] * 2, call.attrs.pad_mode, call.attrs.pad_value
         )
         y = writer.emit(
             fresh if len(args) == 1 else rx.Call(fresh.op, args, fresh.attrs, fresh.ty_args),

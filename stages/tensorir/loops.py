@@ -15,12 +15,25 @@ Body = Callable[[Any], Any]
 def loop(
     name: str, extent: Any, body: Body, kind: Any = tirx.ForKind.SERIAL, dtype: str = "int64"
 ) -> Any:
-    """A loop over 0 … extent-1; none for a single iteration."""
+    """A loop over 0 … extent-1; none for a single iteration, nothing for no iteration."""
     if as_int(extent) == 1:
         return body(tirx.const(0, dtype))
+    if as_int(extent) == 0:
+        return None
     var = tirx.Var(name, dtype)
-    extent = tirx.const(extent, dtype) if isinstance(extent, int) else extent.astype(dtype)
-    return tirx.For(var, tirx.const(0, dtype), extent, kind, body(var))
+    return tirx.For(var, tirx.const(0, dtype), constant(extent, dtype), kind, body(var))
+
+
+def constant(value: Any, dtype: str) -> Any:
+    """A size as an expression."""
+    return tirx.const(value, dtype) if isinstance(value, int) else value.astype(dtype)
+
+
+def when(condition: Any, statement: Any) -> Any:
+    """`statement` under a condition, which may be known here: then it alone, or nothing."""
+    if isinstance(condition, bool):
+        return statement if condition else None
+    return tirx.IfThenElse(condition, statement, None)
 
 
 def lanes(count: int, body: Body, dtype: str = "int64") -> Any:
@@ -62,10 +75,16 @@ def parallel(
 
 
 def seq(statements: Iterable[Any]) -> Any:
-    """Statements in order, nested sequences flattened: all that follow see an allocation."""
+    """Statements in order, nested sequences flattened: all that follow see an allocation. None is
+    no statement.
+    """
     flat: list[Any] = []
     for statement in statements:
+        if statement is None:
+            continue
         flat.extend(statement.seq if isinstance(statement, tirx.SeqStmt) else [statement])
+    if not flat:
+        return tirx.Evaluate(tirx.const(0, "int32"))
     return flat[0] if len(flat) == 1 else tirx.SeqStmt(flat)
 
 

@@ -31,7 +31,8 @@ tirx = tvm.tirx
 Held = Mapping[int, Callable[..., Expr]]
 
 PARALLEL_ELEMENTS = 1 << 14  # below it, a parallel launch (1-2 µs) costs more than it brings
-SYMBOLIC = 4  # what a symbolic size counts as in estimates of work
+SYMBOLIC = 32  # what a symbolic size counts as in estimates of work
+INNER_SYMBOLIC = 128  # … of the work of one task
 INNER_ELEMENTS = 1 << 12  # of a task at least, so that finding its indices costs nothing
 
 
@@ -64,10 +65,14 @@ def elementwise(kernel: Kernel, step: Step, held: Held, target: Target) -> Any:
     ):
         return _flat(extents, at, width, dtype, serial=work < PARALLEL_ELEMENTS)
 
-    inner = 1  # how many of the innermost axes a task runs by itself
+    inner = 1  # how many of the innermost axes a task runs by itself; enough tasks must be left
     while (
         inner < len(extents)
-        and prod(axis.static or SYMBOLIC for axis in step.axes[-inner:]) < INNER_ELEMENTS
+        and prod(axis.static or INNER_SYMBOLIC for axis in step.axes[-inner:]) < INNER_ELEMENTS
+        and (
+            work < PARALLEL_ELEMENTS
+            or prod(axis.static or 1 for axis in step.axes[: -inner - 1]) >= 2 * target.cores
+        )
     ):
         inner += 1
     outer, rest = step.axes[: len(extents) - inner], step.axes[len(extents) - inner : -1]

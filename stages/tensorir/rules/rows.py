@@ -26,7 +26,19 @@ from ..kernel import (
     read,
     substitute,
 )
-from ..loops import dtype_of, lanes, local, loop, nest, parallel, scheduled, seq, store
+from ..loops import (
+    constant,
+    dtype_of,
+    lanes,
+    local,
+    loop,
+    nest,
+    parallel,
+    scheduled,
+    seq,
+    store,
+    when,
+)
 from ..nests import PARALLEL_ELEMENTS, SYMBOLIC, float_lanes, vector
 
 tirx = tvm.tirx
@@ -69,7 +81,7 @@ class _Rows:
         has it.
         """
         last = step.reduce[-1].var
-        if step.reduce[-1].static is None or not step.is_identity:
+        if not step.is_identity:
             return False
         for load in loads(step.value):
             for index in load.indices[:-1]:
@@ -80,7 +92,7 @@ class _Rows:
     def body(self) -> Any:
         kernel = self.kernel
         work = prod(axis.static or SYMBOLIC for axis in self.row) * max(
-            prod(axis.static or 1 for axis in step.reduce) for step in kernel.reductions
+            prod(axis.static or SYMBOLIC for axis in step.reduce) for step in kernel.reductions
         )
         count = product([axis.extent for axis in self.row])
         serial = work * 4 < PARALLEL_ELEMENTS
@@ -125,8 +137,8 @@ class _Rows:
                     step, position, step.buffer, len(self.row), False
                 )
             elif self._is_kept(step):
-                sizes = [self._size(axis) for axis in inner]
-                if 4 * prod(sizes) > ROW_BYTES:
+                sizes = [axis.extent for axis in inner]
+                if 4 * prod(axis.static or 1 for axis in inner) > ROW_BYTES:
                     raise Unfit("a row is too long to keep")
                 buffer = local(step.name, sizes, str(step.buffer.ty.dtype))
                 kept.append(buffer)
@@ -143,11 +155,6 @@ class _Rows:
             if not self.analyzer.can_prove_equal(own.extent, row.extent):
                 raise Unfit(f"{step.name} has other rows")
         return {key(axis.var): at for axis, at in zip(step.axes, position, strict=False)}
-
-    def _size(self, axis: Axis) -> int:
-        if axis.static is None:
-            raise Unfit("symbolic row")
-        return axis.static
 
     def _is_kept(self, step: Step) -> bool:
         """Calls (exp, …) that more than one step needs are computed once."""
@@ -199,11 +206,11 @@ class _Rows:
             raise Unfit(f"{step.name} reduces to more than a number a row")
         env = {**env, **{key(axis.var): tirx.const(0, self.dtype) for axis in inner}}
         *before, last = step.reduce
-        size = self._size(last)
-        width = self.width
-        while width > size:
-            width //= 2
-        many = min(ACCUMULATORS, size // width)
+        size, width, many = last.extent, self.width, ACCUMULATORS
+        if isinstance(size, int):
+            while width > max(size, 1):
+                width //= 2
+            many = max(1, min(many, size // width))
         dtype = str(step.buffer.ty.dtype)
         total = local(f"{step.name}_row", (1,), dtype)
         zero = tirx.const(0, self.dtype)
@@ -217,35 +224,37 @@ class _Rows:
             inside = {**self.held, key(step.buffer): lambda *_: tirx.BufferLoad(acc, place)}
             return store(acc, place, vectorizable(self.kernel.value(step, full, inside)))
 
-        def some(done: list[Expr], start: Expr | int, part: Any) -> Any:
-            return lanes(width, lambda x: add(part, [x], [*done, start + x]), self.dtype)
+        def some(done: list[Expr], start: Any, part: Any, count: int) -> Any:
+            return lanes(count, lambda x: add(part, [x], [*done, start + x]), self.dtype)
 
         def run(done: list[Expr]) -> Any:
-            vectors, tail = divmod(size, width)
-            full, left = divmod(vectors, many)
-            body = []
-            if full:
-                body.append(
-                    loop(
-                        "vector",
-                        full,
-                        lambda v: seq(
-                            some(done, (v * many + p) * width, parts[p]) for p in range(many)
-                        ),
-                        dtype=self.dtype,
-                    )
-                )
-            body += [some(done, (full * many + p) * width, parts[p]) for p in range(left)]
-            start = tirx.const(vectors * width, self.dtype)
-            if tail:
-                body.append(
-                    loop(
-                        "rest",
-                        tail,
-                        lambda x: add(total, [zero], [*done, start + x]),
-                        dtype=self.dtype,
-                    )
-                )
+            vectors = size // width
+            full = vectors // many
+            body = [
+                loop(
+                    "vectors",
+                    full,
+                    lambda v: seq(
+                        some(done, (v * many + p) * width, parts[p], width) for p in range(many)
+                    ),
+                    dtype=self.dtype,
+                ),
+                loop(
+                    "vector",
+                    vectors - full * many,
+                    lambda v: some(done, (full * many + v) * width, parts[0], width),
+                    dtype=self.dtype,
+                ),
+            ]
+            half = width // 2
+            while half > 1:  # of what is left, a vector of half the width, of a quarter, …
+                start = size // (2 * half) * (2 * half)
+                part = some(done, start, parts[0], half)
+                body.append(when(size // half % 2 == 1, part))
+                half //= 2
+            if width > 1:
+                last_one = [*done, constant(size - 1, self.dtype)]
+                body.append(when(size % 2 == 1, add(total, [zero], last_one)))
             return seq(body)
 
         def fold(into: Any, place: list[Expr], other: Expr) -> Any:
