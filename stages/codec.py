@@ -44,10 +44,32 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def write_weights(path: Path, weights: Mapping[str, np.ndarray]) -> None:
-    """`weights.safetensors`, sorted by name, C order, 0-d arrays kept 0-d."""
-    from safetensors.numpy import save_file
+    """`weights.safetensors`, sorted by name, C order, 0-d arrays kept 0-d; written one by one, so
+    that mapped arrays are never all in memory.
+    """
+    header: dict[str, Any] = {}
+    end = 0
+    for name in sorted(weights):
+        array = weights[name]
+        begin, end = end, end + array.nbytes
+        code = _SAFETENSORS[str(array.dtype)]
+        header[name] = {"dtype": code, "shape": array.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for name in sorted(weights):
+            array = np.asarray(weights[name], order="C")
+            array.tofile(out)
 
-    save_file({name: np.array(weights[name], order="C") for name in sorted(weights)}, path)
+
+_SAFETENSORS = {
+    "bool": "BOOL",
+    "bfloat16": "BF16",
+    **{f"float{bits}": f"F{bits}" for bits in (16, 32, 64)},
+    **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
+    **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
+}
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:

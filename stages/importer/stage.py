@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
@@ -204,6 +205,7 @@ class Import(Stage):
 
     source: SourceName
     file: File | None = None
+    files: dict[str, File] = Field(default_factory=dict)  # beside `file`, by the name it has there
     python: PythonFunction | None = None
     id: str | None = None
     revision: str | None = None
@@ -220,13 +222,17 @@ class Import(Stage):
         model = recipe.section("model", Model)
         check_dims(model)
         file, python = None, None
+        files: dict[str, File] = {}
         if model.path is not None:
             file = recipe.file(model.path, field="model.path")
+            if model.source == "onnx":
+                files = _beside(recipe, model.path, file)
         if model.python is not None:
             python = recipe.python(PythonRef(python=model.python, reads=()), field="model.python")
         return cls(
             source=model.source,
             file=file,
+            files=files,
             python=python,
             id=model.id,
             revision=model.revision,
@@ -277,6 +283,30 @@ class Import(Stage):
             tables=(Table("Imported operators", ("operator", "nodes"), tuple(operators)),),
         )
         return Outputs({**folders, "weights": ctx.workdir / "weights.safetensors"}, report)
+
+
+def _beside(recipe: Recipe, path: str, file: File) -> dict[str, File]:
+    """The files that an ONNX file keeps weights in, by the name that it has for them.
+
+    Raises: RecipeError naming tensor and file for one that is not there, or out of bounds. What
+            else is wrong with the model, `run` tells.
+    """
+    from .. import onnx_wire
+
+    try:
+        named = onnx_wire.external_files(onnx_wire.map_file(Path(file.path)))
+    except (onnx_wire.WireError, OSError):
+        return {}
+    folder, files = path.rpartition("/")[0], dict[str, File]()
+    for name, tensor in named.items():
+        try:
+            onnx_wire.beside(Path(file.path), name)
+        except ValueError as error:
+            message = f"tensor {tensor!r} of the model has its data in {name!r}: {error}"
+            raise RecipeError(field="model.path", message=message, hint=onnx_wire.ADVICE) from error
+        text = f"{folder}/{name}" if folder else name
+        files[name] = recipe.file(text, field="model.path")
+    return files
 
 
 def check_dims(model: Model) -> None:

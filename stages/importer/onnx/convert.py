@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from onnx import GraphProto, ModelProto, numpy_helper
+from onnx import GraphProto, ModelProto, helper
 
 from tapml.errors import StageError
 
 from ...compat import tvm
+from ...onnx_file import Model
 from ...program import Bounds, Program
 from ..finish import Node, finish
 from ..source import Unsupported, refuse
@@ -44,14 +45,14 @@ def preflight(model: ModelProto, path: str) -> None:
 
 
 def convert(
-    source: ModelProto, dims: Mapping[str, Bounds], buckets: tuple[Mapping[str, int], ...] = ()
+    source: Model, dims: Mapping[str, Bounds], buckets: tuple[Mapping[str, int], ...] = ()
 ) -> tuple[Program, dict[str, np.ndarray]]:
     """Program and weights of a model in canonical form (onnx_model.canonical)."""
     limits = {name: (bounds.min, bounds.max) for name, bounds in dims.items()}
     folded = symbolic.fold(_constants_inlined(source), limits)
     importer = _Importer(folded.graph)
     mod = importer.module(onnx_model.opset(folded))
-    weights = {one.name: numpy_helper.to_array(one) for one in folded.graph.initializer}
+    weights = {one.name: source.array(one) for one in folded.graph.initializer}
     return finish(
         mod,
         inputs=[one.name for one in folded.graph.input],
@@ -74,9 +75,9 @@ _SETTINGS = {
 }
 
 
-def _constants_inlined(source: ModelProto) -> ModelProto:
+def _constants_inlined(source: Model) -> ModelProto:
     """The model with initializers that are no weights (integers, scalars, settings) in nodes."""
-    model = onnx_model.copy(source)
+    model = onnx_model.copy(source.proto)
     settings = {
         node.input[index]
         for node in model.graph.node
@@ -85,11 +86,10 @@ def _constants_inlined(source: ModelProto) -> ModelProto:
     }
     nodes, weights = [], []
     for tensor in model.graph.initializer:
-        array = numpy_helper.to_array(tensor)
-        if onnx_model.is_weight(array) and tensor.name not in settings:
+        if onnx_model.is_weight(tensor) and tensor.name not in settings:
             weights.append(tensor)
         else:
-            nodes.append(onnx_model.constant(tensor.name, array))
+            nodes.append(onnx_model.constant(tensor.name, source.array(tensor)))
     onnx_model.replace(model.graph.node, [*nodes, *model.graph.node])
     onnx_model.replace(model.graph.initializer, weights)
     return model
@@ -112,6 +112,15 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         for block in mod["main"].body.blocks:
             self._attribute(block.bindings)
         return mod
+
+    def _parse_graph_initializers(self, graph: GraphProto) -> None:
+        """Weights as parameters of the function, by type alone: their values stay on disk."""
+        for tensor in graph.initializer:
+            name = tensor.name.removeprefix("onnx::")  # as TVM's importer names it
+            dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            var = self._new_var(name, shape=list(tensor.dims), dtype=str(dtype))
+            self._nodes[tensor.name] = var
+            self._params[name] = (var, None)
 
     def _attribute(self, bindings: Any) -> None:
         """A binding belongs to the node whose mark follows it; an output repeats another one."""

@@ -6,36 +6,64 @@ them in Constant nodes), inputs have the recipe's shapes. onnxruntime runs it as
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx.inliner
-from google.protobuf.message import DecodeError
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper, numpy_helper
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    helper,
+    numpy_helper,
+)
 
 from tapml.errors import RecipeError, RecipeErrors, StageError, nearest
+
+from ... import onnx_file
+from ...onnx_file import Model
 
 Shape = tuple[int | str, ...]
 
 
-def read(path: str) -> ModelProto:
+def read(path: str) -> Model:
     """The model in a file, functions inlined. StageError naming the file when it is broken."""
-    try:
-        model = onnx.load(path)
-    except (DecodeError, ValueError, OSError, onnx.checker.ValidationError) as error:
-        raise StageError(
-            message=f"{path} is no readable ONNX model: {error}",
-            hint=f"the file has {Path(path).stat().st_size} bytes: is it truncated?",
-        ) from error
-    if not model.graph.node or not model.graph.output:
+    model = onnx_file.read(Path(path))
+    if not model.proto.graph.node or not model.proto.graph.output:
         raise StageError(
             message=f"{path} holds no graph with nodes and outputs",
             hint="is the file truncated, or no ONNX model?",
         )
-    return onnx.inliner.inline_local_functions(model) if model.functions else model
+    return replaced(model, proto=_inlined(model.proto, path)) if model.proto.functions else model
+
+
+def _inlined(model: ModelProto, path: str) -> ModelProto:
+    """Without local functions; each may call others, none itself."""
+    calls = {
+        (one.domain, one.name): {(node.domain, node.op_type) for node in one.node}
+        for one in model.functions
+    }
+    settled: set[tuple[str, str]] = set()
+    while calls.keys() - settled:
+        ready = {name for name, called in calls.items() if called & calls.keys() <= settled}
+        if ready <= settled:
+            names = ", ".join(sorted(name for _, name in calls.keys() - settled))
+            raise StageError(message=f"{path}: local functions that call themselves: {names}")
+        settled |= ready
+    try:
+        return onnx.inliner.inline_local_functions(model, convert_version=True)
+    except (RuntimeError, ValueError) as error:  # of the version converter
+        raise StageError(
+            message=f"{path}: its local functions cannot be inlined: {error}",
+            hint="write them and the model for one version of the operator set",
+        ) from error
 
 
 def check(model: ModelProto, path: str) -> None:
@@ -43,11 +71,34 @@ def check(model: ModelProto, path: str) -> None:
     model = copy(model)
     for output in model.graph.output:
         output.type.tensor_type.shape.SetInParent()  # the checker wants one; no runtime needs it
+    _outside_as_inputs(model.graph)
     try:
         onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, ValueError) as error:
         reason = " ".join(str(error).partition("==> Context")[0].split())
         raise StageError(message=f"{path} is no valid ONNX model: {reason}") from error
+
+
+def _outside_as_inputs(graph: GraphProto) -> None:
+    """Large tensors as inputs: the checker would look for the files of their data."""
+    outside = [one for one in graph.initializer if _is_outside(one)]
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        if node.op_type == "Constant" and _is_outside(node.attribute[0].t):
+            outside.append(constant_tensor(node))
+        else:
+            nodes.append(node)
+    _keep(graph.initializer, lambda one: not _is_outside(one))
+    replace(graph.node, nodes)
+    given = {one.name for one in graph.input}
+    for one in outside:
+        if one.name not in given:
+            value = helper.make_tensor_value_info(one.name, one.data_type, one.dims)
+            graph.input.append(value)
+
+
+def _is_outside(tensor: TensorProto) -> bool:
+    return tensor.data_location == TensorProto.EXTERNAL
 
 
 def opset(model: ModelProto) -> int:
@@ -67,19 +118,23 @@ def constant(name: str, value: np.ndarray) -> NodeProto:
     return helper.make_node("Constant", [], [name], name=name, value=tensor)
 
 
-def constant_value(node: NodeProto) -> np.ndarray:
-    """What a Constant node gives, whichever of its attributes holds it."""
+def constant_tensor(node: NodeProto) -> TensorProto:
+    """What a Constant node gives, under its output's name, whichever attribute holds it."""
     (attribute,) = node.attribute
     value = helper.get_attribute_value(attribute)
     if attribute.name == "value":
-        return numpy_helper.to_array(value)
+        tensor = TensorProto()
+        tensor.CopyFrom(value)
+        tensor.name = node.output[0]
+        return tensor
     dtype = np.float32 if "float" in attribute.name else np.int64
-    return np.asarray(value, dtype)
+    return numpy_helper.from_array(np.asarray(value, dtype), node.output[0])
 
 
-def is_weight(array: np.ndarray) -> bool:
+def is_weight(tensor: TensorProto) -> bool:
     """Whether a constant travels beside the IR: floats with dimensions, large tables."""
-    return array.ndim > 0 and array.size > 0 and (array.dtype.kind == "f" or array.size > 4096)
+    size = math.prod(tensor.dims)
+    return bool(tensor.dims) and size > 0 and (tensor.data_type in _FLOATS or size > 4096)
 
 
 def canonical(model: ModelProto, signature: Mapping[str, tuple[Shape, str]]) -> ModelProto:
@@ -93,21 +148,17 @@ def canonical(model: ModelProto, signature: Mapping[str, tuple[Shape, str]]) -> 
     nodes: list[NodeProto] = []
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].name not in _STRINGS:
-            value, name = constant_value(node), node.output[0]
-            if is_weight(value):
-                graph.initializer.append(numpy_helper.from_array(value, name=name))
+            tensor, name = constant_tensor(node), node.output[0]
+            if is_weight(tensor):
+                graph.initializer.append(tensor)
             else:
-                nodes.append(constant(name, value))
+                nodes.append(helper.make_node("Constant", [], [name], name=name, value=tensor))
         else:
             nodes.append(node)
     _name_uniquely(nodes)
     replace(graph.node, nodes)
     drop_unused(graph)
     return model
-
-
-def save(model: ModelProto, path: Path) -> None:
-    onnx.save(model, path)
 
 
 def copy(model: ModelProto) -> ModelProto:
@@ -213,6 +264,7 @@ def match_inputs(
     return result
 
 
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _STRINGS = ("value_string", "value_strings", "sparse_value")
 
 

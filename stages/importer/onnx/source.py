@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ... import onnx_file
 from ...program import Bounds
 from ..source import Imported
 from . import model as onnx_model
@@ -22,7 +24,8 @@ def load(stage: Import, ctx: Context) -> Imported:
     """
     assert stage.file is not None
     path = stage.file.path
-    model = onnx_model.read(path)
+    read = onnx_model.read(path)
+    model = read.proto
     wanted = {name: (spec.shape, spec.dtype) for name, spec in stage.signature.items()}
     signature = onnx_model.match_inputs(model, wanted, stage.dims)
 
@@ -31,9 +34,7 @@ def load(stage: Import, ctx: Context) -> Imported:
     convert.preflight(model, path)
     onnx_model.check(model, path)
     dims = {name: Bounds(bounds.min, bounds.max) for name, bounds in stage.dims.items()}
-    source = onnx_model.canonical(model, signature)
+    source = replace(read, proto=onnx_model.canonical(model, signature))
     program, weights = convert.convert(source, dims, stage.buckets)
-    folder = ctx.workdir / "source"
-    folder.mkdir()
-    onnx_model.save(source, folder / "model.onnx")
+    onnx_file.write(source, ctx.workdir / "source")
     return Imported(program, weights, {"kind": "onnx", "model": "model.onnx"})

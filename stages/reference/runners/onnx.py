@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ class OnnxRunner:
     """onnxruntime on the CPU, with `threads` threads."""
 
     def __init__(self, path: Path, outputs: tuple[str, ...], threads: int) -> None:
-        import onnx
         import onnxruntime
 
-        self._model = onnx.load(path)
+        from ... import onnx_file
+
+        self._model = onnx_file.read(path)
         self._outputs, self._threads = list(outputs), threads
         self.meta: dict[str, Any] = {
             "kind": "onnx",
@@ -39,9 +41,9 @@ class OnnxRunner:
         options.graph_optimization_level = (
             levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
         )
-        session = ort.InferenceSession(
-            self._with(weights).SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        with tempfile.TemporaryDirectory() as folder:  # weights of any size pass by files alone
+            path = self._write(weights, Path(folder) / "model")
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
         def run(inputs: Arrays) -> dict[str, np.ndarray]:
             try:
@@ -55,16 +57,10 @@ class OnnxRunner:
         return run
 
     def save(self, weights: Arrays, folder: Path) -> None:
-        import onnx
+        self._write(weights, folder)
 
-        folder.mkdir()
-        onnx.save(self._with(weights), folder / "model.onnx")
-
-    def _with(self, weights: Arrays) -> Any:
+    def _write(self, weights: Arrays, folder: Path) -> Path:
         """The model with other weights; names that it lacks (lifted constants) are skipped."""
-        from onnx import numpy_helper
+        from ... import onnx_file
 
-        for tensor in self._model.graph.initializer:
-            if tensor.name in weights:
-                tensor.CopyFrom(numpy_helper.from_array(weights[tensor.name], name=tensor.name))
-        return self._model
+        return onnx_file.write(self._model, folder, weights)
