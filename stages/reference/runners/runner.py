@@ -40,5 +40,9 @@ def make(facts: Mapping[str, Any], source: Path, threads: int) -> Runner:
             from .operator import NumpyRunner
 
             return NumpyRunner(source / facts["module"], facts["function"], outputs, threads)
+        case "huggingface":
+            from .huggingface import HuggingFaceRunner
+
+            return HuggingFaceRunner(source, facts["architecture"], outputs, threads)
         case kind:
             raise AssertionError(f"no runner for {kind!r}")
