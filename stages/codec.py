@@ -10,6 +10,24 @@ from typing import Any
 import numpy as np
 
 
+_CHUNK = 16 << 20  # bytes of one write
+_SAFETENSORS = {  # its names of dtypes
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int8": "I8",
+    "uint16": "U16",
+    "int16": "I16",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "uint32": "U32",
+    "int32": "I32",
+    "float32": "F32",
+    "uint64": "U64",
+    "int64": "I64",
+    "float64": "F64",
+}
+
+
 def write_json(path: Path, value: Any) -> None:
     """Canonical JSON (sorted keys, no NaN), so that equal values are equal bytes."""
     path.write_text(
@@ -44,32 +62,26 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def write_weights(path: Path, weights: Mapping[str, np.ndarray]) -> None:
-    """`weights.safetensors`, sorted by name, C order, 0-d arrays kept 0-d; written one by one, so
-    that mapped arrays are never all in memory.
+    """`weights.safetensors`, C order, 0-d arrays kept 0-d; one array after the other, none copied
+    whole (safetensors' own writer holds all of them twice).
+
+    Wide dtypes come first, so that each array is aligned; then by name.
     """
+    names = sorted(weights, key=lambda name: (-weights[name].dtype.itemsize, name))
     header: dict[str, Any] = {}
     end = 0
-    for name in sorted(weights):
-        array = weights[name]
-        begin, end = end, end + array.nbytes
-        code = _SAFETENSORS[str(array.dtype)]
-        header[name] = {"dtype": code, "shape": array.shape, "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    for name in names:
+        start, end = end, end + weights[name].nbytes
+        dtype, shape = _SAFETENSORS[str(weights[name].dtype)], list(weights[name].shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
-        for name in sorted(weights):
-            array = np.asarray(weights[name], order="C")
-            array.tofile(out)
-
-
-_SAFETENSORS = {
-    "bool": "BOOL",
-    "bfloat16": "BF16",
-    **{f"float{bits}": f"F{bits}" for bits in (16, 32, 64)},
-    **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
-    **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
-}
+        for name in names:
+            flat = np.ascontiguousarray(weights[name]).reshape(-1).view(np.uint8)
+            for at in range(0, flat.size, _CHUNK):
+                out.write(flat[at : at + _CHUNK])
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, TypeVar, cast
@@ -45,6 +45,13 @@ class File(Frozen):
 
     path: str = Field(exclude=True)
     sha256: str
+
+
+class Folder(Frozen):
+    """Files of an input folder: keyed by the name and digest of each, never by the path."""
+
+    path: str = Field(exclude=True)
+    files: dict[str, File]
 
 
 class PythonRef(Frozen):
@@ -158,6 +165,12 @@ class Recipe(Protocol):
     def file(self, path: str, *, field: str) -> File:
         """The file at `path` (relative to the recipe), with its digest. RecipeError when it is
         missing.
+        """
+        ...
+
+    def folder(self, path: str, *, names: Sequence[str], field: str) -> Folder:
+        """The folder at `path`, with the digests of its files whose name one of the wildcards
+        `names` fits. RecipeError when there is no folder, or no such file.
         """
         ...
 

@@ -50,9 +50,10 @@ def write_bundle(stage: Codegen, inputs: Inputs, ctx: Context) -> Outputs:
     codec.write_json(folder / "call_map.json", source.groups or {})
     manifest = _manifest(stage, source.io, choices, names, shipped_params)
     manifest["memory_bytes"] = planned_bytes(applied.mod, target)
+    if "files" in inputs:
+        shutil.copytree(inputs["files"], folder, dirs_exist_ok=True)
     manifest["files"] = {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in ("lib.so", "params.npz", "run.py", "call_map.json")
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())
     }
     codec.write_json(folder / "manifest.json", manifest)
     ctx.progress(3, 3)

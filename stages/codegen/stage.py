@@ -27,7 +27,7 @@ class Codegen(Stage):
 
     In:     program with unscheduled PrimFuncs, records, choices, weights in source layout;
             alternatives, structure.
-    Out:    bundle/ with manifest.json, lib.so, params.npz, call_map.json, run.py.
+    Out:    bundle/ with manifest.json, lib.so, params.npz, call_map.json, run.py, and `files`.
     Raises: StageError when a choice names a record or an alternative that is not there.
     Source: TVM's default build pipeline; StaticPlanBlockMemory with the bounds of the symbolic
             dims.
@@ -43,8 +43,9 @@ class Codegen(Stage):
         "weights": "weights",
         "alternatives": "alternatives",
         "structure": "structure",
+        "files": "files",
     }
-    optional: ClassVar[frozenset[str]] = frozenset({"alternatives", "structure"})
+    optional: ClassVar[frozenset[str]] = frozenset({"alternatives", "structure", "files"})
     outputs: ClassVar[Mapping[str, Kind]] = {"bundle": "bundle"}
     tools: ClassVar[tuple[str, ...]] = ("apache-tvm", "apache-tvm-ffi", "numpy")
     resources: ClassVar[Resources] = Resources(fresh_process=True)

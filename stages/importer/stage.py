@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from re import fullmatch
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from tapml.errors import EnvironmentalError, RecipeError, RecipeErrors, nearest
 from tapml.stage import (
     Context,
     File,
+    Folder,
     Frozen,
     Inputs,
     Kind,
@@ -26,10 +29,16 @@ from tapml.stage import (
     Table,
 )
 
+from .huggingface.files import READ
+
 SymbolName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
 
 
 SourceName = Literal["onnx", "torch", "huggingface", "gguf", "relax", "operator"]
+_COMMIT = (
+    "write the 40 hex digits of the commit to build from, as the model's page lists them (or: "
+    "git ls-remote https://huggingface.co/ID HEAD), so that every build is of the same weights"
+)
 _PLACES = ("path", "python", "id", "revision")
 
 
@@ -129,7 +138,6 @@ class Model(Frozen):
     )
     revision: str | None = Field(
         None,
-        pattern=r"^[0-9a-f]{40}$",
         description="Commit of the model on the hub, so that every build is of the same weights",
         examples=["12fd25f77366fa6b3b4b768ec3050bf629380bac"],
     )
@@ -169,8 +177,17 @@ class Model(Frozen):
         json_schema_extra={"unit": "elements"},
     )
 
+    @field_validator("revision")
+    @classmethod
+    def _is_a_commit(cls, revision: str | None) -> str | None:
+        if revision is not None and not fullmatch(r"[0-9a-f]{40}", revision):
+            raise ValueError(f"{revision!r} is no commit; {_COMMIT}")
+        return revision
+
     @model_validator(mode="after")
     def _has_its_source(self) -> Self:
+        if self.id is not None and self.revision is None:
+            raise ValueError(f"`id` needs `revision` beside it; {_COMMIT}")
         named = {one for one in _PLACES if getattr(self, one) is not None}
         if named not in (choices := _SOURCES[self.source].places):
             wanted = " or ".join(" + ".join(f"`{n}`" for n in sorted(one)) for one in choices)
@@ -188,7 +205,8 @@ class Import(Stage):
     """Program of Relax ops with its weights beside it, and the model that the reference runs.
 
     Out:    program: bindings named after their source nodes, weights as parameters, shapes known;
-            weights.safetensors under source names; source: the model, runnable with other weights.
+            weights.safetensors under source names; source: the model, runnable with other weights;
+            files: what lies beside the bundle (a tokenizer).
     Raises: RecipeError for inputs, dims and buckets that do not fit the model; StageError for
             what cannot be imported.
     """
@@ -200,12 +218,14 @@ class Import(Stage):
         "source": "source",
         "program": "program",
         "weights": "weights",
+        "files": "files",
     }
     tools: ClassVar[tuple[str, ...]] = ("apache-tvm",)
 
     source: SourceName
     file: File | None = None
     files: dict[str, File] = Field(default_factory=dict)  # beside `file`, by the name it has there
+    folder: Folder | None = None
     python: PythonFunction | None = None
     id: str | None = None
     revision: str | None = None
@@ -221,9 +241,11 @@ class Import(Stage):
     def from_recipe(cls, recipe: Recipe) -> Self:
         model = recipe.section("model", Model)
         check_dims(model)
-        file, python = None, None
+        file, folder, python = None, None, None
         files: dict[str, File] = {}
-        if model.path is not None:
+        if model.path is not None and model.source == "huggingface":
+            folder = recipe.folder(model.path, names=READ, field="model.path")
+        elif model.path is not None:
             file = recipe.file(model.path, field="model.path")
             if model.source == "onnx":
                 files = _beside(recipe, model.path, file)
@@ -233,6 +255,7 @@ class Import(Stage):
             source=model.source,
             file=file,
             files=files,
+            folder=folder,
             python=python,
             id=model.id,
             revision=model.revision,
@@ -265,12 +288,15 @@ class Import(Stage):
 
         imported = find(self.source).load(self, ctx)
         program, weights = imported.program, imported.weights
-        folders = {name: ctx.workdir / name for name in ("source", "program")}
+        folders = {name: ctx.workdir / name for name in ("source", "program", "files")}
         program.save(folders["program"])
         io = asdict(program.io)
         del io["params"]  # the source has its own idea of them
         codec.write_json(folders["source"] / "source.json", {**imported.facts, "io": io})
         codec.write_weights(ctx.workdir / "weights.safetensors", weights)
+        folders["files"].mkdir()
+        for name, path in (imported.files or {}).items():
+            shutil.copyfile(path, folders["files"] / name)
         if ctx.views is not None:
             ctx.views.mkdir(parents=True, exist_ok=True)
             (ctx.views / "imported.py").write_text(program.mod.script(), encoding="utf-8")

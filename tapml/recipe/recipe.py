@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from ..errors import RecipeError, RecipeErrors
 from ..registry import Registry
 from ..requirements import Requires
-from ..stage import File, Frozen, PythonFunction, PythonRef, SectionT, Target
+from ..stage import File, Folder, Frozen, PythonFunction, PythonRef, SectionT, Target
 from . import resolve, text
 from .positions import Node, find, locate, path_of
 from .schema import NOTE, GateFields, Gates, Head, Schema
@@ -90,6 +90,10 @@ class Recipe:
     def file(self, path: str, *, field: str) -> File:
         located = self._at(field, lambda: self._located(path, field))
         return self._at(field, lambda: resolve.file(located, path))
+
+    def folder(self, path: str, *, names: Sequence[str], field: str) -> Folder:
+        located = self._at(field, lambda: self._located(path, field))
+        return self._at(field, lambda: resolve.folder(located, path, names))
 
     def python(self, ref: PythonRef, *, field: str) -> PythonFunction:
         base = field.removesuffix(".python")

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ..errors import EnvironmentalError, RecipeError, nearest
-from ..stage import File, PythonFunction, PythonRef
+from ..stage import File, Folder, PythonFunction, PythonRef
 from ..terminal import printable
 from .positions import shorten
 
@@ -126,6 +126,29 @@ def digest_file(located: Located, text: str) -> str:
 
 def file(located: Located, text: str) -> File:
     return File(path=str(located.path), sha256=digest_file(located, text))
+
+
+def folder(located: Located, text: str, names: Sequence[str]) -> Folder:
+    """The files of a folder (not of those in it) whose name a wildcard fits, with their digests.
+
+    Raises: RecipeError when there is no folder or no such file, or a link leads out of what the
+    path may not leave.
+    """
+    if located.path.is_file():
+        raise RecipeError(message=f"{shorten(text)} is a file, not a folder")
+    if not located.path.is_dir():
+        message, hint = f"no folder {shorten(text)}", _nearest_file(located.path)
+        raise RecipeError(message=message, hint=hint)
+    files: dict[str, File] = {}
+    for name in sorted({name for one in names for name in _matching(located.path, [one])}):
+        path = (located.path / name).resolve()
+        if not path.is_relative_to(located.root):
+            raise RecipeError(message=f"{shorten(text)} leaves the folder by {shorten(name)}")
+        if path.is_file():
+            files[name] = file(Located(path, located.root), name)
+    if not files:
+        raise RecipeError(message=f"{shorten(text)} holds none of {', '.join(names)}")
+    return Folder(path=str(located.path), files=files)
 
 
 def python(ref: PythonRef, located: Located, text: str, reads: dict[str, Path]) -> PythonFunction:

@@ -45,5 +45,9 @@ def make(facts: Mapping[str, Any], source: Path, threads: int) -> Runner:
 
             every = tuple(facts["outputs"])
             return TorchRunner(source / facts["module"], facts["function"], every, outputs, threads)
+        case "huggingface":
+            from .huggingface import HuggingFaceRunner
+
+            return HuggingFaceRunner(source, facts["architecture"], outputs, threads)
         case kind:
             raise AssertionError(f"no runner for {kind!r}")

@@ -1,0 +1,48 @@
+"""Models of the Hugging Face hub, and folders of its layout."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..source import Imported
+from . import folder as folders
+from .files import CONFIG
+
+if TYPE_CHECKING:
+    from tapml.stage import Context
+
+    from ..stage import Import
+
+
+def load(stage: Import, ctx: Context) -> Imported:
+    """The model of a commit on the hub, or of a folder.
+
+    Raises: EnvironmentalError where the hub cannot be reached or does not give it; RecipeError when
+            inputs, outputs or architecture do not fit; StageError for what is refused, and what
+            cannot be imported.
+    """
+    folder = Path(stage.folder.path) if stage.folder else _from_hub(stage)
+    where = str(folder) if stage.folder else f"{stage.id} at {(stage.revision or '')[:12]}"
+    folders.check(folder, stage.architecture)
+
+    from .export import program_of  # torch and transformers, then TVM
+    from .model import demand, load
+
+    loaded = load(folder, stage.architecture)
+    program, weights = program_of(loaded.model, stage, where)
+    demand(loaded.missing, frozenset(weights), where)
+    source = ctx.workdir / "source"
+    source.mkdir()
+    shutil.copyfile(folder / CONFIG, source / CONFIG)
+    facts = {"kind": "huggingface", "architecture": type(loaded.model).__name__}
+    return Imported(program, weights, facts, folders.tokenizer(folder))
+
+
+def _from_hub(stage: Import) -> Path:
+    from .hub import snapshot
+
+    assert stage.id is not None
+    assert stage.revision is not None
+    return snapshot(stage.id, stage.revision)
