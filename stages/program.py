@@ -20,6 +20,7 @@ from . import codec
 TRANSFORM = "main_transform_params"  # the function that packs the weights
 IMPORTED = "tapml.imported"  # of the module: the imported dataflow, value → what it reads
 REGION = "tapml.region"  # of a function: the region it computes; also what `Composite` says there
+QUANTIZED = "tapml.quantized"  # of a region: how its weight is stored (quantization.Scheme)
 CLONE = "tapml.clone"  # of a function: the copy of `main` that calls it
 
 Dim = int | str  # a size, or an expression over the recipe's dimension names ("batch", "2*batch")

@@ -154,8 +154,10 @@ class Recipe(Protocol):
     def name(self) -> str: ...
     @property
     def target(self) -> Target: ...
-    def has(self, section: str) -> bool:
-        """Whether the recipe has this top-level section."""
+    def has(self, path: str) -> bool:
+        """Whether the recipe has this top-level section, or sets this field of one
+        (`relax.quantize`) to more than false or null.
+        """
         ...
 
     def section(self, name: str, cls: type[SectionT]) -> SectionT:

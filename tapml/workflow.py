@@ -1,8 +1,8 @@
 """The graph of stages that a recipe's workflow describes.
 
 An input of a stage binds to the node in `needs` that gives its kind; where two do and one feeds the
-other, to the later. A node whose `when` section the recipe lacks is left out: what it would replace
-passes through it.
+other, to the later. A node whose `when` section (or `section.field`) the recipe lacks is left out:
+what it would replace passes through it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Node(Frozen):
     needs: tuple[str, ...] | dict[str, str] = Field(
         default=(), description="Nodes that it takes its inputs from, or input → node"
     )
-    when: str | None = Field(default=None, description="Section without which the node is left out")
+    when: str | None = Field(
+        default=None, description="Section, or field of one, without which the node is left out"
+    )
     params: dict[str, Any] = Field(
         default_factory=dict, alias="with", description="Parameters of the stage, over the recipe's"
     )
@@ -160,7 +162,6 @@ class _Binder:
 
     def check_nodes(self) -> None:
         """Every stage, need and section that the workflow names is there."""
-        sections = self.recipe.schema.sections
         for name, node in self.nodes.items():
             stage = node.stage or name
             try:
@@ -172,9 +173,19 @@ class _Binder:
                 if need not in self.nodes:
                     hint = nearest(need, list(self.nodes), noun="nodes")
                     self.report((name, "needs", spot), f"unknown node {shorten(need)}", hint)
-            if node.when is not None and node.when not in sections:
-                message = f"no stage has a section {shorten(node.when)}"
-                self.report((name, "when"), message, nearest(node.when, list(sections)))
+            if node.when is not None:
+                self.check_when(name, node.when)
+
+    def check_when(self, node: str, when: str) -> None:
+        """A section, or a field of one, that some stage has."""
+        section, _, field = when.partition(".")
+        sections = self.recipe.schema.sections
+        if section not in sections:
+            message = f"no stage has a section {shorten(section)}"
+            self.report((node, "when"), message, nearest(section, list(sections)))
+        elif field and field not in (known := sections[section].model_fields):
+            message = f"section {section!r} has no field {shorten(field)}"
+            self.report((node, "when"), message, nearest(field, list(known)))
 
     def topological_order(self) -> list[str]:
         """The nodes, each after what it needs, else in the file's order."""

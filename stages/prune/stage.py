@@ -88,15 +88,15 @@ class Prune(Stage):
         import numpy as np
 
         from .. import codec, program
+        from ..layers import match, prunable
         from .magnitude import masks
-        from .match import match, prunable
 
         weights = codec.read_weights(inputs["weights"])
         layers = prunable(
             program.load_provenance(inputs["program"]),
             {name: weight.shape for name, weight in weights.items()},
         )
-        chosen = match(self.layers, layers)
+        chosen = match(self.layers, layers, field="sparsity.layers", can="be pruned")
         kept = {layer.weight: masks(weights[layer.weight], self.prune) for layer in chosen}
         for name, mask in kept.items():
             weights[name] = np.where(mask, weights[name], weights[name].dtype.type(0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..dataflow import bindings, is_operator_call, op_name, operands, remove_dead_code, rx
@@ -17,10 +17,13 @@ from .regions import mark_regions
 from .shapes import fold_shapes
 
 Pass = Callable[[Any], Any]
+Named = tuple[str, Pass]
 
 
-def passes(*, reciprocal: bool = True) -> list[tuple[str, Pass]]:
-    """Name and function of each pass."""
+def passes(*, reciprocal: bool = True, user: Sequence[Named] = ()) -> list[Named]:
+    """Name and function of each pass; `user`: those of the recipe's author, run before regions are
+    marked.
+    """
     return [
         ("remember_imported", remember_imported),
         ("fold_shapes", fold_shapes),
@@ -31,6 +34,7 @@ def passes(*, reciprocal: bool = True) -> list[tuple[str, Pass]]:
         ("fold_batch_norm", lambda mod: remove_dead_code(fold_batch_norm(mod))),
         ("decompose", lambda mod: rx.transform.DecomposeOpsForInference()(mod)),
         ("remove_noops_again", lambda mod: remove_dead_code(remove_noops(mod))),
+        *user,
         ("mark_regions", mark_regions),
     ]
 

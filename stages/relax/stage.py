@@ -3,11 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from tapml.stage import Context, Frozen, Inputs, Kind, Outputs, Recipe, Report, Stage, Table
+from tapml.stage import (
+    Context,
+    Frozen,
+    Inputs,
+    Kind,
+    Outputs,
+    PythonFunction,
+    PythonRef,
+    Recipe,
+    Report,
+    Stage,
+    Table,
+)
+
+if TYPE_CHECKING:
+    from ..program import Program
+    from ..quantization import Bits
+    from .passes import Named
+
+
+class Quantize(Frozen):
+    """Weights of matrix products as small integers with a scale per group."""
+
+    weights: Literal["int8", "int4"] = Field(
+        description="Integers that the weights are rounded to; activations stay floats"
+    )
+    group: int = Field(
+        32,
+        ge=2,
+        le=4096,
+        multiple_of=2,
+        description="Weights, neighbours along the axis summed over, that share a scale",
+        examples=[64],
+        json_schema_extra={"unit": "weights"},
+    )
+    layers: tuple[str, ...] = Field(
+        ("*",),
+        min_length=1,
+        description="Names of source nodes or of weights",
+        examples=[["*ffn*"]],
+    )
 
 
 class RelaxOptions(Frozen):
@@ -16,6 +57,17 @@ class RelaxOptions(Frozen):
     reciprocal: bool = Field(
         True,
         description="Multiply by 1/c where the model divides by a constant c (an ulp at most)",
+    )
+    quantize: Quantize | None = Field(
+        None,
+        description="Store the weights of matrix products as integers",
+        examples=[{"weights": "int8"}],
+    )
+    passes: tuple[PythonRef, ...] = Field(
+        (),
+        description="Passes of your own, run in this order after tapml's, before regions are "
+        "marked: `mod -> mod`, or a pass of TVM's",
+        examples=[[{"python": "passes.py:MyPass"}]],
     )
 
 
@@ -26,7 +78,9 @@ class RelaxPasses(Stage):
          attributes.
     Out: Relax operators, not legalized; BatchNorm, Clip and one-hot products rewritten; a
          composite function `region_<k>` for each product with a 2-D weight and its elementwise
-         epilogue.
+         epilogue; where asked for it reads integers and scales, and decodes them.
+    Raises: what a pass of the recipe's author does wrong; RecipeError when `quantize.layers` names
+         no layer.
     """
 
     name: ClassVar[str] = "relax"
@@ -37,30 +91,52 @@ class RelaxPasses(Stage):
     tools: ClassVar[tuple[str, ...]] = ("apache-tvm", "apache-tvm-ffi")
 
     reciprocal: bool = True
+    quantize: Quantize | None = None
+    passes: tuple[PythonFunction, ...] = ()
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Self:
-        return cls(reciprocal=recipe.section("relax", RelaxOptions).reciprocal)
+        section = recipe.section("relax", RelaxOptions)
+        functions = tuple(
+            recipe.python(ref, field=f"relax.passes.{index}.python")
+            for index, ref in enumerate(section.passes)
+        )
+        return cls(reciprocal=section.reciprocal, quantize=section.quantize, passes=functions)
 
     def run(self, inputs: Inputs, ctx: Context) -> Outputs:
         from ..program import load
-        from .passes import operator_counts, passes
+        from ..views import Views
+        from .passes import operator_counts
 
         program = load(inputs["program"])
-        mod, steps = program.mod, passes(reciprocal=self.reciprocal)
+        mod, steps = program.mod, self._steps(program)
+        views = Views(ctx.views, mod)
         for k, (name, transform) in enumerate(steps):
             ctx.progress(k, len(steps), name)
-            before, mod = mod, transform(mod)
-            if ctx.views is not None:
-                ctx.views.mkdir(parents=True, exist_ok=True)
-                (ctx.views / f"{k:02}-{name}.before.py").write_text(
-                    before.script(), encoding="utf-8"
-                )
-                (ctx.views / f"{k:02}-{name}.after.py").write_text(mod.script(), encoding="utf-8")
+            mod = transform(mod)
+            views(name, mod)
         folder = program.with_mod(mod).save(ctx.workdir / "program")
         return Outputs(
             {"program": folder}, _report(operator_counts(program.mod), operator_counts(mod), mod)
         )
+
+    def _steps(self, program: Program) -> list[Named]:
+        from .passes import passes
+        from .quantize import quantize
+        from .user import run_pass
+
+        user: list[Named] = [
+            (f"user_{one.function}", partial(run_pass, function=one, field=f"relax.passes.{index}"))
+            for index, one in enumerate(self.passes)
+        ]
+        steps = passes(reciprocal=self.reciprocal, user=user)
+        if (how := self.quantize) is not None:
+            bits: Bits = 8 if how.weights == "int8" else 4
+            options = {"patterns": how.layers, "bits": bits, "group": how.group}
+            origins = program.provenance
+            step = partial(quantize, io=program.io, provenance=origins, **options)
+            steps.append(("quantize", step))
+        return steps
 
 
 def _report(before: Mapping[str, int], after: Mapping[str, int], mod: Any) -> Report:

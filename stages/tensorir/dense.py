@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from ..dataflow import Writer, bindings, op_name, parameters, rewrite, rx, shape_of
-from ..program import CLONE, REGION
+from ..program import CLONE, QUANTIZED, REGION
+from ..quantization import Scheme, scheme
+from .quantized import call_dense, pack_integers
 from .te_ops import OUT_EWISE_FUSABLE, PANEL, ceil_div, dense
 
 
@@ -65,22 +68,54 @@ def _pack(writer: Writer, weight: Any, transposed: bool) -> Any:
 def _call_packed(writer: Writer, region: Any, call: Any, name: str, clone: str) -> Any:
     """The call of a region written anew over a packed weight, with the types its arguments have."""
     product = next(value for _, value in bindings(region) if op_name(value) == "relax.matmul")
-    values = dict(bindings(region))
-    transposed = product.args[1] in values
-    source = values[product.args[1]].args[0] if transposed else product.args[1]
-    at = list(region.params).index(source)
+    read = _read_weight(region, product.args[1])
+    at = [list(region.params).index(param) for param in read.params]
     args = [writer.emit(arg) for arg in call.args]
     columns = shape_of(product)[1]
-    args[at] = _pack(writer, args[at], transposed)
+    for k in at:
+        args[k] = _pack(writer, args[k], read.transposed)
+    if read.how is not None:
+        args[at[0]] = pack_integers(writer, args[at[0]], read.how)
     params = parameters([param.name for param in region.params], args)
     inner = writer.nested(params)
     inner.values.update(zip(region.params, params, strict=True))
     last = region.body.body
     for var, value in bindings(region):
         if value.same_as(product):
-            x = inner.substitute(product.args[0])
-            inner.bind(var, _dense(inner, x, params[at], columns), result=var.same_as(last))
-        elif not (transposed and var.same_as(product.args[1])):
+            x, weight = inner.substitute(product.args[0]), [params[k] for k in at]
+            if read.how is None:
+                y = _dense(inner, x, *weight, columns)
+            else:
+                y = call_dense(inner, x, *weight, columns, read.how)
+            inner.bind(var, y, result=var.same_as(last))
+        elif var not in read.values:
             inner.bind(var, value, result=var.same_as(last))
     func = inner.function(params, inner.substitute(last)).with_attrs({REGION: name, CLONE: clone})
     return rx.Call(writer.add_function(func, f"{name}__{clone}"), args)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """How a region comes to the matrix that it multiplies by.
+
+    params: the weight, or the integers and scales that it is decoded from
+    values: variables of the region that are only there for it
+    """
+
+    params: tuple[Any, ...]
+    values: tuple[Any, ...]
+    transposed: bool
+    how: Scheme | None
+
+
+def _read_weight(region: Any, matrix: Any) -> _Read:
+    values, passed = dict(bindings(region)), []
+    transposed = op_name(values.get(matrix)) == "relax.permute_dims"
+    if transposed:
+        passed.append(matrix)
+        matrix = values[matrix].args[0]
+    if QUANTIZED not in region.attrs:
+        return _Read((matrix,), tuple(passed), transposed, None)
+    decode = values[matrix]
+    how = scheme(str(region.attrs[QUANTIZED]))
+    return _Read(tuple(decode.args[1].fields), (*passed, matrix), transposed, how)

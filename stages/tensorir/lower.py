@@ -13,6 +13,7 @@ from ..compat import tvm
 from ..dataflow import bindings, is_operator_call, op_name, remove_dead_code, rx
 from ..noops import remove_noops
 from ..program import CLONE, REGION, TRANSFORM, Program
+from ..views import Watch
 from .clones import add_dispatcher, clone_buckets, clone_names
 from .dense import pack_dense
 from .groups import Imported, groups
@@ -31,31 +32,38 @@ class UnloweredOpError(StageError):
         return f"no lowering to TensorIR for: {', '.join(self.ops)}"
 
 
-def lower(program: Program, lanes: int) -> Program:
-    """The lowered program, with its groups.
+def lower(program: Program, lanes: int, watch: Watch = lambda name, mod: None) -> Program:
+    """The lowered program, with its groups; `watch` is shown what each pass makes.
 
     Raises: UnloweredOpError, naming each operator without a legalization.
     Source: TVM's `zero` pipeline without FoldConstant, after our layout pass and with packing
             lifted out of `main`.
     """
+
+    def shown(name: str, mod: Any) -> Any:
+        watch(name, mod)
+        return mod
+
     clones = clone_names(program.io.buckets if program.io.dims else ())
-    mod = clone_buckets(program.mod, clones)
+    mod = shown("clone_buckets", clone_buckets(program.mod, clones))
     for name in clones:
-        mod = remove_noops(pack_dense(block_layout(mod, lanes, name), name), name)
+        mod = shown(f"block_layout_{name}", block_layout(mod, lanes, name))
+        mod = shown(f"pack_dense_{name}", remove_noops(pack_dense(mod, name), name))
     mod = remove_dead_code(mod, *clones)
-    mod = _lift_packing(mod, tuple(clones))
-    legalized = rx.transform.LegalizeOps()(mod)
+    mod = shown("lift_packing", _lift_packing(mod, tuple(clones)))
+    legalized = shown("legalize", rx.transform.LegalizeOps()(mod))
     if left := unlowered_ops(mod, legalized):
         raise UnloweredOpError(stage="tensorir", ops=left)
     mod = _mark_primitive(legalized)
     entries = [*clones, TRANSFORM]
     before = remove_dead_code(rx.transform.AnnotateTIROpPattern()(mod), *entries)
-    fused = rx.transform.FuseOps(2)(before)
+    shown("annotate_patterns", before)
+    fused = shown("fuse_operators", rx.transform.FuseOps(2)(before))
     mod = rx.transform.RewriteDataflowReshape()(rx.transform.FuseTIR()(fused))
-    mod = _annotate(remove_dead_code(mod, *entries), tuple(clones))
+    mod = shown("fuse_kernels", _annotate(remove_dead_code(mod, *entries), tuple(clones)))
     calls = {name: _calls(mod[name]) for name in clones}
     table = groups(Imported(program.mod, program.provenance), before, fused, calls)
-    return replace(program, mod=add_dispatcher(mod, clones), groups=table)
+    return replace(program, mod=shown("dispatch", add_dispatcher(mod, clones)), groups=table)
 
 
 def unlowered_ops(before: Any, after: Any) -> tuple[str, ...]:

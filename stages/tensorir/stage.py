@@ -40,15 +40,13 @@ class TensorIR(Stage):
     def run(self, inputs: Inputs, ctx: Context) -> Outputs:
         from ..program import load
         from ..records import save
+        from ..views import Views
         from .lower import lower
         from .schedule import default_records
 
         program = load(inputs["program"])
         ctx.progress(0, 2, "lowering")
-        lowered = lower(program, lanes(self.target))
-        if ctx.views is not None:
-            ctx.views.mkdir(parents=True, exist_ok=True)
-            (ctx.views / "lowered.py").write_text(lowered.mod.script(), encoding="utf-8")
+        lowered = lower(program, lanes(self.target), Views(ctx.views, program.mod))
         ctx.progress(1, 2, "default schedules")
         records = default_records(lowered.mod, self.target)
         artifacts = {

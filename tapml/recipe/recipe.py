@@ -76,8 +76,10 @@ class Recipe:
         """The recipe as plain data, `--set` applied, defaults not filled in."""
         return self.tree.data
 
-    def has(self, section: str) -> bool:
-        return section in self.sections
+    def has(self, path: str) -> bool:
+        section, _, field = path.partition(".")
+        found = self.sections.get(section)
+        return found is not None and (not field or bool(getattr(found, field)))
 
     def section(self, name: str, cls: type[SectionT]) -> SectionT:
         found = self.sections.get(name)

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from tapml.errors import RecipeError, RecipeErrors
+from tapml_stages.layers import Layer, prunable
+from tapml_stages.layers import match as match_layers
 from tapml_stages.program import Origin
-from tapml_stages.prune.match import Layer, match, prunable
 
+match = partial(match_layers, field="sparsity.layers", can="be pruned")
 SHAPES = {"w/1": (8, 16), "b/1": (1, 16), "w/2": (16, 4), "filter": (4, 2, 3, 3), "scale": (8, 8)}
 PROVENANCE = (
     Origin("a", ("net/Dense_0",), "MatMul", ("w/1",)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tapml.stage import Target
@@ -26,7 +27,8 @@ def dense(func: Any, target: Target) -> Any | None:
         return None
     if len(anchor.reduce) != 1 or depends_on(anchor.indices[0], found.col):
         return None
-    return emit(found, plan(found, target), target)
+    # a weight that the kernel decodes is decoded in registers, not staged
+    return emit(found, replace(plan(found, target), stage=False), target)
 
 
 def plan(problem: Problem, target: Target) -> Plan:

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from tapml.errors import RecipeError, RecipeErrors
 
-from ..program import Origin
+from .program import Origin
 
 MULTIPLYING = frozenset(
     {
@@ -22,7 +22,7 @@ MULTIPLYING = frozenset(
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight that can be pruned, and the source node that multiplies by it."""
+    """A weight that a pattern may name, and the source node that multiplies by it."""
 
     node: str
     weight: str
@@ -44,8 +44,12 @@ def prunable(
     return tuple(layers.values())
 
 
-def match(patterns: Sequence[str], layers: Sequence[Layer]) -> tuple[Layer, ...]:
+def match(
+    patterns: Sequence[str], layers: Sequence[Layer], *, field: str, can: str
+) -> tuple[Layer, ...]:
     """The layers that any pattern names, in the program's order.
+
+    field: the recipe's, that holds the patterns; can: what can be done to layers ("be pruned")
 
     Raises: RecipeError(s) for every pattern that matches none.
     """
@@ -54,9 +58,9 @@ def match(patterns: Sequence[str], layers: Sequence[Layer]) -> tuple[Layer, ...]
         if not any(_fits(pattern, layer) for layer in layers):
             errors.append(
                 RecipeError(
-                    field=f"sparsity.layers.{index}",
+                    field=f"{field}.{index}",
                     message=f"pattern {pattern!r} matches no layer",
-                    hint=_hint(pattern, layers),
+                    hint=_hint(pattern, layers, can),
                 )
             )
     if len(errors) == 1:
@@ -70,13 +74,13 @@ def _fits(pattern: str, layer: Layer) -> bool:
     return fnmatchcase(layer.node, pattern) or fnmatchcase(layer.weight, pattern)
 
 
-def _hint(pattern: str, layers: Sequence[Layer]) -> str:
+def _hint(pattern: str, layers: Sequence[Layer], can: str) -> str:
     names = {name for layer in layers for name in (layer.node, layer.weight)}
     stem = pattern.strip("*")
     parts = {part: name for name in sorted(names) for part in (*name.split("/"), name)}
     close = [parts[part] for part in get_close_matches(stem, list(parts), n=3, cutoff=0.5)]
     lines = [f"nearest: {', '.join(dict.fromkeys(close))}"] if close else []
-    lines += ["layers that can be pruned (node: weight):"]
+    lines += [f"layers that can {can} (node: weight):"]
     lines += [f"  {layer.node}: {layer.weight} {list(layer.shape)}" for layer in layers] or [
         "  none"
     ]

@@ -1,0 +1,52 @@
+"""Passes of the recipe's author: Python that gets the module and gives one back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm_ffi
+
+from tapml.errors import RecipeError, StageError
+from tapml.stage import PythonFunction
+
+from ..compat import tvm
+from ..dataflow import rx
+
+
+def run_pass(mod: Any, function: PythonFunction, field: str) -> Any:
+    """What the author's pass makes of `mod`.
+
+    In:     a function `mod -> mod`, a TVM pass, or a class of one, which is made without arguments.
+    Raises: StageError when it raises, or its result is no well-formed module with the same `main`.
+    """
+    found = function.load(field)
+    try:
+        transform = found() if isinstance(found, type) else found
+        made = transform(mod)
+    except RecipeError:
+        raise
+    except Exception as error:  # the user's code: anything may come out of it
+        raise function.told(error) from error
+    _check(mod, made, f"{function.path}: {function.function}")
+    for name, value in (mod.attrs or {}).items():  # what later rooms read, whatever it kept
+        made = made.with_attr(name, value)
+    return made
+
+
+def _check(before: Any, made: Any, what: str) -> None:
+    if not isinstance(made, tvm.IRModule):
+        raise StageError(
+            message=f"{what} gave back a {type(made).__name__}",
+            hint="a pass takes an IRModule and gives one back",
+        )
+    main = next((f for g, f in made.functions.items() if g.name_hint == "main"), None)
+    if not isinstance(main, rx.Function):
+        raise StageError(message=f"{what} gave back a module without a Relax function `main`")
+    if not rx.analysis.well_formed(made):
+        raise StageError(
+            message=f"{what} gave back a module that is not well-formed",
+            hint="TVM's log above says why; `tvm.relax.analysis.well_formed(mod)` in the pass does",
+        )
+    old, new = (rx.FuncType([p.ty for p in f.params], f.ret_ty) for f in (before["main"], main))
+    if not tvm_ffi.structural_equal(old, new, map_free_vars=True):
+        raise StageError(message=f"{what} changed the signature of main: {old} became {new}")
