@@ -66,8 +66,8 @@ def markdown(results: Iterable[dict[str, Any]]) -> str:
     lines = [
         "# The zoo",
         "",
-        "Written by `python benchmarks/architectures.py`. Each row: a tiny random model of transformers "
-        f"{version('transformers')}, saved as a Hugging Face folder, through",
+        "Written by `python benchmarks/architectures.py`. Each row: a tiny random model of "
+        f"transformers {version('transformers')}, saved as a Hugging Face folder, through",
         "`tapml run` (untuned), its library called at every size; one bundle for all sizes. "
         "The error is the largest difference from transformers' own eager output,",
         f"relative to the output's range, over {len(rows.LENGTHS)} lengths × "

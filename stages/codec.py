@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-
 _CHUNK = 16 << 20  # bytes of one write
 _SAFETENSORS = {  # its names of dtypes
     "bool": "BOOL",
@@ -81,7 +80,7 @@ def write_weights(path: Path, weights: Mapping[str, np.ndarray]) -> None:
         for name in names:
             flat = np.ascontiguousarray(weights[name]).reshape(-1).view(np.uint8)
             for at in range(0, flat.size, _CHUNK):
-                out.write(flat[at : at + _CHUNK])
+                out.write(flat[at : at + _CHUNK].data)
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:

@@ -39,7 +39,7 @@ def _check(before: Any, made: Any, what: str) -> None:
             message=f"{what} gave back a {type(made).__name__}",
             hint="a pass takes an IRModule and gives one back",
         )
-    main = next((f for g, f in made.functions.items() if g.name_hint == "main"), None)
+    main: Any = next((f for g, f in made.functions.items() if g.name_hint == "main"), None)
     if not isinstance(main, rx.Function):
         raise StageError(message=f"{what} gave back a module without a Relax function `main`")
     if not rx.analysis.well_formed(made):

@@ -84,9 +84,9 @@ def _call_packed(writer: Writer, region: Any, call: Any, name: str, clone: str) 
         if value.same_as(product):
             x, weight = inner.substitute(product.args[0]), [params[k] for k in at]
             if read.how is None:
-                y = _dense(inner, x, *weight, columns)
+                y = _dense(inner, x, weight[0], columns)
             else:
-                y = call_dense(inner, x, *weight, columns, read.how)
+                y = call_dense(inner, x, weight[0], weight[1], columns, read.how)
             inner.bind(var, y, result=var.same_as(last))
         elif var not in read.values:
             inner.bind(var, value, result=var.same_as(last))

@@ -26,7 +26,9 @@ def snapshot(model: str, revision: str) -> Path:
         return Path(snapshot_download(model, revision=revision, allow_patterns=[*READ]))
     except (OSError, errors.HTTPError) as error:
         message, hint = _told(error, model, revision, partial=partial)
-        raise EnvironmentalError(message=f"{model} at {revision[:12]}: {message}", hint=hint) from error
+        raise EnvironmentalError(
+            message=f"{model} at {revision[:12]}: {message}", hint=hint
+        ) from error
 
 
 def _cached(model: str, revision: str) -> tuple[Path | None, bool]:
