@@ -106,12 +106,21 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def make(name: str, **changes: Any) -> Any:
-    """The family's model with random weights, as `source: huggingface` would load it."""
+    """The family's model, as `source: huggingface` would load it; its weights are random, and
+    large enough that attention is sharp and biases count.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    torch.manual_seed(0)
     config = AutoConfig.for_model(name, **{**FAMILIES[name], **changes})
-    return AutoModelForCausalLM.from_config(
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
         config, attn_implementation="eager", experts_implementation="batched_mm"
     ).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4.0)
+            else:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.requires_grad_(False)
