@@ -99,6 +99,6 @@ def save_module(path: Path, mod: Any) -> None:
 
 
 def load_module(path: Path) -> Any:
-    from .compat import tvm
+    from .compat import load_json
 
-    return tvm.ir.load_json(path.read_text(encoding="utf-8"))
+    return load_json(path.read_text(encoding="utf-8"))

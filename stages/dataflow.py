@@ -32,6 +32,7 @@ ZERO_SAFE = _ops(
     floor ceil round sin cos nn.relu nn.gelu nn.gelu_tanh nn.silu nn.leakyrelu nn.softplus astype"""
 )
 ELEMENTWISE = UNARY | BINARY
+KERNEL_CALLS = _ops("call_tir call_tir_inplace")
 
 
 class Writer:
@@ -205,6 +206,11 @@ def op_name(expr: Any) -> str:
     if not isinstance(expr, rx.Call):
         return ""
     return expr.op.name if isinstance(expr.op, tvm.ir.Op) else getattr(expr.op, "name_hint", "")
+
+
+def kernel_of(expr: Any) -> str:
+    """Name of the PrimFunc that a call_tir or a call_tir_inplace runs; "" for anything else."""
+    return expr.args[0].name_hint if op_name(expr) in KERNEL_CALLS else ""
 
 
 def is_operator_call(expr: Any) -> bool:

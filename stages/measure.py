@@ -35,12 +35,15 @@ CHUNK = 24  # groups that a worker builds before they are timed; a crash loses t
 
 @dataclass(frozen=True)
 class Arg:
-    """A tensor: random values, or array `key` of npz `file` (index arrays must be real)."""
+    """A tensor: random values, or array `key` of npz `file` (index arrays must be real), or `fill`
+    everywhere.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     file: str = ""
     key: str = ""
+    fill: int | None = None
 
 
 @dataclass(frozen=True)

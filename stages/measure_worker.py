@@ -25,7 +25,7 @@ import numpy as np
 from tapml.stage import Target
 
 from . import codec
-from .compat import tvm
+from .compat import load_json, tvm
 from .measure import Arg, Job, Timing
 from .target import tvm_target
 
@@ -76,7 +76,7 @@ def _build(jobs: list[Job], target: Any, say: Callable[..., None]) -> dict[str, 
     for job in jobs:
         say(at=job.id)
         try:
-            func = tvm.ir.load_json(job.module)[job.kernel].with_attr("global_symbol", job.kernel)
+            func = load_json(job.module)[job.kernel].with_attr("global_symbol", job.kernel)
             built[job.id] = tvm.compile(tvm.IRModule({job.kernel: func}), target).jit()
         except Exception as error:  # the process boundary: what the compiler throws is the result
             say(result=asdict(Timing(job.id, error=_one_line("does not build", error))))
@@ -181,6 +181,8 @@ def _tensor(job: Job, position: int, poison: float = np.nan) -> Any:
             values = np.full(arg.shape, poison if _is_float(arg.dtype) else 0).astype(
                 _numpy_dtype(arg.dtype)
             )
+        case Arg(fill=int(value)) as arg:
+            values = np.full(arg.shape, value, _numpy_dtype(arg.dtype))
         case Arg(file="") as arg:
             values = random_values(arg.shape, arg.dtype, below=_smallest_extent(job), seed=position)
         case Arg() as arg:

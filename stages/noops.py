@@ -45,8 +45,18 @@ def _visit(writer: Writer, _var: Any, value: Any) -> Any:
             inner = permutation(before)
             axes = [inner[axis] for axis in axes]
             value = rx.op.permute_dims(before.args[0], axes)
-        return value.args[0] if axes == sorted(axes) else value
+        if axes == sorted(axes):
+            return value.args[0]
+        if not _moves_units_only(axes, shape_of(value.args[0])):
+            return value
+        return _reshape(writer, _origin(writer, value.args[0]), shape_of(writer.typed(value)))
     return None
+
+
+def _origin(writer: Writer, source: Any) -> Any:
+    """What `source` is a reshape of, or itself."""
+    before = writer.definition(source, "relax.reshape", "relax.expand_dims", "relax.squeeze")
+    return source if before is None else before.args[0]
 
 
 def _reshape(writer: Writer, source: Any, shape: list[Any]) -> Any:
@@ -57,12 +67,21 @@ def _reshape(writer: Writer, source: Any, shape: list[Any]) -> Any:
         [sizes[axis] for axis in kept], [size for size in shape if not _is_one(size)]
     ):
         return rx.op.reshape(source, shape)
+    added = [axis for axis, size in enumerate(shape) if _is_one(size)]
+    static = all(isinstance(size, int) for size in sizes)
+    if static and added and len(kept) < len(sizes):
+        return rx.op.reshape(source, shape)  # one operator is a view, two are a copy
     if len(kept) < len(sizes):
         source = writer.emit(
             rx.op.squeeze(source, [axis for axis, size in enumerate(sizes) if _is_one(size)])
         )
-    added = [axis for axis, size in enumerate(shape) if _is_one(size)]
     return rx.op.expand_dims(source, added) if added else source
+
+
+def _moves_units_only(axes: list[int], sizes: list[Any]) -> bool:
+    """Whether a permutation leaves the axes that hold more than one element in order."""
+    moved = [axis for axis in axes if not _is_one(sizes[axis])]
+    return moved == sorted(moved)
 
 
 def _is_one(size: Any) -> bool:

@@ -3,7 +3,7 @@ its io and provenance.
 
 program/
   mod.json          TVM JSON of the IRModule; entry `main`; no float constant with ndim > 0
-  io.json           inputs, outputs, params, dims, buckets
+  io.json           inputs, outputs, params, states, dims, buckets
   provenance.jsonl  value → source nodes
   groups.json       (from tensorir on) call site → imported values that it covers
 """
@@ -22,6 +22,8 @@ IMPORTED = "tapml.imported"  # of the module: the imported dataflow, value → w
 REGION = "tapml.region"  # of a function: the region it computes; also what `Composite` says there
 QUANTIZED = "tapml.quantized"  # of a region: how its weight is stored (quantization.Scheme)
 CLONE = "tapml.clone"  # of a function: the copy of `main` that calls it
+# copies of `main` (tensorir): for every size, and of a program with states for one token a call
+DYNAMIC, PREFILL, DECODE = "main_dyn", "prefill", "decode"
 
 Dim = int | str  # a size, or an expression over the recipe's dimension names ("batch", "2*batch")
 
@@ -47,18 +49,33 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Io:
-    """The signature of a program. `main` takes `inputs`, then `params`, in this order.
+    """The signature of a program. `main` takes `inputs`, `states`, then `params`, in this order.
+
+    `states` are tensors that the caller owns and a call updates in place (a key-value cache): what
+    one call leaves in them the next one reads.
 
     `params` carry SOURCE names (keys of weights.safetensors). After tensorir, `main` takes
-    `inputs`, then the outputs
-    of `main_transform_params`, which takes `params`.
+    `inputs` and `states`, then the outputs of `main_transform_params`, which takes `params`.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     params: tuple[TensorSpec, ...]
+    states: tuple[TensorSpec, ...] = ()
     dims: dict[str, Bounds] = field(default_factory=dict)
     buckets: tuple[dict[str, int], ...] = ()
+
+    @property
+    def arguments(self) -> tuple[TensorSpec, ...]:
+        """What `main` takes before its weights."""
+        return self.inputs + self.states
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """Dims that say how much a call adds to the states (tokens): the states have none of them.
+        """
+        held = {dim for spec in self.states for dim in spec.shape}
+        return tuple(dim for dim in self.dims if dim not in held) if self.states else ()
 
 
 @dataclass(frozen=True)
@@ -90,7 +107,7 @@ class Program:
     def call_sites(self) -> dict[str, list[dict[str, Any]]]:
         """Rows of `groups` by clone of main, in the order of the calls; the symbolic clone last."""
         clones = {k: v for k, v in (self.groups or {}).items() if k not in ("folded", "transform")}
-        return dict(sorted(clones.items(), key=lambda item: item[0] == "main_dyn"))
+        return dict(sorted(clones.items(), key=lambda item: item[0] in (DYNAMIC, PREFILL)))
 
     def save(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,6 +145,7 @@ def io_from_json(data: dict[str, Any]) -> Io:
         inputs=specs(data["inputs"]),
         outputs=specs(data["outputs"]),
         params=specs(data["params"]),
+        states=specs(data["states"]),
         dims={name: Bounds(**bounds) for name, bounds in data["dims"].items()},
         buckets=tuple(data["buckets"]),
     )

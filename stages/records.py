@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import codec
+from .program import CLONE, REGION
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ class Record:
 
     def module(self) -> Any:
         """IRModule with the scheduled PrimFunc under the kernel's name."""
-        from .compat import tvm
+        from .compat import load_json
 
-        return tvm.ir.load_json(self.func)
+        return load_json(self.func)
 
 
 def make(
@@ -78,11 +79,19 @@ def make(
 
 
 def workload_hash(func: Any) -> str:
-    """Structural hash of a PrimFunc without its name, hex; equal over processes."""
+    """Structural hash of a PrimFunc, hex, whatever it is called and wherever it is called from;
+    equal over processes.
+    """
     import tvm_ffi
 
-    bare = func.without_attr("global_symbol")
-    return f"{tvm_ffi.structural_hash(bare, map_free_vars=True) & 0xFFFFFFFFFFFFFFFF:016x}"
+    return f"{tvm_ffi.structural_hash(bare(func), map_free_vars=True) & 0xFFFFFFFFFFFFFFFF:016x}"
+
+
+def bare(func: Any) -> Any:
+    """A PrimFunc without its name and the call that it is for."""
+    for name in ("global_symbol", REGION, CLONE):
+        func = func.without_attr(name)
+    return func
 
 
 def save(path: Path, records: Iterable[Record]) -> Path:

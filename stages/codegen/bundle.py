@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import math
 import platform
 import shutil
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from .. import alternatives, codec, params, program, records
 from ..target import tvm_target
 from .apply import Replacement, apply, with_schedules
 from .build import build_library, planned_bytes
+from .share import share_kernels
 from .stage import Codegen, compiler
 
 
@@ -38,18 +40,22 @@ def write_bundle(stage: Codegen, inputs: Inputs, ctx: Context) -> Outputs:
     replacements, arrays = _alternatives(inputs, choices, weights)
     scheduled = with_schedules(source.mod, choices, shipped)
     types = {name: _tensor_type(value) for name, value in arrays.items()}
-    applied = apply(scheduled, len(source.io.inputs), replacements, types)
+    applied = apply(scheduled, len(source.io.arguments), replacements, types)
+    mod, shared = share_kernels(applied.mod)
     shipped_params = [packed[i] for i in applied.packed] + [arrays[name] for name in applied.arrays]
 
     ctx.progress(1, 3, "compiling kernels")
-    build_library(applied.mod, target, folder / "lib.so", compiler())
+    build_library(mod, target, folder / "lib.so", compiler())
     ctx.progress(2, 3, "writing the bundle")
     names = [f"p{i:04d}" for i in range(len(shipped_params))]
     codec.write_npz(folder / "params.npz", dict(zip(names, shipped_params, strict=True)))
-    shutil.copyfile(Path(__file__).with_name("run.py"), folder / "run.py")
+    for name in ("run.py", "generate.py") if source.io.states else ("run.py",):
+        shutil.copyfile(Path(__file__).with_name(name), folder / name)
     codec.write_json(folder / "call_map.json", source.groups or {})
     manifest = _manifest(stage, source.io, choices, names, shipped_params)
-    manifest["memory_bytes"] = planned_bytes(applied.mod, target)
+    manifest["memory_bytes"] = planned_bytes(mod, target)
+    manifest["state_bytes"] = _state_bytes(source.io)
+    manifest["shared_kernels"] = shared
     if "files" in inputs:
         shutil.copytree(inputs["files"], folder, dirs_exist_ok=True)
     manifest["files"] = {
@@ -98,6 +104,13 @@ def _alternatives(
     return replacements, arrays
 
 
+def _state_bytes(io: program.Io) -> int:
+    """Bytes of the states, symbolic dims at their largest."""
+    sizes = {name: bounds.max for name, bounds in io.dims.items()}
+    shapes = [(program.concrete_shape(spec, sizes), spec.dtype) for spec in io.states]
+    return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes)
+
+
 def _machine(target: Target) -> str:
     return target.mtriple.partition("-")[0] or platform.machine()
 
@@ -120,7 +133,7 @@ def _manifest(
         **{
             key: value
             for key, value in asdict(io).items()
-            if key in ("inputs", "outputs", "dims", "buckets")
+            if key in ("inputs", "outputs", "states", "dims", "buckets")
         },
         "target": stage.target.model_dump(),
         "machine": _machine(stage.target),

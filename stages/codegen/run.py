@@ -6,6 +6,7 @@ python run.py in.npz out.npz       inputs by name from one file, outputs by name
 from run import load
 bundle = load(".")
 outputs = bundle(bytes=array)      # name → numpy array
+session = bundle.session()         # of a program with states: calls that go on from each other
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Bundle:
             self._params = [self._tensor(params[name]) for name in self.manifest["params"]["names"]]
 
     def __call__(self, **arrays: np.ndarray) -> dict[str, np.ndarray]:
-        """Outputs by name, as NumPy arrays.
+        """Outputs by name, as NumPy arrays. States, where there are any, begin as zeros.
 
         In: every input by name, with the dtype and shape of the manifest; symbolic dims within
             their bounds.
@@ -65,13 +66,29 @@ class Bundle:
         """A call without arguments, on device tensors made once; it returns what the library
         returns.
         """
-        check_inputs(self.manifest, arrays)
-        tensors = [
-            self._tensor(np.ascontiguousarray(arrays[spec["name"]]))
-            for spec in self.manifest["inputs"]
+        sizes = check_inputs(self.manifest, arrays)
+        return self._prepared(arrays, self._states(sizes, 0))
+
+    def session(self, *, fill: float = 0, **sizes: int) -> Session:
+        """Calls that share states, which hold `fill` at first.
+
+        In: a size for each symbolic dim of the states (`batch=2`); its smallest where left out.
+        """
+        bounds = self.manifest["dims"]
+        return Session(self, {name: one["min"] for name, one in bounds.items()} | sizes, fill)
+
+    def _prepared(self, arrays: Mapping[str, np.ndarray], states: list[Any]) -> Callable[[], Any]:
+        names = [spec["name"] for spec in self.manifest["inputs"]]
+        tensors = [self._tensor(np.ascontiguousarray(arrays[name])) for name in names]
+        entry = self._machine[self.manifest["entry"]]
+        arguments = (*tensors, *states, *self._params)
+        return lambda: entry(*arguments)
+
+    def _states(self, sizes: Mapping[str, int], fill: float) -> list[Any]:
+        return [
+            self._tensor(np.full(shape_of(spec, sizes), fill, spec["dtype"]))
+            for spec in self.manifest["states"]
         ]
-        entry, params = self._machine[self.manifest["entry"]], self._params
-        return lambda: entry(*tensors, *params)
 
     def time(
         self, arrays: Mapping[str, np.ndarray], *, repeats: int = 30, warmup: int = 5
@@ -93,6 +110,39 @@ class Bundle:
         names = [spec["name"] for spec in self.manifest["outputs"]]
         values = [result] if hasattr(result, "numpy") else list(result)
         return {name: value.numpy() for name, value in zip(names, values, strict=True)}
+
+
+class Session:
+    """Calls of a bundle that go on from each other: it owns the states that they update."""
+
+    def __init__(self, bundle: Bundle, sizes: Mapping[str, int], fill: float = 0) -> None:
+        if not bundle.manifest["states"]:
+            raise BundleError(f"{bundle.folder} keeps no states from call to call")
+        self.bundle, self.sizes, self._fill = bundle, sizes, fill
+        self._tensors = bundle._states(sizes, fill)
+
+    def __call__(self, **arrays: np.ndarray) -> dict[str, np.ndarray]:
+        """As of a bundle; the states are left as the call leaves them."""
+        return self.bundle._named(self.prepare(**arrays)())
+
+    def prepare(self, **arrays: np.ndarray) -> Callable[[], Any]:
+        """A call without arguments, which may be called again: on the states as they then are."""
+        sizes = check_inputs(self.bundle.manifest, arrays)
+        for name in {dim for spec in self.bundle.manifest["states"] for dim in spec["shape"]}:
+            if isinstance(name, str) and sizes.get(name, self.sizes[name]) != self.sizes[name]:
+                raise BundleError(f"{name} is {sizes[name]}, of this session {self.sizes[name]}")
+        return self.bundle._prepared(arrays, self._tensors)
+
+    @property
+    def states(self) -> dict[str, np.ndarray]:
+        """Copies of the states by name."""
+        specs = self.bundle.manifest["states"]
+        return {s["name"]: t.numpy() for s, t in zip(specs, self._tensors, strict=True)}
+
+    def reset(self) -> None:
+        """Puts the states back to what they were at first."""
+        for tensor in self._tensors:
+            tensor.copyfrom(np.full(tensor.shape, self._fill, str(tensor.dtype)))
 
 
 def import_runtime() -> tuple[Any, Any]:
@@ -162,9 +212,14 @@ def cpu_flags() -> set[str]:
     return set()
 
 
-def check_inputs(manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Raises BundleError unless `arrays` are the inputs of the manifest, with sizes within its
-    bounds.
+def shape_of(spec: Mapping[str, Any], sizes: Mapping[str, int]) -> list[int]:
+    """The shape of a tensor of the manifest."""
+    return [dim if isinstance(dim, int) else sizes[dim] for dim in spec["shape"]]
+
+
+def check_inputs(manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """The sizes of the dims in `arrays`. Raises BundleError unless these are the inputs of the
+    manifest, with sizes within its bounds.
     """
     specs = {spec["name"]: spec for spec in manifest["inputs"]}
     if set(arrays) != set(specs):
@@ -194,6 +249,7 @@ def check_inputs(manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) 
                     raise BundleError(
                         f"{name}: {dim} is {size} here, but {sizes[dim]} in an input before"
                     )
+    return sizes
 
 
 def random_inputs(
@@ -203,7 +259,7 @@ def random_inputs(
     rng = np.random.default_rng(seed)
     arrays = {}
     for spec in manifest["inputs"]:
-        shape = [dim if isinstance(dim, int) else sizes[dim] for dim in spec["shape"]]
+        shape = shape_of(spec, sizes)
         floating = np.dtype(spec["dtype"]).kind == "f"
         values = rng.standard_normal(shape) if floating else rng.integers(0, 2, shape)
         arrays[spec["name"]] = values.astype(spec["dtype"])

@@ -94,14 +94,22 @@ def _fits(arg: Arg | int, buffer: Any) -> bool:
 
 
 def baseline(bench: Bench, kernels: Sequence[Kernel], ctx: Context) -> Contests:
-    """Every default schedule alone.
+    """Every default schedule alone; equal kernels at equal sizes once for all.
 
     Raises: StageError, naming the default schedules that do not build or run.
     """
-    entries = [
-        (kernel, site, [_default(kernel, site)]) for kernel in kernels for site in kernel.sites
-    ]
-    contests = _hold(bench, entries, BASELINE_S, ctx, "default schedules")
+    sites = [(kernel, site) for kernel in kernels for site in kernel.sites]
+    first: dict[tuple[str, Args], tuple[Kernel, Site]] = {}
+    for kernel, site in sites:
+        first.setdefault((kernel.default.workload, site.args), (kernel, site))
+    entries = [(kernel, site, [_default(kernel, site)]) for kernel, site in first.values()]
+    held = _hold(bench, entries, BASELINE_S, ctx, "default schedules")
+    contests: Contests = {}
+    for kernel, site in sites:
+        twin, at = first[kernel.default.workload, site.args]
+        contests[kernel.name, site] = tuple(
+            replace(entry, id=kernel.default.id) for entry in held[twin.name, at]
+        )
     broken = [
         f"{kernel} in {site.clone} {entry.timing.error}"
         for (kernel, site), (entry,) in contests.items()

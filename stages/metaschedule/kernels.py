@@ -9,13 +9,14 @@ from typing import Any
 
 from tapml.errors import StageError
 
+from ..attention import KERNEL
 from ..compat import tvm
+from ..dataflow import kernel_of, op_name
 from ..measure import Arg
 from ..program import REGION, TRANSFORM, Program
 from ..records import Record
 
 relax = tvm.relax
-CALL_TIR = tvm.ir.Op.get("relax.call_tir")
 Args = tuple[Arg | int, ...]
 
 
@@ -23,7 +24,8 @@ Args = tuple[Arg | int, ...]
 class Site:
     """The calls of one kernel in one clone of `main`, at concrete sizes.
 
-    args: arguments of the PrimFunc in order, the last `outputs` of them written
+    args: arguments of the PrimFunc in order, the last `outputs` of them written; none of them is
+          when the kernel updates an input in place
     """
 
     clone: str
@@ -86,8 +88,9 @@ def _sites(program: Program) -> dict[str, list[Site]]:
         symbols = {str(var.name) for var in relax.analysis.defined_symbolic_vars(func)}
         func = func.bind_symbolic_vars({name: sizes[name] for name in symbols & sizes.keys()})
         for call in _calls(func):
-            kernel = call.args[0].name_hint
+            kernel = kernel_of(call)
             site = _site(clone, kernel, call)
+            site = replace(site, args=_with_positions(program.mod[kernel], site.args))
             known = found.setdefault(kernel, {})
             if (before := known.get((clone, site.args))) is not None:
                 site = replace(site, count=before.count + 1)
@@ -100,7 +103,7 @@ def _calls(func: Any) -> list[Any]:
     calls: list[Any] = []
 
     def visit(node: Any) -> None:
-        if isinstance(node, relax.Call) and node.op == CALL_TIR:
+        if kernel_of(node):
             calls.append(node)
 
     relax.analysis.post_order_visit(func.body, visit)
@@ -113,15 +116,28 @@ def _site(clone: str, kernel: str, call: Any) -> Site:
             _tensor(arg.ty) if isinstance(arg.ty, relax.TensorType) else int(arg)
             for arg in call.args[1].fields
         ]
+        in_place = op_name(call) == "relax.call_tir_inplace"
         outputs = [
             _tensor(field)
-            for ty in call.ty_args
+            for ty in (() if in_place else call.ty_args)
             for field in (ty.fields if isinstance(ty, relax.TupleType) else [ty])
         ]
     except TypeError as error:  # a size that binding the dims has left open
         message = f"kernel {kernel} in {clone} has a size that follows from no dimension"
         raise StageError(message=message) from error
     return Site(clone, (*inputs, *outputs), len(outputs))
+
+
+def _with_positions(func: Any, args: Args) -> Args:
+    """The arguments of a kernel that reads positions in a cache, which is half full there."""
+    if KERNEL not in (func.attrs or {}):
+        return args
+    new, context = sorted(arg.shape[2] for arg in args[:2] if isinstance(arg, Arg))
+    half = (context - new) // 2
+    return tuple(
+        replace(arg, fill=half) if isinstance(arg, Arg) and arg.dtype == "int64" else arg
+        for arg in args
+    )
 
 
 def _tensor(ty: Any) -> Arg:

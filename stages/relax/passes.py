@@ -13,6 +13,7 @@ from ..program import IMPORTED
 from .arithmetic import canonicalize
 from .batch_norm import fold_batch_norm
 from .gather import elementwise_before_take, one_hot_to_take
+from .norms import fuse_rms_norm
 from .regions import mark_regions
 from .shapes import fold_shapes
 
@@ -32,6 +33,7 @@ def passes(*, reciprocal: bool = True, user: Sequence[Named] = ()) -> list[Named
         ("one_hot_to_take", lambda mod: remove_dead_code(one_hot_to_take(mod))),
         ("elementwise_before_take", lambda mod: remove_dead_code(elementwise_before_take(mod))),
         ("fold_batch_norm", lambda mod: remove_dead_code(fold_batch_norm(mod))),
+        ("fuse_rms_norm", lambda mod: remove_dead_code(fuse_rms_norm(mod))),
         ("decompose", lambda mod: rx.transform.DecomposeOpsForInference()(mod)),
         ("remove_noops_again", lambda mod: remove_dead_code(remove_noops(mod))),
         *user,

@@ -6,6 +6,7 @@ A region is what an alternative (sparse, library) may replace, and it is timed w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 from math import prod
 from typing import Any
 
@@ -60,7 +61,10 @@ def mark_regions(mod: Any) -> Any:
 
 
 def find_regions(func: Any) -> list[Region]:
-    """The regions of a function, in the order of their matrix products."""
+    """The regions of a function, in the order of their matrix products.
+
+    Where two products meet (the halves of a gated unit), what they meet in is the later one's.
+    """
     values = dict(bindings(func))
     weights = set(func.params[num_input(func) :])
     users: dict[Any, list[Any]] = {}
@@ -68,13 +72,16 @@ def find_regions(func: Any) -> list[Region]:
         for leaf in operands(value):
             users.setdefault(leaf, []).append(var)
     returned = set(operands(func.body.body))
-    regions = []
-    for var, value in values.items():
+    regions: list[Region] = []
+    taken: set[Any] = set()
+    for var, value in reversed(values.items()):
         source = _source_weight(value, values, weights)
         if source is not None:
             chain = _epilogue(var, values, weights)
-            members = _longest_with_one_result(chain, users, returned)
-            regions.append(Region(source.name, members))
+            free = [*takewhile(lambda member: member not in taken, chain)]
+            members = _longest_with_one_result(free, users, returned)
+            taken.update(members)
+            regions.insert(0, Region(source.name, members))
     return regions
 
 

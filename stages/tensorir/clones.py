@@ -1,20 +1,31 @@
-"""Buckets: exact-size copies of `main`, and the `main` that chooses among them."""
+"""Exact-size copies of `main` for the buckets, and the `main` that chooses among them.
+
+A program with states has one more: `decode`, for one token a call. The copy for any number of
+tokens is then called `prefill`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import tvm_ffi
 
 from ..compat import tvm
 from ..dataflow import rx
+from ..program import DECODE, DYNAMIC, PREFILL, Io
 
-DYNAMIC = "main_dyn"
+Clones = Mapping[str, Mapping[str, int]]  # name of each copy of `main` → the sizes it is for
 
 
-def clone_names(buckets: Sequence[dict[str, int]]) -> dict[str, dict[str, int]]:
-    """Name of each copy of `main` → the sizes it is for; `main` alone when there are no buckets."""
+def clone_names(io: Io) -> dict[str, dict[str, int]]:
+    """The copies that a program is given, the symbolic one last; `main` alone when there are no
+    buckets.
+    """
+    step = dict.fromkeys(io.steps, 1)
+    buckets = [dict(bucket) for bucket in io.buckets if io.dims]
+    if step and not any(step.items() <= bucket.items() for bucket in buckets):
+        buckets.insert(0, step)
     if not buckets:
         return {"main": {}}
     dims = sorted({dim for bucket in buckets for dim in bucket})
@@ -22,12 +33,15 @@ def clone_names(buckets: Sequence[dict[str, int]]) -> dict[str, dict[str, int]]:
     label = dict(zip(dims, initials if len(set(initials)) == len(initials) else dims, strict=True))
 
     def name(bucket: dict[str, int]) -> str:
-        return "main_" + "_".join(f"{label[dim]}{bucket[dim]}" for dim in sorted(bucket))
+        decodes = step and step.items() <= bucket.items()
+        shown = [dim for dim in sorted(bucket) if not (decodes and dim in step)]
+        first = DECODE if decodes else PREFILL if step else "main"
+        return "_".join([first, *(f"{label[dim]}{bucket[dim]}" for dim in shown)])
 
-    return {**{name(bucket): dict(bucket) for bucket in buckets}, DYNAMIC: {}}
+    return {**{name(bucket): bucket for bucket in buckets}, PREFILL if step else DYNAMIC: {}}
 
 
-def clone_buckets(mod: Any, clones: dict[str, dict[str, int]]) -> Any:
+def clone_buckets(mod: Any, clones: Clones) -> Any:
     """`mod` with a copy of `main` per clone, bound to its sizes, in place of `main`."""
     if list(clones) == ["main"]:
         return mod
@@ -42,11 +56,12 @@ def clone_buckets(mod: Any, clones: dict[str, dict[str, int]]) -> Any:
     return out
 
 
-def add_dispatcher(mod: Any, clones: dict[str, dict[str, int]]) -> Any:
+def add_dispatcher(mod: Any, clones: Clones) -> Any:
     """`mod` with a `main` that calls the clone for the sizes of its inputs, or the symbolic one."""
     if list(clones) == ["main"]:
         return mod
-    dynamic = mod[DYNAMIC]
+    symbolic = list(clones)[-1]
+    dynamic = mod[symbolic]
     template = rx.utils.copy_with_new_vars(dynamic)
     params = list(template.params)
     symbols = {var.name: var for var in rx.analysis.defined_symbolic_vars(template)}
@@ -62,7 +77,7 @@ def add_dispatcher(mod: Any, clones: dict[str, dict[str, int]]) -> Any:
         clone = mod[name]
         bindings, args = [], []
         for param, wanted in zip(params, clone.params, strict=True):
-            if tvm_ffi.structural_equal(param.ty, wanted.ty) or name == DYNAMIC:
+            if tvm_ffi.structural_equal(param.ty, wanted.ty) or name == symbolic:
                 args.append(param)
                 continue
             cast = rx.Var(f"{param.name}_{name}", wanted.ty)
@@ -77,7 +92,7 @@ def add_dispatcher(mod: Any, clones: dict[str, dict[str, int]]) -> Any:
         bindings.append(rx.MatchCast(common, result, result_type))
         return typed(rx.SeqExpr([rx.BindingBlock(bindings)], common))
 
-    body = call(DYNAMIC)
+    body = call(symbolic)
     for name, sizes in reversed([one for one in clones.items() if one[1]]):
         condition = tvm.tirx.all(*(symbols[dim] == size for dim, size in sizes.items()))
         chosen = rx.Var(f"choose_{name}", result_type)

@@ -14,7 +14,7 @@ from typing import Any
 
 from tapml.errors import StageError
 
-from ..dataflow import bindings, is_constant, num_input, op_name, operands, rx
+from ..dataflow import bindings, is_constant, kernel_of, num_input, op_name, operands, rx
 from ..program import IMPORTED, REGION, Origin
 
 
@@ -71,9 +71,8 @@ def _callee(mod: Any, call: Any) -> Any:
 
 
 def _key(call: Any, name: Any) -> tuple[Any, ...]:
-    kernel = call.args[0].name_hint if op_name(call) == "relax.call_tir" else op_name(call)
     return (
-        kernel,
+        kernel_of(call) or op_name(call),
         *(name(leaf) if isinstance(leaf, rx.Var) else _leaf(leaf) for leaf in operands(call)),
     )
 

@@ -10,7 +10,15 @@ import tvm_ffi
 from tapml.errors import StageError
 
 from ..compat import tvm
-from ..dataflow import bindings, is_operator_call, op_name, remove_dead_code, rx
+from ..dataflow import (
+    KERNEL_CALLS,
+    bindings,
+    is_operator_call,
+    kernel_of,
+    op_name,
+    remove_dead_code,
+    rx,
+)
 from ..noops import remove_noops
 from ..program import CLONE, REGION, TRANSFORM, Program
 from ..views import Watch
@@ -44,7 +52,7 @@ def lower(program: Program, lanes: int, watch: Watch = lambda name, mod: None) -
         watch(name, mod)
         return mod
 
-    clones = clone_names(program.io.buckets if program.io.dims else ())
+    clones = clone_names(program.io)
     mod = shown("clone_buckets", clone_buckets(program.mod, clones))
     for name in clones:
         mod = shown(f"block_layout_{name}", block_layout(mod, lanes, name))
@@ -79,14 +87,14 @@ def unlowered_ops(before: Any, after: Any) -> tuple[str, ...]:
         }
 
     sources = calls(before)
-    left = {where for where, name in calls(after).items() if name != "relax.call_tir"}
+    left = {where for where, name in calls(after).items() if name not in KERNEL_CALLS}
     return tuple(sorted({sources[where] for where in left}))
 
 
 def _calls(func: Any) -> list[str | None]:
     """The kernel of every call of a lowered function, in order; None for a reshape (a view)."""
     return [
-        value.args[0].name_hint if op_name(value) == "relax.call_tir" else None
+        kernel_of(value) or None
         for _, value in bindings(func)
         if isinstance(value, rx.Call)
     ]

@@ -1,0 +1,120 @@
+"""Families whose attention does not go through transformers' interface: what stands in for it.
+
+One row a class: the method that is replaced, and by what. Every replacement ends in `attention`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from .attention import attention, refusal
+
+
+@contextmanager
+def adapted(model: PreTrainedModel, context: int) -> Iterator[None]:
+    """Within, the model's own attentions are replaced by ours; afterwards they are back."""
+    tables: dict[int, Tensor] = {}  # one for all layers
+    replaced: list[tuple[Any, str]] = []
+    for module in list(model.modules()):
+        name, stand_in = _ADAPTERS.get(type(module).__name__, ("", None))
+        if stand_in is None:
+            continue
+        if stand_in in _WITH_ALIBI:
+            heads = module.num_heads
+            table = tables.setdefault(heads, _alibi(heads, context))
+            module.register_buffer(_BIAS, table, persistent=False)
+            replaced.append((module, _BIAS))
+        setattr(module, name, partial(stand_in, module))
+        replaced.append((module, name))
+    try:
+        yield
+    finally:
+        for module, name in replaced:
+            delattr(module, name)
+
+
+def _gptj(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, None]:
+    out, _ = attention(module, query, key, value, mask, scaling=1 / float(module.scale_attn))
+    return out.transpose(1, 2), None
+
+
+def _falcon(
+    module: Any,
+    hidden_states: Tensor,
+    alibi: Tensor | None,
+    attention_mask: Tensor | None,
+    layer_past: Cache,
+    position_embeddings: tuple[Tensor, Tensor],
+    **_: Any,
+) -> tuple[Tensor, None]:
+    if alibi is not None:
+        raise refusal("its ALiBi is rounded to bfloat16")
+    fused = module.query_key_value(hidden_states)
+    if module.new_decoder_architecture:
+        groups, width = module.num_heads // module.num_kv_heads, module.head_dim
+        fused = fused.view(*fused.shape[:2], module.num_kv_heads, groups + 2, width)
+        query, key, value = fused.split([groups, 1, 1], dim=3)
+        heads = (query.flatten(2, 3), key.flatten(2, 3), value.flatten(2, 3))
+    else:
+        heads = module._split_heads(fused)
+    query, key, value = (one.transpose(1, 2) for one in heads)
+    rotate = import_module(type(module).__module__).apply_rotary_pos_emb
+    query, key = rotate(query, key, *position_embeddings)
+    key, value = layer_past.update(key, value, module.layer_idx)
+    out, _ = attention(module, query, key, value, attention_mask, scaling=module.inv_norm_factor)
+    return module.dense(out.flatten(2)), None
+
+
+def _bloom(
+    module: Any,
+    hidden_states: Tensor,
+    residual: Tensor,
+    alibi: Tensor,
+    attention_mask: Tensor | None,
+    layer_past: Cache,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    query, key, value = module._reshape(module.query_key_value(hidden_states))
+    key, value = layer_past.update(key, value, module.layer_idx)
+    out, _ = attention(
+        module,
+        query,
+        key,
+        value,
+        attention_mask,
+        scaling=module.inv_norm_factor,
+        bias=getattr(module, _BIAS),
+    )
+    return residual + module.dense(out.flatten(2)), None
+
+
+def _alibi(heads: int, context: int) -> Tensor:
+    """[heads, context]: what is added to a score, by distance.
+
+    Source: Press et al. 2022; slopes of heads that are no power of 2 as in the authors' code
+    """
+    whole = 2 ** math.floor(math.log2(heads))
+    powers = [2 ** (-8 * (i + 1) / whole) for i in range(whole)]
+    powers += [2 ** (-4 * (2 * i + 1) / whole) for i in range(heads - whole)]
+    return -torch.tensor(powers)[:, None] * torch.arange(context)
+
+
+_BIAS = "bias_by_distance"
+_WITH_ALIBI = frozenset({_bloom})
+_ADAPTERS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "GPTJAttention": ("_attn", _gptj),
+    "FalconAttention": ("forward", _falcon),
+    "BloomAttention": ("forward", _bloom),
+}
