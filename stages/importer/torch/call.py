@@ -14,8 +14,10 @@ rx = tvm.relax
 
 
 def name_of(node: fx.Node) -> str:
-    """`aten.add.Tensor` is "add.Tensor", as in TVM's table."""
-    return getattr(node.target, "__name__", str(node.target))
+    """`aten.add.Tensor` is "add.Tensor", as in TVM's table; others have their library before it."""
+    name = getattr(node.target, "__name__", str(node.target))
+    namespace = getattr(node.target, "namespace", "aten")
+    return name if namespace in ("aten", "higher_order") else f"{namespace}.{name}"
 
 
 class Call:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -59,9 +60,10 @@ def convert(
     Raises: StageError for unsupported operators (all at once), mutated buffers and inputs, sizes
             that depend on data, a node that cannot be converted.
     """
-    exported = decomposed(exported)
+    extra = converters or {}
+    exported = decomposed(exported, lambda node: _is_known(node, extra))
     rewrite.run(exported.graph_module)
-    importer = _Importer(exported, inputs, dims, converters or {})
+    importer = _Importer(exported, inputs, dims, extra)
     _refuse_mutations(exported, importer.input_names, states, where)
     importer.preflight(where)
     mod = importer.module([index for index, name in enumerate(outputs) if name is not None])
@@ -113,18 +115,20 @@ class _Importer(translator.ExportedProgramImporter):
         self.sizes = Sizes(symbols(shapes, inputs), dims)
 
     def preflight(self, where: str) -> None:
-        """Raises StageError that lists every operator that has no converter."""
-        missing: dict[str, list[str]] = defaultdict(list)
+        """Raises StageError that lists every operator that cannot be converted."""
+        missing: dict[tuple[str, str], list[str]] = defaultdict(list)
         for node in self._calls():
             name = name_of(node)
-            if not any(name in table for table in (self._extra, own.CONVERTERS, self.convert_map)):
-                missing[name].append(f"{node.name}{_place(node)}")
+            if not _is_known(node, self._extra):
+                advice = own.REFUSED.get(name, "")
+            elif self.sizes.depend_on_data(node.meta.get("val")):
+                advice = own.DATA_DEPENDENT
+            else:
+                continue
+            missing[name, advice].append(f"{node.name}{_place(node)}")
         refuse(
             where,
-            [
-                Unsupported(op, tuple(nodes), own.ADVICE.get(op, ""))
-                for op, nodes in missing.items()
-            ],
+            [Unsupported(op, tuple(nodes), advice) for (op, advice), nodes in missing.items()],
         )
 
     def _calls(self) -> list[fx.Node]:
@@ -196,7 +200,7 @@ class _Importer(translator.ExportedProgramImporter):
         try:
             if isinstance(value := node.meta.get("val"), int | torch.SymInt):
                 self.env[node] = self.sizes.size(value)
-            elif name in self._extra:
+            elif (name := _bare(node)) in self._extra:
                 self.env[node] = self._extra[name](node, self)
             elif name in own.CONVERTERS:
                 self.env[node] = own.CONVERTERS[name](Call(node, self))
@@ -221,6 +225,26 @@ class _Importer(translator.ExportedProgramImporter):
             else:
                 pending.append(binding.var.name)
         self.sources.update(dict.fromkeys(pending, Node("output", "output")))
+
+
+def _is_known(node: fx.Node, extra: Mapping[str, Converter]) -> bool:
+    """Whether an operator has a converter: given, ours, or one of TVM's that is right."""
+    name = name_of(node)
+    return (
+        _bare(node) in extra
+        or name in own.CONVERTERS
+        or (name in _tvms() and name not in own.REFUSED)
+    )
+
+
+@cache
+def _tvms() -> frozenset[str]:
+    return frozenset(map(str, translator.ExportedProgramImporter().convert_map))
+
+
+def _bare(node: fx.Node) -> str:
+    """Name of an operator without its library, as the converters given to us have it."""
+    return getattr(node.target, "__name__", str(node.target))
 
 
 def is_weight(array: np.ndarray) -> bool:

@@ -16,7 +16,18 @@ from .call import Call
 
 rx = tvm.relax
 
-ADVICE: dict[str, str] = {}
+DATA_DEPENDENT = (
+    "its size depends on data: use a mask or a fixed size, or run this part on the host"
+)
+_RANDOM = "a library gives the same for the same inputs: take the random numbers as an input"
+REFUSED: dict[str, str] = {  # converters of TVM's that give something else without saying so
+    "bernoulli.p": _RANDOM,
+    "exponential.default": _RANDOM,
+    "masked_select.default": DATA_DEPENDENT,
+    "rand_like.default": _RANDOM,
+    "randn.default": _RANDOM,
+    "randn_like.default": _RANDOM,
+}
 
 
 def _reshape(call: Call) -> Any:

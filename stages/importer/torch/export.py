@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
+from torch import fx
+from torch._decomp import decomposition_table
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
@@ -133,13 +136,28 @@ def export(
         raise _told(error, where, dims) from error
 
 
-def decomposed(exported: ExportedProgram) -> ExportedProgram:
-    """In core ATen operators, and the composite ones that Relax has too."""
-    table = torch.export.default_decompositions()
+def decomposed(
+    exported: ExportedProgram, supported: Callable[[fx.Node], bool]
+) -> ExportedProgram:
+    """In operators that are `supported`, as far as torch knows how to take others apart."""
+    table, done = _core(), set[Any]()
+    while table:
+        done |= table.keys()
+        with _quiet():
+            exported = exported.run_decompositions(table)
+        calls = [node for node in exported.graph.nodes if node.op == "call_function"]
+        left = {node.target for node in calls if not supported(node)} - done
+        table = {op: decomposition_table[op] for op in left if op in decomposition_table}
+    return exported
+
+
+@cache
+def _core() -> dict[Any, Any]:
+    """Torch's decompositions into core ATen, without those of operators that Relax has too."""
+    table = dict(torch.export.default_decompositions())
     for op in _KEPT_WHOLE:
         table.pop(op, None)
-    with _quiet():
-        return exported.run_decompositions(table)
+    return table
 
 
 def output_names(exported: ExportedProgram) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import sympy
 import torch
+from torch.utils import _pytree as pytree
 from torch.utils._sympy import functions as torch_functions
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
@@ -42,6 +43,17 @@ class Sizes:
         if isinstance(size, torch.SymInt):
             return self._expression(size.node.expr)
         return int(size)
+
+    def depend_on_data(self, value: Any) -> bool:
+        """Whether a torch value (a size, a tensor, a nest of them) has sizes beyond the dims'."""
+        symbols = {
+            symbol
+            for leaf in pytree.tree_leaves(value)
+            for size in (leaf.shape if isinstance(leaf, torch.Tensor) else (leaf,))
+            if isinstance(size, torch.SymInt)
+            for symbol in size.node.expr.free_symbols
+        }
+        return not symbols <= self._vars.keys()
 
     def same(self, left: Any, right: Any) -> bool:
         """Whether two sizes are equal whatever the dims are."""
