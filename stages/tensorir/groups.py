@@ -21,15 +21,20 @@ from ..program import IMPORTED, REGION, Origin
 def fused_values(before: Any, after: Any, name: str) -> list[list[str]]:
     """For each call of function `name` after FuseOps, the values it computes, as named before."""
     known: dict[tuple[Any, ...], list[str]] = {}
-    alias: dict[Any, str] = {}  # what no kernel computes: an element of a tuple, a constant
+    # an element of a tuple, a constant, or the first value of those that are computed alike
+    alias: dict[Any, str] = {}
+    first: dict[str, str] = {}
     for var, value in bindings(before[name]):
         if isinstance(value, rx.TupleGetItem) and isinstance(value.tuple_value, rx.Var):
-            alias[var] = _element(value.tuple_value.name, value.index)
+            source = value.tuple_value
+            alias[var] = _element(alias.get(source, source.name), value.index)
         elif is_constant(value):
             alias[var] = _leaf(value)
         elif isinstance(value, rx.Call):
             named = _key(value, lambda leaf: alias.get(leaf, leaf.name))
-            known.setdefault(named, []).append(var.name)
+            same = known.setdefault(named, [])
+            alias[var] = first[var.name] = first[same[0]] if same else var.name
+            same.append(var.name)
     sites: list[list[str]] = []
 
     def walk(func: Any, names: dict[Any, Any]) -> Any:
@@ -43,10 +48,11 @@ def fused_values(before: Any, after: Any, name: str) -> list[list[str]]:
                 names[var] = walk(callee, dict(zip(callee.params, args, strict=True)))
             else:
                 same = known[_key(value, lambda leaf: resolve(leaf, names))]
-                names[var] = same.pop(0) if len(same) > 1 else same[0]
+                own = same.pop(0) if len(same) > 1 else same[0]
+                names[var] = first[own]
                 if func is after_main:
                     sites.append([])
-                sites[-1].append(names[var])
+                sites[-1].append(own)
         return resolve(func.body.body, names)
 
     def resolve(expr: Any, names: dict[Any, Any]) -> Any:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import masking_utils
 
 from tapml.errors import RecipeError, RecipeErrors, nearest
 
 from ...program import Bounds, Program
 from ..torch import convert, export
 from ..torch.source import keep
+from .masks import plain_masks
 
 if TYPE_CHECKING:
     from ..stage import Import
@@ -36,7 +34,7 @@ def program_of(model: Any, stage: Import, where: str) -> tuple[Program, dict[str
         for name in arguments
         if name in stage.signature
     }
-    with rows_are_sequences():
+    with plain_masks():
         exported = export.export(model, arguments, inputs, dims, where)
     names = export.output_names(exported)
     usual = next((name for name in _USUAL if name in names), None)
@@ -85,23 +83,3 @@ def _arguments(model: Any, stage: Import) -> dict[str, Any]:
         elif name in fixed:
             values[name] = fixed[name]
     return values
-
-
-@contextmanager
-def rows_are_sequences() -> Iterator[None]:
-    """Within, transformers takes each row of a batch for one sequence.
-
-    While it is traced it cannot look whether positions start anew in a row, and makes masks for the
-    case that they do.
-    """
-    name = "find_packed_sequence_indices"
-    before = getattr(masking_utils, name)
-    setattr(masking_utils, name, _not_packed)
-    try:
-        yield
-    finally:
-        setattr(masking_utils, name, before)
-
-
-def _not_packed(position_ids: Any) -> None:
-    return None

@@ -48,7 +48,9 @@ def _told(error: Exception, model: str, revision: str, *, partial: bool) -> tupl
     """What went wrong, and what mends it."""
     page = f"{constants.ENDPOINT}/{model}"
     download = f"hf download {model} --revision {revision}"
-    match error:
+    wrapped = isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None
+    cause = error.__cause__ if wrapped else error
+    match cause:
         case errors.GatedRepoError():
             message = "the hub gives it only to those who were granted access"
             return message, f"ask for it at {page}, then: hf auth login"
@@ -58,8 +60,8 @@ def _told(error: Exception, model: str, revision: str, *, partial: bool) -> tupl
         case errors.RepositoryNotFoundError():
             message = "the hub has no such model, or shows it only to some"
             return message, f"look at {page}; if it is private: hf auth login"
-        case errors.HfHubHTTPError() if error.response.status_code in (401, 403):
-            message = f"the hub refused it ({error.response.status_code})"
+        case errors.HfHubHTTPError() if cause.response.status_code in (401, 403):
+            message = f"the hub refused it ({cause.response.status_code})"
             return message, f"hf auth login, with a token that may read {page}"
     reason = str(error.__cause__ or error).strip().partition("\n")[0]
     if partial:
