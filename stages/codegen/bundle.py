@@ -59,7 +59,8 @@ def write_bundle(stage: Codegen, inputs: Inputs, ctx: Context) -> Outputs:
     if "files" in inputs:
         shutil.copytree(inputs["files"], folder, dirs_exist_ok=True)
     manifest["files"] = {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.iterdir())
     }
     codec.write_json(folder / "manifest.json", manifest)
     ctx.progress(3, 3)
