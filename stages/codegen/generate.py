@@ -96,9 +96,9 @@ class Generator:
             began = time.perf_counter()
             # a row that has ended stays where it is: it may be the one that fills the context
             at = np.where(ended, 0, lengths + k)
-            logits = session(
-                input_ids=tokens[:, None], position=at, last=np.zeros_like(lengths)
-            )["logits"]
+            logits = session(input_ids=tokens[:, None], position=at, last=np.zeros_like(lengths))[
+                "logits"
+            ]
             self.speed.decode_s += time.perf_counter() - began
             self.speed.tokens += int((~ended).sum())
 

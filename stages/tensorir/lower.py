@@ -93,11 +93,7 @@ def unlowered_ops(before: Any, after: Any) -> tuple[str, ...]:
 
 def _calls(func: Any) -> list[str | None]:
     """The kernel of every call of a lowered function, in order; None for a reshape (a view)."""
-    return [
-        kernel_of(value) or None
-        for _, value in bindings(func)
-        if isinstance(value, rx.Call)
-    ]
+    return [kernel_of(value) or None for _, value in bindings(func) if isinstance(value, rx.Call)]
 
 
 def _lift_packing(mod: Any, clones: tuple[str, ...]) -> Any:

@@ -78,6 +78,14 @@ class _Attend:
             raise Unfit("a head is too wide")
         self.shared = self._heads_of_a_task(target)
         self.heads_here = range(self.shared)
+        self.asked = self._per_head("asked", self.width)
+        self.sums = self._per_head("attended", self.value_width)
+        self.scores = self._per_head("scores", KEYS)
+        self.top, self.total = self._per_head("top", 1), self._per_head("total", 1)
+
+    def _per_head(self, name: str, size: int) -> list[Any]:
+        """A buffer for each head of a task."""
+        return [local(name, (size,), "float32") for _ in self.heads_here]
 
     def _heads_of_a_task(self, target: Target) -> int:
         """Heads that one pass over the keys serves. More of them read the cache less often; fewer
@@ -105,15 +113,9 @@ class _Attend:
             first = run * TOKENS
             count = tirx.min(tirx.const(TOKENS, INDEX), self.tokens - first)
             head = part * self.shared
-            names = ("asked", "attended", "scores", "top", "total")
-            sizes = (self.width, self.value_width, KEYS, 1, 1)
-            kept = [
-                [local(name, (size,), "float32") for _ in self.heads_here]
-                for name, size in zip(names, sizes, strict=True)
-            ]
-            self.asked, self.sums, self.scores, self.top, self.total = kept
+            kept = [*self.asked, *self.sums, *self.scores, *self.top, *self.total]
             tokens = loop("token", count, lambda i: self._token(row, head, first + i))
-            return seq([*(tirx.AllocBuffer(one) for many in kept for one in many), tokens])
+            return seq([*(tirx.AllocBuffer(buffer) for buffer in kept), tokens])
 
         return parallel([self.batch, self.heads // self.shared, runs], task, INDEX)
 
