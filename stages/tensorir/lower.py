@@ -13,6 +13,7 @@ from ..compat import tvm
 from ..dataflow import bindings, is_operator_call, op_name, remove_dead_code, rx
 from ..noops import remove_noops
 from ..program import CLONE, REGION, TRANSFORM, Program
+from .attention import fuse_attention
 from .clones import add_dispatcher, clone_buckets, clone_names
 from .dense import pack_dense
 from .groups import Imported, groups
@@ -41,7 +42,8 @@ def lower(program: Program, lanes: int) -> Program:
     clones = clone_names(program.io.buckets if program.io.dims else ())
     mod = clone_buckets(program.mod, clones)
     for name in clones:
-        mod = remove_noops(pack_dense(block_layout(mod, lanes, name), name), name)
+        mod = block_layout(fuse_attention(mod, name), lanes, name)
+        mod = remove_noops(pack_dense(mod, name), name)
     mod = remove_dead_code(mod, *clones)
     mod = _lift_packing(mod, tuple(clones))
     legalized = rx.transform.LegalizeOps()(mod)

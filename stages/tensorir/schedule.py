@@ -16,7 +16,17 @@ from .kernel import Unfit, as_int, read
 Rule = Callable[[Any, Target], Any]  # an unscheduled PrimFunc → a scheduled one, or None to decline
 
 GROUP = "tapml.schedule_rules"
-ORDER = ("dense", "conv", "depthwise", "pool", "matmul", "rows", "elementwise", "fallback")
+ORDER = (
+    "attention",
+    "dense",
+    "conv",
+    "depthwise",
+    "pool",
+    "matmul",
+    "rows",
+    "elementwise",
+    "fallback",
+)
 
 
 @cache
