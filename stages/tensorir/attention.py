@@ -171,9 +171,12 @@ def _broadcasts(bias: Any, sizes: Sequence[Any]) -> bool:
 def _view(writer: Writer, expr: Any, *, transposed: bool = False) -> View | None:
     """Matrices [batch, head, row, column], read from the tensor behind transposes and repeats."""
     inner = _unflattened(writer, expr)
-    if inner.ty.ndim == 4:
+    if (heads := _repeated(writer, inner)) is not None:  # a repeat that is flattened at once
+        inner, shape, repeats = heads
+        read: Read = lambda b, h, i, j: [b, h // repeats, i, j]  # noqa: E731
+    elif inner.ty.ndim == 4:
         shape = shape_of(inner)
-        read: Read = lambda b, h, i, j: [b, h, i, j]  # noqa: E731
+        read = lambda b, h, i, j: [b, h, i, j]  # noqa: E731
     elif inner.ty.ndim == 3:
         shape = [shape_of(inner)[0], 1, *shape_of(inner)[1:]]
         read = lambda b, _h, i, j: [b, i, j]  # noqa: E731
@@ -199,20 +202,30 @@ def _behind(
     if (call := writer.definition(expr, "relax.permute_dims")) is not None:
         axes = permutation(call)
         return call.args[0], lambda at: [at[axes.index(k)] for k in range(len(axes))]
+    if (repeated := _repeated(writer, expr)) is not None:
+        source, _, repeats = repeated
+        return source, lambda at: [at[0], at[1] // repeats, *at[2:]]
+    return None
+
+
+def _repeated(writer: Writer, expr: Any) -> tuple[Any, list[Any], int] | None:
+    """(source, shape with all heads, repeats) of a value that is its source's heads, each several
+    times; batch and heads may be one axis.
+    """
     flat = writer.definition(expr, "relax.reshape")
     wide = None if flat is None else writer.definition(flat.args[0], "relax.broadcast_to")
     one = None if wide is None else writer.definition(wide.args[0], "relax.expand_dims")
-    if wide is None or one is None or [int(axis) for axis in one.attrs.axis] != [2] or one.args[0].ty.ndim != 4:
+    if wide is None or one is None or [int(axis) for axis in one.attrs.axis] != [2]:
         return None
-    source = one.args[0]
+    source, repeats = one.args[0], wide.args[1].values[2]
+    if source.ty.ndim != 4 or not isinstance(repeats, tirx.IntImm):
+        return None
     batch, heads, *rest = shape_of(source)
-    repeats = wide.args[1].values[2]
-    if not isinstance(heads, int) or not isinstance(repeats, tirx.IntImm):
-        return None
-    repeats = int(repeats)
-    if not same_shape(shape_of(expr), [batch, heads * repeats, *rest]):
-        return None
-    return source, lambda at: [at[0], at[1] // repeats, *at[2:]]
+    shape = [batch, heads * int(repeats), *rest]
+    sizes = shape_of(expr)
+    if same_shape(sizes, shape) or same_shape(sizes, [shape[0] * shape[1], *rest]):
+        return source, shape, int(repeats)
+    return None
 
 
 def _attention(
