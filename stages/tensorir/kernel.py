@@ -200,6 +200,8 @@ def _step(nest: Any) -> Step | None:
     indices = tuple(store.indices)
     if len(axes) < len(indices):
         indices, axes = _with_unit_axes(store.buffer, indices, axes)
+    elif not indices and all(axis.static == 1 for axis in axes):
+        axes = []
     return Step(
         block.name_hint,
         store.buffer,

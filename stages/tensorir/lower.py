@@ -18,6 +18,7 @@ from .clones import add_dispatcher, clone_buckets, clone_names
 from .dense import pack_dense
 from .groups import Imported, groups
 from .layout import block_layout
+from .ordering import lower_ordering
 
 TRANSFORM_ONLY = "tapml.transform"
 
@@ -43,7 +44,7 @@ def lower(program: Program, lanes: int) -> Program:
     mod = clone_buckets(program.mod, clones)
     for name in clones:
         mod = block_layout(fuse_attention(mod, name), lanes, name)
-        mod = remove_noops(pack_dense(mod, name), name)
+        mod = remove_noops(lower_ordering(pack_dense(mod, name), name), name)
     mod = remove_dead_code(mod, *clones)
     mod = _lift_packing(mod, tuple(clones))
     legalized = rx.transform.LegalizeOps()(mod)
