@@ -197,15 +197,42 @@ def _step(nest: Any) -> Step | None:
         return None
     store = block.body
     init = block.init.value if block.init is not None else None
+    indices = tuple(store.indices)
+    if len(axes) < len(indices):
+        indices, axes = _with_unit_axes(store.buffer, indices, axes)
+    elif not indices and all(axis.static == 1 for axis in axes):
+        axes = []
     return Step(
         block.name_hint,
         store.buffer,
-        tuple(store.indices),
+        indices,
         tuple(axes),
         tuple(reduce),
         init,
         store.value,
     )
+
+
+def _with_unit_axes(
+    buffer: Buffer, indices: tuple[Expr, ...], axes: list[Axis]
+) -> tuple[tuple[Expr, ...], list[Axis]]:
+    """The same with an axis for each dimension of one element that is written at 0, so that the
+    step is an identity if it was one but for these.
+    """
+    given, left, every = iter(axes), len(axes), []
+    for index, size in zip(indices, buffer.ty.shape, strict=True):
+        if is_constant(index, 0) and is_constant(size, 1):
+            every.append(Axis(tirx.Var("unit", index.ty.dtype), 1))
+        elif left:
+            every.append(next(given))
+            left -= 1
+    if len(every) != len(indices) or left:
+        return indices, axes
+    same_order = all(
+        is_constant(index, 0) or index.same_as(axis.var)
+        for index, axis in zip(indices, every, strict=True)
+    )
+    return (tuple(axis.var for axis in every), every) if same_order else (indices, axes)
 
 
 def key(node: Any) -> int:
@@ -239,7 +266,19 @@ def loads(value: Expr) -> list[Any]:
 
 def map_loads(value: Expr, replace: Callable[[Any], Expr]) -> Expr:
     """`value` with every load replaced, inner ones first."""
-    return tvm_ffi.structural_map(value, (tvm.ir.TensorLoad, replace))
+    unfit: list[Unfit] = []
+
+    def guarded(load: Any) -> Expr:  # an exception that crosses TVM comes back as another
+        try:
+            return replace(load)
+        except Unfit as error:
+            unfit.append(error)
+            return load
+
+    result = tvm_ffi.structural_map(value, (tvm.ir.TensorLoad, guarded))
+    if unfit:
+        raise unfit[0]
+    return result
 
 
 def substitute(value: Expr, at: Mapping[int, Expr]) -> Expr:

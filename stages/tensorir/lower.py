@@ -22,10 +22,12 @@ from ..dataflow import (
 from ..noops import remove_noops
 from ..program import CLONE, REGION, TRANSFORM, Program
 from ..views import Watch
+from .attention import fuse_attention
 from .clones import add_dispatcher, clone_buckets, clone_names
 from .dense import pack_dense
 from .groups import Imported, groups
 from .layout import block_layout
+from .ordering import lower_ordering
 
 TRANSFORM_ONLY = "tapml.transform"
 
@@ -55,8 +57,10 @@ def lower(program: Program, lanes: int, watch: Watch = lambda name, mod: None) -
     clones = clone_names(program.io)
     mod = shown("clone_buckets", clone_buckets(program.mod, clones))
     for name in clones:
+        mod = shown(f"fuse_attention_{name}", fuse_attention(mod, name))
         mod = shown(f"block_layout_{name}", block_layout(mod, lanes, name))
-        mod = shown(f"pack_dense_{name}", remove_noops(pack_dense(mod, name), name))
+        mod = shown(f"pack_dense_{name}", pack_dense(mod, name))
+        mod = shown(f"lower_ordering_{name}", remove_noops(lower_ordering(mod, name), name))
     mod = remove_dead_code(mod, *clones)
     mod = shown("lift_packing", _lift_packing(mod, tuple(clones)))
     legalized = shown("legalize", rx.transform.LegalizeOps()(mod))

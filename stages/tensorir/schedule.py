@@ -17,6 +17,7 @@ Rule = Callable[[Any, Target], Any]  # an unscheduled PrimFunc → a scheduled o
 
 GROUP = "tapml.schedule_rules"
 ORDER = (
+    "cached_attention",
     "attention",
     "dense",
     "conv",

@@ -1,315 +1,349 @@
-"""Attention over a key-value cache, and the update of the cache (`stages/attention.py`).
+"""Attention: scores of a few rows at a time, their softmax, and the mix of values, in one pass.
 
-A task attends from a run of tokens, for a few heads that read the same keys. Keys come in blocks:
-the softmax is carried from block to block (Milakov and Gimelshein 2018), so that whatever the
-context, scores of one block are all that is kept, on the stack.
+The lanes are rows of queries. Keys and values are then read one number at a time as they lie, rows
+of scores are reduced lane by lane, and no size that may be symbolic is ever cut into vectors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from tapml.stage import Target
 
-from ...attention import ATTEND, KERNEL, OVERFLOW, UPDATE, Attention
 from ...compat import tvm
-from ..intrinsics import exp, tanh
-from ..kernel import Axis, Expr, Unfit, as_int
-from ..loops import lanes, local, loop, parallel, scheduled, seq, store
-from ..nests import float_lanes, vector
+from ..intrinsics import vectorizable
+from ..kernel import Axis, Expr, Kernel, Step, Unfit, depends_on, is_load, key, product, read, same, substitute
+from ..loops import (
+    constant,
+    dtype_of,
+    lanes,
+    local,
+    loop,
+    parallel,
+    scheduled,
+    seq,
+    store,
+)
+from ..nests import float_lanes
+from ..tiling import factors
 
 tirx = tvm.tirx
+TASKS = 4  # chunks of rows per core
+Load = Callable[..., Expr]
 
-KEYS = 64  # of a block
-TOKENS = 16  # of a task
-UNROLLED = 64  # vectors of a head, at most: they are kept in registers, or close to them
-INDEX = "int64"
+
+@dataclass(frozen=True)
+class Parts:
+    """The steps of an attention kernel. `scores` and `mixed` are sums of products."""
+
+    kernel: Kernel
+    scores: Step
+    top: Step
+    powers: Step
+    total: Step
+    mixed: Step
+    output: Step
 
 
 def attention(func: Any, target: Target) -> Any | None:
-    """A kernel that `stages.attention` made, told by its attribute; declines all others."""
-    kernel = str((func.attrs or {}).get(KERNEL, ""))
-    func = func.with_attr("tirx.noalias", True) if kernel else func
-    if kernel == UPDATE:
-        return scheduled(func, _update(func, target))
-    return scheduled(func, _Attend(func, target).body()) if kernel == ATTEND else None
+    """softmax(f(Q Kᵀ)) V with f elementwise; every size but the depths may be symbolic."""
+    kernel = read(func)
+    if kernel is None or len(kernel.outputs) != 1:
+        return None
+    products = [step for step in kernel.reductions if factors(step) is not None]
+    others = [step for step in kernel.reductions if factors(step) is None]
+    if len(products) != 2 or len(others) != 2:
+        return None
+    (scores, mixed), (top, total), (output,) = products, others, kernel.outputs
+    operands = factors(mixed) or ()
+    powers = next((step for step in kernel.steps if _reads(operands[0], step)), None)
+    if powers is None or powers.reduce or not _reads(total.element, powers):
+        return None
+    value = output.value
+    if not isinstance(value, tirx.Div) or not _reads(value.a, mixed) or not _reads(value.b, total):
+        return None
+    if len(scores.axes) != 4 or len(output.axes) != 4 or not isinstance(top.value, tirx.Max):
+        return None
+    if len(mixed.reduce) != 1 or len(scores.reduce) != 1:
+        return None
+    if scores.reduce[0].static is None or output.axes[3].static is None:
+        return None
+    parts = Parts(kernel, scores, top, powers, total, mixed, output)
+    return scheduled(func, _Attention(parts, target).body())
 
 
-def _update(func: Any, target: Target) -> Any:
-    """Serial: a token's keys are few, and copying a prompt's is little beside computing them."""
-    state, new, position = func.params
-    batch, heads, count, width = _shape(new)
-    context = state.ty.shape[2]
-
-    def row(b: Expr) -> Any:
-        first = tirx.BufferLoad(position, [b])
-        fits = tirx.all(first >= 0, first + count <= context)
-        error, message = tvm.ir.StringImm("RuntimeError"), tvm.ir.StringImm(OVERFLOW)
-        # the wheel's constructor hands its arguments on as they come: the condition first
-        check = tirx.AssertStmt(fits, error, [message])
-
-        def copy(h: Expr, i: Expr, x: Expr) -> Any:
-            return store(state, [b, h, first + i, x], tirx.BufferLoad(new, [b, h, i, x]))
-
-        def token(h: Expr, i: Expr) -> Any:
-            axis = Axis(tirx.Var("width", INDEX), width)
-            return vector(axis, float_lanes(target), lambda x: copy(h, i, x), INDEX)
-
-        heads_of = loop("head", heads, lambda h: loop("token", count, lambda i: token(h, i)))
-        return seq([check, heads_of])
-
-    return loop("row", batch, row)
+def _reads(value: Any, step: Step) -> bool:
+    return is_load(value) and same(value.source, step.buffer)
 
 
-class _Attend:
-    def __init__(self, func: Any, target: Target) -> None:
-        self.options = Attention.of(func)
-        self.query, self.keys, self.values, self.position, *more, self.out = func.params
-        self.bias = more.pop(0) if self.options.bias else None
-        self.sinks = more.pop(0) if self.options.sinks else None
-        self.batch, self.heads, self.tokens, self.width = _shape(self.query)
-        _, self.kv_heads, _, self.value_width = _shape(self.values)
-        self.simd = float_lanes(target)
-        self.lanes, self.value_lanes = (
-            _dividing(size, self.simd) for size in (self.width, self.value_width)
-        )
-        if max(self.width // self.lanes, self.value_width // self.value_lanes) > UNROLLED:
-            raise Unfit("a head is too wide")
-        self.shared = self._heads_of_a_task(target)
-        self.heads_here = range(self.shared)
-        self.asked = self._per_head("asked", self.width)
-        self.sums = self._per_head("attended", self.value_width)
-        self.scores = self._per_head("scores", KEYS)
-        self.top, self.total = self._per_head("top", 1), self._per_head("total", 1)
-
-    def _per_head(self, name: str, size: int) -> list[Any]:
-        """A buffer for each head of a task."""
-        return [local(name, (size,), "float32") for _ in self.heads_here]
-
-    def _heads_of_a_task(self, target: Target) -> int:
-        """Heads that one pass over the keys serves. More of them read the cache less often; fewer
-        keep all cores busy.
-        """
-        group = self.heads // self.kv_heads
-        vectors = self.value_width // self.value_lanes
-        fit = [
-            n
-            for n in range(1, group + 1)
-            if group % n == 0 and (n == 1 or n * vectors <= target.vector_registers // 2)
-        ]
-
-        def cost(n: int) -> float:
-            tasks = (as_int(self.batch) if isinstance(self.batch, int) else 1) * self.heads // n
-            return -(-tasks // target.cores) * (n + 0.5)  # half of a head's time is reading keys
-
-        return min(fit, key=cost)
+class _Attention:
+    def __init__(self, parts: Parts, target: Target) -> None:
+        self.parts, self.target = parts, target
+        self.width = min(float_lanes(target), 16)
+        self.dtype = dtype_of(parts.scores.axes[0])
+        # numbers of keys or columns of values that are worked on at once: one register each
+        self.tile = 12 if target.vector_registers <= 16 else 16
+        self.batch, self.heads, self.rows, self.columns = parts.scores.axes
+        self.depth = parts.scores.reduce[0]
+        self.wide = parts.output.axes[3]
 
     def body(self) -> Any:
-        runs = (self.tokens + (TOKENS - 1)) // TOKENS
+        runs = _ceil(self.rows.extent, self.width)
+        count = product([self.batch.extent, self.heads.extent, runs])
+        chunks: Any = TASKS * self.target.cores
+        if isinstance(count, int):
+            chunks = min(chunks, count)
+        depth, wide = self.depth.static, self.wide.static
+        assert depth is not None and wide is not None
 
-        def task(indices: list[Expr]) -> Any:
-            row, part, run = indices
-            first = run * TOKENS
-            count = tirx.min(tirx.const(TOKENS, INDEX), self.tokens - first)
-            head = part * self.shared
-            kept = [*self.asked, *self.sums, *self.scores, *self.top, *self.total]
-            tokens = loop("token", count, lambda i: self._token(row, head, first + i))
-            return seq([*(tirx.AllocBuffer(buffer) for buffer in kept), tokens])
-
-        return parallel([self.batch, self.heads // self.shared, runs], task, INDEX)
-
-    def _token(self, row: Expr, head: Expr, i: Expr) -> Any:
-        """One token, attending with every head of the task."""
-        held = head // (self.heads // self.kv_heads)
-        end = tirx.BufferLoad(self.position, [row]) + i + 1
-        begin = tirx.const(0, INDEX)
-        if self.options.window:
-            begin = tirx.max(end - self.options.window, begin)
-        blocks = (end - begin + (KEYS - 1)) // KEYS
-
-        def block(index: Expr) -> Any:
-            first = begin + index * KEYS
-            count = tirx.min(tirx.const(KEYS, INDEX), end - first)
+        def chunk(indices: list[Expr]) -> Any:
+            self.query = local("query", (depth, self.width), "float32")
+            self.score = local("score", (self.columns.extent, self.width), "float32")
+            self.result = local("result", (wide, self.width), "float32")
+            first, last = indices[0] * count // chunks, (indices[0] + 1) * count // chunks
             return seq(
                 [
-                    loop("key", count, lambda j: self._products(row, held, first + j, j)),
-                    *(self._softmax(h, head + h, first, end) for h in self.heads_here),
-                    loop("key", count, lambda j: self._add(row, held, first + j, j)),
+                    *(tirx.AllocBuffer(one) for one in (self.query, self.score, self.result)),
+                    loop(
+                        "rows",
+                        last - first,
+                        lambda t: self._rows(
+                            (first + t) // runs // self.heads.extent,
+                            (first + t) // runs % self.heads.extent,
+                            (first + t) % runs * self.width,
+                        ),
+                        dtype=self.dtype,
+                    ),
                 ]
             )
 
+        return parallel([chunks], chunk, self.dtype)
+
+    def _rows(self, batch: Expr, head: Expr, first: Expr) -> Any:
+        """A vector of rows; those beyond the last are copies of it, and not stored."""
+        self.at = {key(self.batch.var): batch, key(self.heads.var): head}
+        last = constant(self.rows.extent, self.dtype) - 1
+        self.row = lambda lane: tirx.min(first + lane, last)
+        self.top = local("top", (self.width,), "float32")
+        self.total = local("total", (self.width,), "float32")
+        parts = self.parts
         return seq(
             [
-                *(self._start(h, row, head + h, i) for h in self.heads_here),
-                loop("block", blocks, block),
-                *(self._finish(h, row, head + h, i) for h in self.heads_here),
+                tirx.AllocBuffer(self.top),
+                tirx.AllocBuffer(self.total),
+                self._lanes(lambda x: store(self.top, [x], parts.top.init)),
+                self._lanes(lambda x: store(self.total, [x], parts.total.init)),
+                self._copy_queries(),
+                self._tiles(self.columns.extent, self._score_tile),
+                loop("column", self.columns.extent, self._power, dtype=self.dtype),
+                self._lanes(
+                    lambda x: store(self.total, [x], tirx.const(1.0, "float32") / self._sum(x))
+                ),
+                self._tiles(self.wide.extent, self._mix_tile),
+                loop(
+                    "row",
+                    tirx.min(
+                        tirx.const(self.width, self.dtype),
+                        constant(self.rows.extent, self.dtype) - first,
+                    ),
+                    lambda x: self._store_row(batch, head, first + x, x),
+                    dtype=self.dtype,
+                ),
             ]
         )
 
-    def _start(self, h: int, row: Expr, head: Expr, i: Expr) -> Any:
-        """The query, and the softmax over nothing, or over the sink alone."""
-        query = self._vectors(
-            self.width,
-            self.lanes,
-            lambda x: store(self.asked[h], [x], tirx.BufferLoad(self.query, [row, head, i, x])),
-        )
-        sums = self._vectors(
-            self.value_width, self.value_lanes, lambda x: store(self.sums[h], [x], _float(0.0))
-        )
-        sink = tirx.BufferLoad(self.sinks, [head]) if self.sinks is not None else None
-        top = tirx.min_value("float32") if sink is None else sink
-        total = _float(0.0 if sink is None else 1.0)
-        return seq([*query, *sums, _set(self.top[h], top), _set(self.total[h], total)])
+    def _tiles(self, extent: Any, body: Callable[[Expr, int], Any]) -> Any:
+        """`body` over runs of `tile` numbers; the last run overlaps the one before it."""
+        tile = self.tile
+        if isinstance(extent, int):
+            tile = min(tile, extent)
+            while extent % tile and tile > 8:
+                tile -= 1
 
-    def _products(self, row: Expr, held: Expr, at: Expr, j: Expr) -> Any:
-        """Query · key for one key and every head."""
-        statements = []
-        for h in self.heads_here:
-            part = local("part", (self.lanes,), "float32")
+        def run(t: Expr) -> Any:
+            return body(tirx.min(t * tile, constant(extent, self.dtype) - tile), tile)
 
-            def term(x: Expr, h: int = h) -> Expr:
-                key = tirx.BufferLoad(self.keys, [row, held, at, x])
-                return tirx.BufferLoad(self.asked[h], [x]) * key
+        whole = loop("tile", _ceil(extent, tile), run, dtype=self.dtype)
+        if isinstance(extent, int):
+            return whole
+        single = loop("one", extent, lambda t: body(t, 1), dtype=self.dtype)
+        return tirx.IfThenElse(extent >= tile, whole, single)
 
-            def first(x: Expr, part: Any = part, term: Any = term) -> Any:
-                return store(part, [x], term(x))
+    def _copy_queries(self) -> Any:
+        """Queries by depth, rows side by side."""
+        operand = self._operand(self.parts.scores, self.rows)
 
-            def more(x: Expr, at: int, part: Any = part, term: Any = term) -> Any:
-                return store(part, [x], tirx.BufferLoad(part, [x]) + term(at + x))
+        def copy(x: Expr, d: Expr) -> Any:
+            at = {**self.at, key(self.rows.var): self.row(x), key(self.depth.var): d}
+            return store(self.query, [d, x], substitute(operand, at))
 
-            starts = range(self.lanes, self.width, self.lanes)
-            statements += [
-                tirx.AllocBuffer(part),
-                lanes(self.lanes, first),
-                *(lanes(self.lanes, lambda x, s=s, more=more: more(x, s)) for s in starts),
-                *_folded(part, self.lanes, _added),
-                store(self.scores[h], [j], _number(part)),
-            ]
-        return seq(statements)
-
-    def _softmax(self, h: int, head: Expr, first: Expr, end: Expr) -> Any:
-        """Products of a block as weights, relative to the largest score so far."""
-        scores, simd = self.scores[h], min(self.simd, KEYS)
-        best, some = (local(name, (simd,), "float32") for name in ("best", "some"))
-        old, shrink = (local(name, (1,), "float32") for name in ("old", "shrink"))
-
-        def score(x: Expr) -> Any:
-            value = tirx.BufferLoad(scores, [x]) * _float(self.options.scale)
-            if self.options.softcap:
-                cap = _float(self.options.softcap)
-                value = tanh(value / cap) * cap
-            distance = end - 1 - first - x
-            if self.bias is not None:
-                near = tirx.max(distance, tirx.const(0, INDEX))
-                value = value + tirx.BufferLoad(self.bias, [head, near])
-            return store(scores, [x], tirx.Select(distance >= 0, value, tirx.min_value("float32")))
-
-        def weight(x: Expr) -> Any:
-            return store(scores, [x], exp(tirx.BufferLoad(scores, [x]) - _number(self.top[h])))
-
-        def over(into: Any, merge: Callable[[Expr, Expr], Expr]) -> list[Any]:
-            """All scores merged into the first lane of `into`."""
-
-            def put(x: Expr, start: int) -> Any:
-                other = tirx.BufferLoad(scores, [start + x])
-                value = merge(tirx.BufferLoad(into, [x]), other) if start else other
-                return store(into, [x], value)
-
-            each = [lanes(simd, lambda x, s=s: put(x, s)) for s in range(0, KEYS, simd)]
-            return [tirx.AllocBuffer(into), *each, *_folded(into, simd, merge)]
-
-        shrunk = self._vectors(
-            self.value_width,
-            self.value_lanes,
-            lambda x: store(
-                self.sums[h], [x], tirx.BufferLoad(self.sums[h], [x]) * _number(shrink)
-            ),
-        )
-        return seq(
-            [
-                *(lanes(simd, lambda x, s=s: score(s + x)) for s in range(0, KEYS, simd)),
-                *over(best, tirx.max),
-                tirx.AllocBuffer(old),
-                tirx.AllocBuffer(shrink),
-                _set(old, _number(self.top[h])),
-                _set(self.top[h], tirx.max(_number(old), _number(best))),
-                _set(shrink, exp(_number(old) - _number(self.top[h]))),
-                *(lanes(simd, lambda x, s=s: weight(s + x)) for s in range(0, KEYS, simd)),
-                *over(some, _added),
-                _set(self.total[h], _number(self.total[h]) * _number(shrink) + _number(some)),
-                *shrunk,
-            ]
+        width = tirx.const(self.width, self.dtype)
+        return loop(
+            "row",
+            width if self.width == 1 else self.width,
+            lambda x: loop("d", self.depth.extent, lambda d: copy(x, d), dtype=self.dtype),
+            dtype=self.dtype,
         )
 
-    def _add(self, row: Expr, held: Expr, at: Expr, j: Expr) -> Any:
-        """One value, weighted, to the sums of every head."""
+    def _score_tile(self, first: Expr, count: int) -> Any:
+        """Scores of `count` keys: the products, what is done to them, and their maximum."""
+        step, parts = self.parts.scores, self.parts
+        operand = self._operand(step, self.columns)
+        accs = [local("acc", (self.width,), "float32") for _ in range(count)]
 
-        def one(h: int, x: Expr) -> Any:
-            value = tirx.BufferLoad(self.values, [row, held, at, x])
-            weighted = tirx.BufferLoad(self.scores[h], [j]) * value
-            return store(self.sums[h], [x], tirx.BufferLoad(self.sums[h], [x]) + weighted)
-
-        return seq(
-            statement
-            for h in self.heads_here
-            for statement in self._vectors(
-                self.value_width, self.value_lanes, lambda x, h=h: one(h, x)
+        def add(c: int, d: Expr) -> Any:
+            at = {**self.at, key(self.columns.var): first + c, key(self.depth.var): d}
+            number = substitute(operand, at)
+            return self._lanes(
+                lambda x: store(
+                    accs[c],
+                    [x],
+                    tirx.BufferLoad(accs[c], [x]) + tirx.BufferLoad(self.query, [d, x]) * number,
+                )
             )
+
+        def finish(c: int, x: Expr) -> Any:
+            value = self._final(first + c, x, lambda *_: tirx.BufferLoad(accs[c], [x]))
+            return store(self.score, [first + c, x], value)
+
+        def reach(c: int, x: Expr) -> Any:
+            return store(
+                self.top,
+                [x],
+                tirx.max(
+                    tirx.BufferLoad(self.top, [x]), tirx.BufferLoad(self.score, [first + c, x])
+                ),
+            )
+
+        return seq(
+            [
+                *(tirx.AllocBuffer(acc) for acc in accs),
+                *(
+                    self._lanes(lambda x, acc=acc: store(acc, [x], parts.scores.init))
+                    for acc in accs
+                ),
+                loop(
+                    "d",
+                    self.depth.extent,
+                    lambda d: seq(add(c, d) for c in range(count)),
+                    dtype=self.dtype,
+                ),
+                *(self._lanes(lambda x, c=c: finish(c, x)) for c in range(count)),
+                *(self._lanes(lambda x, c=c: reach(c, x)) for c in range(count)),
+            ]
         )
 
-    def _finish(self, h: int, row: Expr, head: Expr, i: Expr) -> Any:
-        share = local("share", (1,), "float32")
+    def _final(self, column: Expr, x: Expr, score: Load) -> Expr:
+        """The score that the softmax sees."""
+        top = self.parts.top
+        value = self._maximised(top)
+        at = {
+            **{key(own.var): here for own, here in zip(top.axes, self._position(x), strict=True)},
+            key(top.reduce[0].var): column,
+        }
+        held = {key(self.parts.scores.buffer): score}
+        return vectorizable(self.parts.kernel.inline(substitute(value, at), held))
+
+    def _maximised(self, top: Step) -> Expr:
+        sides = (top.value.a, top.value.b)
+        return next(
+            side for side in sides if not getattr(side, "source", side).same_as(top.buffer)
+        )
+
+    def _power(self, column: Expr) -> Any:
+        """One column of the softmax in place, and its part of the sum."""
+        powers, kernel = self.parts.powers, self.parts.kernel
+        final = self._maximised(self.parts.top).source
 
         def one(x: Expr) -> Any:
-            value = tirx.BufferLoad(self.sums[h], [x]) * _number(share)
-            return store(self.out, [row, i, head, x], value)
+            at = dict(
+                zip((key(a.var) for a in powers.axes), [*self._position(x), column], strict=True)
+            )
+            held: dict[int, Load] = {
+                key(final): lambda *_: tirx.BufferLoad(self.score, [column, x]),
+                key(self.parts.top.buffer): lambda *_: tirx.BufferLoad(self.top, [x]),
+            }
+            value = vectorizable(kernel.value(powers, at, held))
+            return store(self.score, [column, x], value)
+
+        def add(x: Expr) -> Any:
+            power = tirx.BufferLoad(self.score, [column, x])
+            return store(self.total, [x], self._sum(x) + power)
+
+        return seq([self._lanes(one), self._lanes(add)])
+
+    def _mix_tile(self, first: Expr, count: int) -> Any:
+        """`count` columns of the result."""
+        mixed = self.parts.mixed
+        *outer, wide = mixed.axes
+        operand = self._operand(mixed, wide)
+        accs = [local("acc", (self.width,), "float32") for _ in range(count)]
+        batch, _row, head = outer
+        at = {
+            key(batch.var): self.at[key(self.batch.var)],
+            key(head.var): self.at[key(self.heads.var)],
+        }
+
+        def add(c: int, j: Expr) -> Any:
+            where = {**at, key(mixed.reduce[0].var): j, key(wide.var): first + c}
+            number = substitute(operand, where)
+            return self._lanes(
+                lambda x: store(
+                    accs[c],
+                    [x],
+                    tirx.BufferLoad(accs[c], [x]) + tirx.BufferLoad(self.score, [j, x]) * number,
+                )
+            )
 
         return seq(
             [
-                tirx.AllocBuffer(share),
-                _set(share, _float(1.0) / _number(self.total[h])),
-                *self._vectors(self.value_width, self.value_lanes, one),
+                *(tirx.AllocBuffer(acc) for acc in accs),
+                *(self._lanes(lambda x, acc=acc: store(acc, [x], mixed.init)) for acc in accs),
+                loop(
+                    "column",
+                    self.columns.extent,
+                    lambda j: seq(add(c, j) for c in range(count)),
+                    dtype=self.dtype,
+                ),
+                *(
+                    self._lanes(
+                        lambda x, c=c: store(
+                            self.result,
+                            [first + c, x],
+                            tirx.BufferLoad(accs[c], [x]) * self._sum(x),
+                        )
+                    )
+                    for c in range(count)
+                ),
             ]
         )
 
-    @staticmethod
-    def _vectors(size: int, count: int, body: Callable[[Expr], Any]) -> list[Any]:
-        """`body` over 0 … size-1, unrolled into vectors of `count`."""
-        return [lanes(count, lambda x, s=s: body(s + x)) for s in range(0, size, count)]
+    def _store_row(self, batch: Expr, head: Expr, row: Expr, x: Expr) -> Any:
+        output = self.parts.output.buffer
+
+        def one(e: Expr) -> Any:
+            return store(output, [batch, row, head, e], tirx.BufferLoad(self.result, [e, x]))
+
+        return loop("e", self.wide.extent, one, dtype=self.dtype)
+
+    def _position(self, x: Expr) -> list[Expr]:
+        return [self.at[key(self.batch.var)], self.at[key(self.heads.var)], self.row(x)]
+
+    def _sum(self, x: Expr) -> Expr:
+        return tirx.BufferLoad(self.total, [x])
+
+    def _operand(self, step: Step, axis: Axis) -> Expr:
+        """The factor of a sum of products that has the axis."""
+        found = [one for one in factors(step) or () if depends_on(one, axis)]
+        if len(found) != 1 or not isinstance(found[0], tvm.ir.TensorLoad):
+            raise Unfit(f"{step.name} is no product of two tensors")
+        return found[0]
+
+    def _lanes(self, body: Callable[[Expr], Any]) -> Any:
+        return lanes(self.width, body, self.dtype)
 
 
-def _folded(buffer: Any, size: int, merge: Callable[[Expr, Expr], Expr]) -> list[Any]:
-    """Statements that merge all lanes into the first, halving the vector."""
-
-    def half(x: Expr, by: int) -> Any:
-        pair = (tirx.BufferLoad(buffer, [x]), tirx.BufferLoad(buffer, [x + by]))
-        return store(buffer, [x], merge(*pair))
-
-    steps = [size >> k for k in range(1, size.bit_length())]
-    return [lanes(by, lambda x, by=by: half(x, by)) for by in steps if by]
-
-
-def _added(a: Expr, b: Expr) -> Expr:
-    return a + b
-
-
-def _dividing(size: int, most: int) -> int:
-    """The largest power of two up to `most` that divides `size`."""
-    return min(size & -size, most)
-
-
-def _shape(buffer: Any) -> Sequence[Any]:
-    return [as_int(size) for size in buffer.ty.shape]
-
-
-def _number(buffer: Any) -> Expr:
-    return tirx.BufferLoad(buffer, [tirx.const(0, INDEX)])
-
-
-def _set(buffer: Any, value: Expr) -> Any:
-    return store(buffer, [tirx.const(0, INDEX)], value)
-
-
-def _float(value: float) -> Expr:
-    return tirx.const(value, "float32")
+def _ceil(value: Any, by: int) -> Any:
+    return -(-value // by) if isinstance(value, int) else (value + by - 1) // by
