@@ -19,7 +19,9 @@ from tapml.target import cpuinfo_flags
 from .. import alternatives, codec, params, program, records
 from ..target import tvm_target
 from .apply import Replacement, apply, with_schedules
-from .build import build_library, planned_bytes
+from ..views import Views
+from .build import Linking, build_library, lower
+from .footprint import held_bytes
 from .stage import Codegen, compiler
 
 
@@ -41,15 +43,22 @@ def write_bundle(stage: Codegen, inputs: Inputs, ctx: Context) -> Outputs:
     applied = apply(scheduled, len(source.io.inputs), replacements, types)
     shipped_params = [packed[i] for i in applied.packed] + [arrays[name] for name in applied.arrays]
 
+    views = Views(ctx.views, source.mod)
+    views("apply_schedules", scheduled)
+    views("apply_choices", applied.mod)
+    lowered = lower(applied.mod, target, watch=views)
+
     ctx.progress(1, 3, "compiling kernels")
-    build_library(applied.mod, target, folder / "lib.so", compiler())
+    build_library(lowered, target, folder / "lib.so", Linking(compiler()))
     ctx.progress(2, 3, "writing the bundle")
     names = [f"p{i:04d}" for i in range(len(shipped_params))]
     codec.write_npz(folder / "params.npz", dict(zip(names, shipped_params, strict=True)))
     shutil.copyfile(Path(__file__).with_name("run.py"), folder / "run.py")
     codec.write_json(folder / "call_map.json", source.groups or {})
     manifest = _manifest(stage, source.io, choices, names, shipped_params)
-    manifest["memory_bytes"] = planned_bytes(applied.mod, target)
+    manifest["memory_bytes"] = held_bytes(
+        lowered, {name: bounds.max for name, bounds in source.io.dims.items()}
+    )
     manifest["files"] = {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
         for name in ("lib.so", "params.npz", "run.py", "call_map.json")
@@ -142,7 +151,7 @@ def _report(folder: Path, manifest: dict[str, Any]) -> Report:
     bundle_mib = sum(sizes.values())
     memory_mib = manifest["memory_bytes"] / 2**20
     return Report(
-        summary=f"bundle {bundle_mib:.1f} MiB, {memory_mib:.1f} MiB of activations",
+        summary=f"bundle {bundle_mib:.1f} MiB, {memory_mib:.1f} MiB of activations and outputs",
         metrics={"size/bundle_mib": bundle_mib, "size/activations_mib": memory_mib},
         tables=(
             Table(

@@ -34,7 +34,7 @@ class Codegen(Stage):
     """
 
     name: ClassVar[str] = "codegen"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     sections: ClassVar[Mapping[str, type[Frozen]]] = {"build": Build}
     inputs: ClassVar[Mapping[str, Kind]] = {
         "program": "program",
