@@ -73,6 +73,7 @@ def build_library(lowered: Any, target: Any, path: Path, linking: Linking) -> No
     executable = relax.build(lowered, target, relax_pipeline=finish)
     link = functools.partial(cc.create_shared, cc=linking.compiler)
     if linking.libraries:  # nothing refers to them but names that the runtime looks up
-        beside = ["-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed", *map(str, linking.libraries)]
+        beside = ["-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed", f"-L{path.parent}"]
+        beside += [f"-l:{one.name}" for one in linking.libraries]
         link = functools.partial(link, options=beside)
     executable.export_library(str(path), fcompile=link)

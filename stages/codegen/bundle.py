@@ -18,11 +18,12 @@ from tapml.target import cpuinfo_flags
 
 from .. import alternatives, codec, params, program, records
 from ..target import tvm_target
+from ..toolchain import compiler
 from .apply import Replacement, apply, with_schedules
 from ..views import Views
 from .build import Linking, build_library, lower
 from .footprint import held_bytes
-from .stage import Codegen, compiler
+from .stage import Codegen
 
 
 def write_bundle(stage: Codegen, inputs: Inputs, ctx: Context) -> Outputs:
@@ -37,7 +38,7 @@ def write_bundle(stage: Codegen, inputs: Inputs, ctx: Context) -> Outputs:
 
     ctx.progress(0, 3, "packing weights")
     packed = params.pack(source, weights, tvm_target(stage.target, 0))
-    replacements, arrays = _alternatives(inputs, choices, weights)
+    replacements, arrays, libraries = _alternatives(inputs, choices, weights)
     scheduled = with_schedules(source.mod, choices, shipped)
     types = {name: _tensor_type(value) for name, value in arrays.items()}
     applied = apply(scheduled, len(source.io.inputs), replacements, types)
@@ -49,7 +50,8 @@ def write_bundle(stage: Codegen, inputs: Inputs, ctx: Context) -> Outputs:
     lowered = lower(applied.mod, target, watch=views)
 
     ctx.progress(1, 3, "compiling kernels")
-    build_library(lowered, target, folder / "lib.so", Linking(compiler()))
+    beside = tuple(shutil.copyfile(path, folder / path.name) for path in libraries)
+    build_library(lowered, target, folder / "lib.so", Linking(compiler(), beside))
     ctx.progress(2, 3, "writing the bundle")
     names = [f"p{i:04d}" for i in range(len(shipped_params))]
     codec.write_npz(folder / "params.npz", dict(zip(names, shipped_params, strict=True)))
@@ -61,7 +63,10 @@ def write_bundle(stage: Codegen, inputs: Inputs, ctx: Context) -> Outputs:
     )
     manifest["files"] = {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in ("lib.so", "params.npz", "run.py", "call_map.json")
+        for name in (
+            *("lib.so", "params.npz", "run.py", "call_map.json"),
+            *(path.name for path in beside),
+        )
     }
     codec.write_json(folder / "manifest.json", manifest)
     ctx.progress(3, 3)
@@ -76,22 +81,24 @@ def _tensor_type(value: np.ndarray) -> Any:
 
 def _alternatives(
     inputs: Inputs, choices: records.Choices, weights: dict[str, np.ndarray]
-) -> tuple[list[Replacement], dict[str, np.ndarray]]:
-    """Replacements for the regions whose choice is an alternative, and the arrays that their
-    kernels read.
+) -> tuple[list[Replacement], dict[str, np.ndarray], list[Path]]:
+    """Replacements for the regions whose choice is an alternative, the arrays that their kernels
+    read, and the shared libraries that these need.
 
     Raises: StageError when a choice names an alternative that is not there.
     """
     chosen = [region for region in choices.regions if region.chosen != "dense"]
     if not chosen:
-        return [], {}
+        return [], {}, []
     known = alternatives.load(inputs["alternatives"], inputs["structure"])
     replacements: list[Replacement] = []
     arrays: dict[str, np.ndarray] = {}
+    libraries: dict[str, Path] = {}
     for region in chosen:
         if (found := known.get(region.chosen)) is None:
             raise StageError(message=f"{region.region}: no alternative {region.chosen!r}")
         arguments = found.arguments(weights)
+        libraries |= {path.name: path for path in found.libraries}
         arrays |= {a.name: a.value for a in arguments if not isinstance(a, int)}
         replacements.append(
             Replacement(
@@ -102,7 +109,7 @@ def _alternatives(
                 arguments=tuple(a if isinstance(a, int) else a.name for a in arguments),
             )
         )
-    return replacements, arrays
+    return replacements, arrays, list(libraries.values())
 
 
 def _machine(target: Target) -> str:

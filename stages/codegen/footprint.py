@@ -52,7 +52,11 @@ def _replay(func: Any, sizes: Mapping[str, int]) -> int:
                     else:
                         held += pages
                     size_of[var], references[var], storages[var] = pages, 1, var
-                case "relax.memory.kill_storage" | "relax.memory.kill_tensor" | "relax.vm.kill_object":
+                case (
+                    "relax.memory.kill_storage"
+                    | "relax.memory.kill_tensor"
+                    | "relax.vm.kill_object"
+                ):
                     release(value.args[0])
                 case "relax.memory.alloc_tensor" | "relax.reshape":  # share the storage
                     source = storages.get(value.args[0])

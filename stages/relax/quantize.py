@@ -84,7 +84,9 @@ def _rewrite(mod: Any, found: Mapping[str, Scheme]) -> Any:
     def integers(writer: Writer, name: str) -> tuple[Any, Any]:
         if name not in stored:
             raw, how = weights[name], found[name]
-            scales = writer.emit(writer.call_te(partial(_scales, how=how), raw, hint="scales"), f"{name}_scales")
+            scales = writer.emit(
+                writer.call_te(partial(_scales, how=how), raw, hint="scales"), f"{name}_scales"
+            )
             call = writer.call_te(partial(_integers, how=how), raw, scales, hint="quantize")
             stored[name] = (writer.emit(call, f"{name}_integers"), scales)
         return stored[name]
@@ -100,7 +102,9 @@ def _rewrite(mod: Any, found: Mapping[str, Scheme]) -> Any:
         for name in {leaf.name for leaf in operands(value) if isinstance(leaf, rx.Var)} & set(
             weights
         ):
-            call = writer.call_te(partial(decode, how=found[name]), *integers(writer, name), hint="decode")
+            call = writer.call_te(
+                partial(decode, how=found[name]), *integers(writer, name), hint="decode"
+            )
             writer.values[weights[name]] = writer.emit(call, f"{name}_decoded")
         return writer.substitute(value)
 
