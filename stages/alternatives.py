@@ -3,6 +3,7 @@ kernel.
 
 alternatives/index.json   one row per alternative: id, region, kernel, args, format, counts
 alternatives/<id>.json    TVM JSON of an IRModule that holds the scheduled kernel
+alternatives/libraries/   shims and shared libraries that kernels of the kind `library` call
 structure/structure.npz   indptr and indices by `<alternative id>/<name>`; values are packed when
 needed
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -37,6 +38,15 @@ class Alternative:
     row: Mapping[str, Any]
     structure: Mapping[str, np.ndarray]
     file: Path
+
+    @property
+    def kind(self) -> Literal["sparse", "library"]:
+        return cast("Literal['sparse', 'library']", self.row.get("kind", "sparse"))
+
+    @property
+    def libraries(self) -> tuple[Path, ...]:
+        """Shared libraries that the kernel needs, the shim that it calls first."""
+        return tuple(self.file.parent / "libraries" / name for name in self.row.get("files", ()))
 
     def module(self) -> Any:
         """The IRModule with the scheduled kernel."""
@@ -64,7 +74,7 @@ class Alternative:
 
 
 def load(alternatives: Path, structure: Path) -> dict[str, Alternative]:
-    """Alternatives by id, from the two artifacts that sparsetir writes. Modules are read when
+    """Alternatives by id, from the two artifacts that sparsetir and libraries write. Modules are read when
     asked for.
     """
     arrays = codec.read_npz(structure / "structure.npz")

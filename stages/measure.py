@@ -57,6 +57,7 @@ class Job:
     group:    candidates of one group are timed against each other ("" : a group of its own)
     like:     id of an earlier job of the group with equal arguments, whose outputs this must give
     tolerance: error allowed, relative to the largest magnitude expected
+    shim:     (function, shared library that exports it), where the kernel calls one
     """
 
     id: str
@@ -67,6 +68,7 @@ class Job:
     group: str = ""
     like: str = ""
     tolerance: float = 1e-4
+    shim: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)

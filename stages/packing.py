@@ -23,10 +23,12 @@ def pack_values(
             blocks of Wᵀ or W (`spec["transpose"]`: the weight is read as [K, N], so that
             compressed rows run over its columns); `spec["block"]` = (outputs, inputs) of one block.
     Out:    csr: [max(nnz, 1)]; bsr: [max(blocks, 1), inputs, outputs]. Padding is 0.0, and so is
-            the dummy entry of an empty structure.
+            the dummy entry of an empty structure. source: the weight as it is.
     Raises: ValueError when the weight has a nonzero that the structure does not store, or does not
             fit it.
     """
+    if spec["packer"] == "source":
+        return weight
     outputs, inputs = spec["block"]
     matrix = weight.T if spec["transpose"] else weight
     blocks = block_view(matrix, outputs, inputs)

@@ -1,64 +1,79 @@
-"""From an applied module to machine code, and what its memory plan costs."""
+"""From an applied module to machine code, pass by pass."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..compat import tvm
+from ..views import Watch
+from .memory import plan_memory
+from .workspace import lift_workspaces
 
 relax = tvm.relax
 
 
-def build_library(mod: Any, target: Any, path: Path, compiler: str | None) -> None:
-    """Builds the applied module and links it as a shared library at `path`.
+CUDA_GRAPH = "relax.backend.use_cuda_graph"
 
-    Source: `relax.pipeline.default_build_pipeline`.
+
+@dataclass(frozen=True)
+class Linking:
+    """What is linked besides the kernels: shared libraries, found beside the library at run time."""
+
+    compiler: str | None
+    libraries: tuple[Path, ...] = ()
+
+
+def lower(
+    mod: Any, target: Any, *, plan: bool = True, watch: Watch = lambda name, mod: None
+) -> Any:
+    """The applied module as the virtual machine runs it; memory is planned unless told otherwise.
+
+    Source: `relax.pipeline.default_build_pipeline`, with our own memory plan; on CUDA launches that
+            can be captured are put into CUDA graphs.
     """
+    transform = relax.transform
+    steps: list[tuple[str, Callable[[Any], Any]]] = [
+        ("lift_workspaces", lift_workspaces),
+        ("rewrite_reshape", transform.RewriteDataflowReshape()),
+        ("to_non_dataflow", transform.ToNonDataflow()),
+        ("remove_purity", transform.RemovePurityChecking()),
+        ("rewrite_call_tir", transform.CallTIRRewrite()),
+    ]
+    steps += [("plan_memory", plan_memory)] if plan else []
+    steps += [
+        ("cuda_graph", transform.RewriteCUDAGraph()),
+        ("lower_alloc", transform.LowerAllocTensor()),
+        ("kill_after_last_use", transform.KillAfterLastUse()),
+    ]
+    options = {CUDA_GRAPH: target.kind.name == "cuda"}
+    with target, tvm.transform.PassContext(opt_level=3, config=options):
+        for name, step in steps:
+            mod = step(mod)
+            watch(name, mod)
+    return mod
+
+
+def build_library(lowered: Any, target: Any, path: Path, linking: Linking) -> None:
+    """Builds a lowered module and links it as a shared library at `path`."""
     from tvm.support import cc
 
-    executable = relax.build(mod, target)
-    executable.export_library(str(path), fcompile=functools.partial(cc.create_shared, cc=compiler))
-
-
-def planned_bytes(mod: Any, target: Any) -> int:
-    """Bytes of the storages that the memory plan allocates for one call, at the dims' upper bounds.
-
-    Source: StaticPlanBlockMemory; storages of clones are counted once each, and one clone runs at
-            a time,
-    so the largest function counts.
-    """
-    with target:
-        planned = tvm.transform.Sequential(
-            [
-                relax.transform.RewriteDataflowReshape(),
-                relax.transform.ToNonDataflow(),
-                relax.transform.RemovePurityChecking(),
-                relax.transform.CallTIRRewrite(),
-                relax.transform.StaticPlanBlockMemory(),
-            ]
-        )(mod)
-    largest = 0
-    for _, func in planned.functions_items():
-        if isinstance(func, relax.Function):
-            largest = max(largest, _storage_bytes(func))
-    return largest
-
-
-def _storage_bytes(func: Any) -> int:
-    total = 0
-
-    def visit(node: Any) -> None:
-        nonlocal total
-        if (
-            isinstance(node, relax.Call)
-            and getattr(node.op, "name", "") == "relax.memory.alloc_storage"
-        ):
-            sizes = [value for value in node.args[0].values if isinstance(value, tvm.tirx.IntImm)]
-            total += int(np.prod([int(size) for size in sizes]))
-
-    relax.analysis.post_order_visit(func.body, visit)
-    return total
+    transform = relax.transform
+    finish = tvm.transform.Sequential(
+        [
+            transform.LowerRuntimeBuiltin(),
+            transform.ComputePrimValue(),
+            transform.VMShapeLower(),
+            transform.AttachGlobalSymbol(),
+        ]
+    )
+    executable = relax.build(lowered, target, relax_pipeline=finish)
+    link = functools.partial(cc.create_shared, cc=linking.compiler)
+    if linking.libraries:  # nothing refers to them but names that the runtime looks up
+        beside = ["-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed", f"-L{path.parent}"]
+        beside += [f"-l:{one.name}" for one in linking.libraries]
+        link = functools.partial(link, options=beside)
+    executable.export_library(str(path), fcompile=link)

@@ -19,10 +19,13 @@ from tapml.target import cpuinfo_flags
 
 from .. import alternatives, codec, params, program, records
 from ..target import tvm_target
+from ..toolchain import compiler
 from .apply import Replacement, apply, with_schedules
-from .build import build_library, planned_bytes
+from ..views import Views
+from .build import Linking, build_library, lower
+from .footprint import held_bytes
 from .share import share_kernels
-from .stage import Codegen, compiler
+from .stage import Codegen
 
 
 def write_bundle(stage: Codegen, inputs: Inputs, ctx: Context) -> Outputs:
@@ -37,15 +40,21 @@ def write_bundle(stage: Codegen, inputs: Inputs, ctx: Context) -> Outputs:
 
     ctx.progress(0, 3, "packing weights")
     packed = params.pack(source, weights, tvm_target(stage.target, 0))
-    replacements, arrays = _alternatives(inputs, choices, weights)
+    replacements, arrays, libraries = _alternatives(inputs, choices, weights)
     scheduled = with_schedules(source.mod, choices, shipped)
     types = {name: _tensor_type(value) for name, value in arrays.items()}
     applied = apply(scheduled, len(source.io.arguments), replacements, types)
     mod, shared = share_kernels(applied.mod)
     shipped_params = [packed[i] for i in applied.packed] + [arrays[name] for name in applied.arrays]
 
+    views = Views(ctx.views, source.mod)
+    views("apply_schedules", scheduled)
+    views("apply_choices", applied.mod)
+    lowered = lower(mod, target, watch=views)
+
     ctx.progress(1, 3, "compiling kernels")
-    build_library(mod, target, folder / "lib.so", compiler())
+    beside = tuple(shutil.copyfile(path, folder / path.name) for path in libraries)
+    build_library(lowered, target, folder / "lib.so", Linking(compiler(), beside))
     ctx.progress(2, 3, "writing the bundle")
     names = [f"p{i:04d}" for i in range(len(shipped_params))]
     codec.write_npz(folder / "params.npz", dict(zip(names, shipped_params, strict=True)))
@@ -53,7 +62,9 @@ def write_bundle(stage: Codegen, inputs: Inputs, ctx: Context) -> Outputs:
         shutil.copyfile(Path(__file__).with_name(name), folder / name)
     codec.write_json(folder / "call_map.json", source.groups or {})
     manifest = _manifest(stage, source.io, choices, names, shipped_params)
-    manifest["memory_bytes"] = planned_bytes(mod, target)
+    manifest["memory_bytes"] = held_bytes(
+        lowered, {name: bounds.max for name, bounds in source.io.dims.items()}
+    )
     manifest["state_bytes"] = _state_bytes(source.io)
     manifest["shared_kernels"] = shared
     if "files" in inputs:
@@ -75,22 +86,24 @@ def _tensor_type(value: np.ndarray) -> Any:
 
 def _alternatives(
     inputs: Inputs, choices: records.Choices, weights: dict[str, np.ndarray]
-) -> tuple[list[Replacement], dict[str, np.ndarray]]:
-    """Replacements for the regions whose choice is an alternative, and the arrays that their
-    kernels read.
+) -> tuple[list[Replacement], dict[str, np.ndarray], list[Path]]:
+    """Replacements for the regions whose choice is an alternative, the arrays that their kernels
+    read, and the shared libraries that these need.
 
     Raises: StageError when a choice names an alternative that is not there.
     """
     chosen = [region for region in choices.regions if region.chosen != "dense"]
     if not chosen:
-        return [], {}
+        return [], {}, []
     known = alternatives.load(inputs["alternatives"], inputs["structure"])
     replacements: list[Replacement] = []
     arrays: dict[str, np.ndarray] = {}
+    libraries: dict[str, Path] = {}
     for region in chosen:
         if (found := known.get(region.chosen)) is None:
             raise StageError(message=f"{region.region}: no alternative {region.chosen!r}")
         arguments = found.arguments(weights)
+        libraries |= {path.name: path for path in found.libraries}
         arrays |= {a.name: a.value for a in arguments if not isinstance(a, int)}
         replacements.append(
             Replacement(
@@ -101,7 +114,7 @@ def _alternatives(
                 arguments=tuple(a if isinstance(a, int) else a.name for a in arguments),
             )
         )
-    return replacements, arrays
+    return replacements, arrays, list(libraries.values())
 
 
 def _state_bytes(io: program.Io) -> int:
@@ -157,7 +170,7 @@ def _report(folder: Path, manifest: dict[str, Any]) -> Report:
     bundle_mib = sum(sizes.values())
     memory_mib = manifest["memory_bytes"] / 2**20
     return Report(
-        summary=f"bundle {bundle_mib:.1f} MiB, {memory_mib:.1f} MiB of activations",
+        summary=f"bundle {bundle_mib:.1f} MiB, {memory_mib:.1f} MiB of activations and outputs",
         metrics={"size/bundle_mib": bundle_mib, "size/activations_mib": memory_mib},
         tables=(
             Table(

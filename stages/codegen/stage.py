@@ -4,16 +4,14 @@ as a bundle.
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
-from tapml.errors import EnvironmentalError
 from tapml.stage import Context, Frozen, Inputs, Kind, Outputs, Recipe, Resources, Stage, Target
+
+from ..toolchain import compiler_version, demand_compiler
 
 
 class Build(Frozen):
@@ -34,7 +32,7 @@ class Codegen(Stage):
     """
 
     name: ClassVar[str] = "codegen"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     sections: ClassVar[Mapping[str, type[Frozen]]] = {"build": Build}
     inputs: ClassVar[Mapping[str, Kind]] = {
         "program": "program",
@@ -61,32 +59,12 @@ class Codegen(Stage):
 
     @classmethod
     def tool_versions(cls) -> Mapping[str, str]:
-        return {"linker": _compiler_version(compiler())}
+        return {"linker": compiler_version()}
 
     def check(self) -> None:
-        if compiler() is None:
-            raise EnvironmentalError(
-                message="no C compiler on PATH; codegen links the library with it",
-                hint="install one (Debian: apt-get install g++), or name one in CXX",
-            )
+        demand_compiler("codegen links the library with it")
 
     def run(self, inputs: Inputs, ctx: Context) -> Outputs:
         from .bundle import write_bundle
 
         return write_bundle(self, inputs, ctx)
-
-
-def compiler() -> str | None:
-    """The compiler driver that links libraries: `$CXX`, `$CC`, or the first of the usual names
-    on PATH.
-    """
-    named = os.environ.get("CXX") or os.environ.get("CC")
-    usual = ("g++", "gcc", "clang++", "clang", "c++", "cc")
-    return next((found for name in (named, *usual) if name and (found := shutil.which(name))), None)
-
-
-def _compiler_version(path: str | None) -> str:
-    if path is None:
-        return "missing"
-    answer = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
-    return answer.stdout.partition("\n")[0]

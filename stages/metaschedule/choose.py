@@ -11,6 +11,7 @@ from .contest import Contests, Entry, Rivals
 from .kernels import Kernel, Site
 from .stage import Chooser
 
+ALTERNATIVE = ("sparse", "library")  # kinds that replace a region as a whole
 CLEARLY = 0.98  # a rival wins with at most this share of the other's time
 
 
@@ -54,7 +55,7 @@ def decide(
     for kernel in kernels:
         main = max(kernel.sites, key=lambda s: contests[kernel.name, s][0].timing.ms * s.count)
         winner = dense_winner(contests[kernel.name, main])
-        dense = [entry for entry in contests[kernel.name, main] if entry.kind != "sparse"]
+        dense = [entry for entry in contests[kernel.name, main] if entry.kind not in ALTERNATIVE]
         times |= {entry.id: entry.timing.ms for entry in dense if not entry.timing.error}
         candidates = tuple(entry.candidate() for entry in dense)
         notes += _tuned(kernel.name, dense, winner)
@@ -63,7 +64,7 @@ def decide(
             entries = contests[kernel.name, site]
             here = next(entry for entry in entries if entry.id == winner.id)
             chosen = region_winner(entries, here, choose) if kernel.region else here
-            label = chosen.id if chosen.kind == "sparse" else records[chosen.id].rule
+            label = chosen.id if chosen.kind in ALTERNATIVE else records[chosen.id].rule
             shipped.append(Shipped(kernel, site, chosen, label))
             if kernel.region:
                 region_choices.append(
@@ -71,7 +72,7 @@ def decide(
                         region=kernel.region,
                         clone=site.clone,
                         kernel=kernel.name,
-                        chosen=chosen.id if chosen.kind == "sparse" else "dense",
+                        chosen=chosen.id if chosen.kind in ALTERNATIVE else "dense",
                         candidates=tuple(entry.candidate() for entry in entries),
                     )
                 )
@@ -93,13 +94,19 @@ def dense_winner(entries: Sequence[Entry]) -> Entry:
 
 
 def region_winner(entries: Sequence[Entry], dense: Entry, choose: Chooser) -> Entry:
-    """The best sparse implementation where it is clearly faster or demanded, else the dense one."""
-    working = [entry for entry in entries if entry.kind == "sparse" and not entry.timing.error]
-    if choose == "dense" or not working:
-        return dense
-    best = min(working, key=lambda entry: ratio(entry.timing, dense.timing))
-    wins = choose == "sparse" or ratio(best.timing, dense.timing) < CLEARLY
-    return best if wins else dense
+    """The best library where it is clearly faster than the kernel, then the best sparse
+    implementation where it is clearly faster than that, or demanded.
+    """
+    best = dense
+    for kind in ALTERNATIVE[::-1]:
+        working = [entry for entry in entries if entry.kind == kind and not entry.timing.error]
+        if not working or (kind == "sparse" and choose == "dense"):
+            continue
+        fastest = min(working, key=lambda entry: ratio(entry.timing, dense.timing))
+        demanded = kind == "sparse" and choose == "sparse"
+        if demanded or ratio(fastest.timing, best.timing) < CLEARLY:
+            best = fastest
+    return best
 
 
 def _tuned(kernel: str, dense: Sequence[Entry], winner: Entry) -> list[str]:
@@ -121,12 +128,14 @@ def _explain(
     chosen: Entry,
     choose: Chooser,
 ) -> list[str]:
-    """What sparsity brought to a region, in words; nothing where it had no say."""
+    """What sparsity and libraries brought to a region, in words; nothing where they had no say."""
+    at = f"{region} in {clone}"
+    library = [_library(at, entry, dense, chosen) for entry in entries if entry.kind == "library"]
     sparse = [entry for entry in entries if entry.kind == "sparse"]
     if not sparse:
-        return []
-    at = f"{region} in {clone}"
+        return library
     failed = [f"{at}: {entry.id} {entry.timing.error}" for entry in sparse if entry.timing.error]
+    failed += library
     working = [entry for entry in sparse if not entry.timing.error]
     if not working:
         return [*failed, f"{at}: dense kept, no sparse implementation works"]
@@ -141,3 +150,13 @@ def _explain(
     if gain > 1 / CLEARLY:
         return [*failed, f"{at}: dense kept, {best.id} would be {gain:.2f}x faster{forced}"]
     return [*failed, f"{at}: dense kept, {best.id} takes {1 / gain:.2f}x its time, {times}{forced}"]
+
+
+def _library(at: str, entry: Entry, dense: Entry, chosen: Entry) -> str:
+    """How a library fared against the dense kernel, in words."""
+    if entry.timing.error:
+        return f"{at}: {entry.id} {entry.timing.error}"
+    gain = 1 / ratio(entry.timing, dense.timing)
+    times = f"{entry.timing.ms:.4g} against {dense.timing.ms:.4g} ms"
+    shipped = "ships" if entry is chosen else "does not ship"
+    return f"{at}: {entry.id} is {gain:.2f}x as fast as the kernel, {times}, and {shipped}"

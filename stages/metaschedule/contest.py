@@ -19,7 +19,7 @@ from .kernels import Args, Kernel, Site, is_symbolic
 BASELINE_S = 0.08  # of running, for each default schedule
 CONTEST_S = 0.4  # of running, for each candidate where there is something to decide
 
-CandidateKind = Literal["default", "tuned", "sparse"]
+CandidateKind = Literal["default", "tuned", "sparse", "library"]
 Contender = tuple[CandidateKind, Job]
 
 
@@ -43,13 +43,13 @@ Contests = dict[tuple[str, Site], tuple[Entry, ...]]  # (kernel, site) → candi
 
 @dataclass(frozen=True)
 class Rivals:
-    """What may replace a default schedule: tuned records by kernel, sparse alternatives by id."""
+    """What may replace a default schedule: tuned records by kernel, alternatives by id."""
 
     tuned: Mapping[str, Sequence[Record]] = field(default_factory=dict)
     alternatives: Mapping[str, Alternative] = field(default_factory=dict)
     structure: Path = Path()
 
-    def sparse(self, kernel: Kernel, site: Site) -> Iterator[Job]:
+    def alternative(self, kernel: Kernel, site: Site) -> Iterator[Contender]:
         """The alternatives that implement a region at these sizes, and at all others that it takes:
         a site of a symbolic kernel stands for every size.
         """
@@ -61,7 +61,10 @@ class Rivals:
                 continue
             if (args := self._args(found, module[found.kernel], site)) is not None:
                 text = tvm.ir.save_json(module)
-                yield Job(found.id, text, found.kernel, args, site.outputs)
+                job = Job(found.id, text, found.kernel, args, site.outputs)
+                if found.kind == "library":
+                    job = replace(job, shim=(found.row["function"], str(found.libraries[0])))
+                yield found.kind, job
 
     def _args(self, found: Alternative, func: Any, site: Site) -> Args | None:
         """Arguments of an alternative's kernel at a site; None when it is made for other sizes."""
@@ -121,7 +124,7 @@ def baseline(bench: Bench, kernels: Sequence[Kernel], ctx: Context) -> Contests:
 
 
 def contest(bench: Bench, kernels: Sequence[Kernel], rivals: Rivals, ctx: Context) -> Contests:
-    """Default, tuned and sparse side by side, where there is a rival at all.
+    """Default, tuned and alternatives side by side, where there is a rival at all.
 
     A kernel whose default, which ran alone before, fails here has no contest: it is kept.
     """
@@ -133,9 +136,9 @@ def contest(bench: Bench, kernels: Sequence[Kernel], rivals: Rivals, ctx: Contex
                 ("tuned", replace(default[1], id=record.id, module=record.func, like=default[1].id))
                 for record in rivals.tuned.get(kernel.name, ())
             ]
-            sparse: list[Contender] = [("sparse", job) for job in rivals.sparse(kernel, site)]
-            if tuned or sparse:
-                entries.append((kernel, site, [default, *tuned, *sparse]))
+            others = list(rivals.alternative(kernel, site))
+            if tuned or others:
+                entries.append((kernel, site, [default, *tuned, *others]))
     held = _hold(bench, entries, CONTEST_S, ctx, "contests")
     failed = {
         name: ones[0].timing.error for (name, _), ones in held.items() if ones[0].timing.error

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from tapml.stage import Curve, Report, Table
 
-from .choose import Outcome, Shipped
+from .choose import ALTERNATIVE, Outcome, Shipped
 from .tune import Tuned
 
 TOP = 40  # kernels listed
@@ -23,14 +23,17 @@ def draw(outcome: Outcome, tuned: Tuned) -> Report:
         tables.append(_regions(outcome))
     metrics = {f"kernels/{clone}_ms": total for clone, total in totals.items()}
     wins = sum(one.entry.kind == "tuned" for one in outcome.shipped)
-    sparse = sum(region.chosen != "dense" for region in outcome.choices.regions)
+    others = Counter(
+        one.entry.kind for one in outcome.shipped if one.kernel.region and one.entry.kind in ALTERNATIVE
+    )
     if tuned.curves:
         metrics |= {"tuning/trials": float(tuned.trials), "tuning/failed": float(tuned.failed)}
         metrics["tuning/kernels_won"] = float(wins)
     parts = [f"{len({one.kernel.name for one in outcome.shipped})} kernels"]
     parts += [f"{clone} {total:.3g} ms" for clone, total in totals.items()]
     parts += [f"{tuned.trials} trials, {wins} tuned schedules won"] if tuned.curves else []
-    parts += [f"sparse at {sparse} of {len(outcome.choices.regions)} regions"] if sparse else []
+    total = len(outcome.choices.regions)
+    parts += [f"{kind} at {count} of {total} regions" for kind, count in others.items()]
     return Report(
         summary=" · ".join(parts),
         metrics=metrics,
@@ -62,7 +65,7 @@ def _kernels(shipped: Sequence[Shipped], totals: dict[str, float]) -> Table:
 
 def _rate(one: Shipped) -> float | None:
     flops = one.kernel.default.flops
-    known = flops and not one.kernel.symbolic and one.entry.kind != "sparse"
+    known = flops and not one.kernel.symbolic and one.entry.kind not in ALTERNATIVE
     return round(flops / one.entry.timing.ms / 1e6, 1) if known else None
 
 
@@ -81,9 +84,10 @@ def _rules(shipped: Sequence[Shipped], totals: dict[str, float]) -> Table:
 def _regions(outcome: Outcome) -> Table:
     rows = []
     for region in outcome.choices.regions:
-        dense = [c.ms for c in region.candidates if c.kind != "sparse" and c.ms is not None]
-        sparse = [c for c in region.candidates if c.kind == "sparse" and c.ms is not None]
-        best = min(sparse, key=lambda c: c.ms or 0.0, default=None)
+        timed = [c for c in region.candidates if c.ms is not None]
+        dense = [c.ms for c in timed if c.kind not in ALTERNATIVE]
+        others = [c for c in timed if c.kind in ALTERNATIVE]
+        best = min(others, key=lambda c: c.ms or 0.0, default=None)
         speedup = round(min(dense) / best.ms, 2) if best is not None and best.ms else None
         rows.append(
             (
@@ -101,11 +105,11 @@ def _regions(outcome: Outcome) -> Table:
         "clone",
         "chosen",
         "dense ms",
-        "best sparse",
-        "sparse ms",
-        "dense / sparse",
+        "best alternative",
+        "its ms",
+        "dense / alternative",
     )
-    return Table("Regions: dense and sparse", columns, tuple(rows))
+    return Table("Regions: dense and alternatives", columns, tuple(rows))
 
 
 def _percent(share: float) -> float:

@@ -12,7 +12,7 @@ from tapml.stage import Target
 
 from ..compat import tvm
 from ..target import tvm_target
-from .regions import Epilogue, Region
+from ..regions import Epilogue, Region
 
 MAX_ERROR = 1e-4  # relative to the largest magnitude; sums of thousands of products stay below 1e-5
 

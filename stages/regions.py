@@ -1,4 +1,4 @@
-"""Regions of a Relax program as the sparse room sees them: a product with a weight, and what
+"""Regions of a Relax program as alternatives see them: a product with a weight, and what
 happens to it elementwise.
 
 The epilogue becomes one scalar expression: it is legalized and fused as TVM would do it, its
@@ -14,8 +14,8 @@ from typing import Any
 
 import tvm_ffi
 
-from ..compat import tvm
-from ..program import REGION
+from .compat import tvm
+from .program import REGION
 
 rx, tirx = tvm.relax, tvm.tirx
 # an epilogue beyond this would be computed over and over: values used twice are inlined twice
