@@ -135,7 +135,9 @@ def cached_attention(
                 window = options.window
                 first = T.bind(tvm.tirx.max(end - _int(window), _int(0)) if window else _int(0))
                 seen = T.bind(end - first)
-                T.buffer_store(top, sinks[h] if sinks is not None else tvm.tirx.min_value("float32"), [0])
+                T.buffer_store(
+                    top, sinks[h] if sinks is not None else tvm.tirx.min_value("float32"), [0]
+                )
                 with T.serial(seen) as j:
                     T.buffer_store(scores, _float(0.0), [j])
                     with T.serial(_int(width)) as d:

@@ -20,8 +20,8 @@ from tapml.target import cpuinfo_flags
 from .. import alternatives, codec, params, program, records
 from ..target import tvm_target
 from ..toolchain import compiler
-from .apply import Replacement, apply, with_schedules
 from ..views import Views
+from .apply import Replacement, apply, with_schedules
 from .build import Linking, build_library, lower
 from .footprint import held_bytes
 from .share import share_kernels

@@ -68,7 +68,7 @@ class Generator:
         prompts: Sequence[Sequence[int]],
         *,
         max_tokens: int | None = None,
-        sampling: Sampling = Sampling(),  # noqa: B008  # frozen
+        sampling: Sampling = Sampling(),  # frozen
         stop: Collection[int] = (),
     ) -> Iterator[list[int | None]]:
         """One token of each prompt at a time, until all have met a token of `stop`, which is given

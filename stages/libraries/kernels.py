@@ -77,9 +77,7 @@ def _kernel(region: Region, library: Library, target: Target) -> tuple[Any, list
 
     def share(index: Any) -> Any:
         count = tirx.const(shares, "int64")
-        return tirx.Evaluate(
-            tirx.call_packed(library.function, x, w, y, transposed, index, count)
-        )
+        return tirx.Evaluate(tirx.call_packed(library.function, x, w, y, transposed, index, count))
 
     body = _parallel("share", tirx.const(shares, "int64"), share)
     if epilogue is not None:

@@ -104,6 +104,8 @@ class Libraries(Stage):
             {"alternatives": folder, "structure": structure},
             Report(
                 summary=f"{count} kernels of {', '.join(libraries())}",
-                tables=(Table("Libraries by region", ("region", "library", "left out"), tuple(rows)),),
+                tables=(
+                    Table("Libraries by region", ("region", "library", "left out"), tuple(rows)),
+                ),
             ),
         )

@@ -24,7 +24,9 @@ def draw(outcome: Outcome, tuned: Tuned) -> Report:
     metrics = {f"kernels/{clone}_ms": total for clone, total in totals.items()}
     wins = sum(one.entry.kind == "tuned" for one in outcome.shipped)
     others = Counter(
-        one.entry.kind for one in outcome.shipped if one.kernel.region and one.entry.kind in ALTERNATIVE
+        one.entry.kind
+        for one in outcome.shipped
+        if one.kernel.region and one.entry.kind in ALTERNATIVE
     )
     if tuned.curves:
         metrics |= {"tuning/trials": float(tuned.trials), "tuning/failed": float(tuned.failed)}

@@ -11,8 +11,8 @@ import numpy as np
 from tapml.stage import Target
 
 from ..compat import tvm
-from ..target import tvm_target
 from ..regions import Epilogue, Region
+from ..target import tvm_target
 
 MAX_ERROR = 1e-4  # relative to the largest magnitude; sums of thousands of products stay below 1e-5
 

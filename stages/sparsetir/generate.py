@@ -15,10 +15,10 @@ from tapml.target import missing_here
 
 from ..packing import pack_values
 from ..program import Io, Program
+from ..regions import Epilogue, Region, Unsupported, read_epilogue, read_region, region_calls
 from .check import MAX_ERROR, relative_error
 from .formats import Format, FormatError, Structure, check_positions, structure_of
 from .kernels import Kernel, make_kernel
-from ..regions import Epilogue, Region, Unsupported, read_epilogue, read_region, region_calls
 from .schedules import Problem, schedule_for
 
 MAX_PADDING = 4.0  # `auto`: more stored elements than this per nonzero are not worth a kernel

@@ -7,12 +7,12 @@ from typing import Any
 
 from tapml.stage import Target
 
+from ..regions import Epilogue
 from . import spmm
 from .emit import Emitter, prim_func, tirx
 from .formats import Structure
 from .language import Program, Size
 from .lower import PositionProgram, lower
-from ..regions import Epilogue
 from .schedules import Dots, Lanes, Problem, Schedule, emit, schedule_for
 
 STRUCTURE = ("splits", "indptr", "indices")

@@ -163,8 +163,7 @@ def _broadcasts(bias: Any, sizes: Sequence[Any]) -> bool:
     shape = shape_of(bias)
     tail = sizes[len(sizes) - len(shape) :]
     return len(shape) <= len(sizes) and all(
-        size == 1 or same_shape([size], [whole])
-        for size, whole in zip(shape, tail, strict=True)
+        size == 1 or same_shape([size], [whole]) for size, whole in zip(shape, tail, strict=True)
     )
 
 
@@ -195,9 +194,7 @@ def _composed(read: Read, step: Callable[[Indices], list[Any]]) -> Read:
     return lambda b, h, i, j: step(read(b, h, i, j))
 
 
-def _behind(
-    writer: Writer, expr: Any
-) -> tuple[Any, Callable[[Indices], list[Any]]] | None:
+def _behind(writer: Writer, expr: Any) -> tuple[Any, Callable[[Indices], list[Any]]] | None:
     """The tensor that a transpose or a repeat of heads reads, and where."""
     if (call := writer.definition(expr, "relax.permute_dims")) is not None:
         axes = permutation(call)
@@ -242,9 +239,7 @@ def _attention(
     d = te.reduce_axis((0, depth), "d")
     scores = te.compute(
         sizes,
-        lambda b, h, i, j: te.sum(
-            q(*queries.read(b, h, i, d)) * k(*keys.read(b, h, j, d)), axis=d
-        ),
+        lambda b, h, i, j: te.sum(q(*queries.read(b, h, i, d)) * k(*keys.read(b, h, j, d)), axis=d),
         name="scores",
     )
     if chain:
@@ -269,9 +264,7 @@ def _attention(
     c = te.reduce_axis((0, columns), "j")
     mixed = te.compute(
         (batch, rows, heads, width),
-        lambda b, i, h, e: te.sum(
-            powers(b, h, i, c) * v(*values.read(b, h, c, e)), axis=c
-        ),
+        lambda b, i, h, e: te.sum(powers(b, h, i, c) * v(*values.read(b, h, c, e)), axis=c),
         name="mixed",
     )
     return te.compute(

@@ -45,15 +45,11 @@ def _visit(writer: Writer, _var: Any, value: Any) -> Any:
     if name == "relax.topk":
         kind = str(attrs.ret_type)
         wanted = ("values", "indices") if kind == "both" else (kind,)
-        return _ordered(
-            writer, value, wanted, bool(attrs.largest), int(attrs.k), str(attrs.dtype)
-        )
+        return _ordered(writer, value, wanted, bool(attrs.largest), int(attrs.k), str(attrs.dtype))
     if name == "relax.sort":
         return _ordered(writer, value, ("values",), bool(attrs.descending))
     if name == "relax.argsort":
-        return _ordered(
-            writer, value, ("indices",), bool(attrs.descending), dtype=str(attrs.dtype)
-        )
+        return _ordered(writer, value, ("indices",), bool(attrs.descending), dtype=str(attrs.dtype))
     return None
 
 

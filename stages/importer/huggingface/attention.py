@@ -7,7 +7,7 @@ is told by `position` and a window. The first run of a model checks that this is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -28,8 +28,18 @@ _ROWS = 64  # rows of a mask that are compared with the window's
 
 # what transformers hands to every attention function, and a cached one has no use for
 _NOT_USED = frozenset(
-    "cache_position dropout is_causal output_attentions output_hidden_states position_ids "
-    "output_router_logits position_embeddings return_dict use_cache".split()
+    [
+        "cache_position",
+        "dropout",
+        "is_causal",
+        "output_attentions",
+        "output_hidden_states",
+        "position_ids",
+        "output_router_logits",
+        "position_embeddings",
+        "return_dict",
+        "use_cache",
+    ]
 )
 
 
@@ -176,7 +186,9 @@ def attention(
     """
     states = serving()
     assert states is not None
-    unknown = sorted(name for name, one in others.items() if name not in _NOT_USED and one is not None)
+    unknown = sorted(
+        name for name, one in others.items() if name not in _NOT_USED and one is not None
+    )
     if others.get("is_causal") is False or not getattr(module, "is_causal", True):
         unknown.append("is_causal: False")
     if unknown:

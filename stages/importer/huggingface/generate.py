@@ -8,7 +8,6 @@ row's last token, whose logits are given. Prefill is this program; decode is it 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from ...compat import tvm
 from ...program import Bounds, Program
 from ..torch.convert import convert
 from .adapters import adapted
-from .attention import States, attend
+from .attention import States
 
 rx = tvm.relax
 _TOKENS = "n"  # the dim of a call's tokens
@@ -96,7 +95,12 @@ def convert_decoder(
         exported = torch.export.export(
             decoder,
             arguments,
-            dynamic_shapes=({**(dynamic or {}), 1: tokens}, dynamic, dynamic, (dynamic,) * len(states)),
+            dynamic_shapes=(
+                {**(dynamic or {}), 1: tokens},
+                dynamic,
+                dynamic,
+                (dynamic,) * len(states),
+            ),
             strict=False,
         )
     b = axes["batch"]

@@ -6,7 +6,7 @@ of scores are reduced lane by lane, and no size that may be symbolic is ever cut
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,20 @@ from tapml.stage import Target
 
 from ...compat import tvm
 from ..intrinsics import vectorizable
-from ..kernel import Axis, Expr, Kernel, Step, Unfit, depends_on, is_load, key, product, read, same, substitute
+from ..kernel import (
+    Axis,
+    Expr,
+    Kernel,
+    Step,
+    Unfit,
+    depends_on,
+    is_load,
+    key,
+    product,
+    read,
+    same,
+    substitute,
+)
 from ..loops import (
     constant,
     dtype_of,
@@ -248,9 +261,7 @@ class _Attention:
 
     def _maximised(self, top: Step) -> Expr:
         sides = (top.value.a, top.value.b)
-        return next(
-            side for side in sides if not getattr(side, "source", side).same_as(top.buffer)
-        )
+        return next(side for side in sides if not getattr(side, "source", side).same_as(top.buffer))
 
     def _power(self, column: Expr) -> Any:
         """One column of the softmax in place, and its part of the sum."""

@@ -46,7 +46,9 @@ def test_what_is_in_the_cache_asks_nothing_of_the_network(model: Hub) -> None:
 
 
 def test_a_model_that_is_not_there_is_told_with_its_page(hub: Hub) -> None:
-    with pytest.raises(EnvironmentalError, match=r"acme/tiny at 0123456789ab: .*no such model") as e:
+    with pytest.raises(
+        EnvironmentalError, match=r"acme/tiny at 0123456789ab: .*no such model"
+    ) as e:
         snapshot("acme/tiny", COMMIT)
     assert "hf auth login" in e.value.hint
 
