@@ -20,6 +20,11 @@ def name_of(node: fx.Node) -> str:
     return name if namespace in ("aten", "higher_order") else f"{namespace}.{name}"
 
 
+def is_number(value: Any) -> bool:
+    """Whether a node's value is a number, torch's symbolic ones included: it is no code of ours."""
+    return isinstance(value, int | float | torch.SymInt | torch.SymFloat | torch.SymBool)
+
+
 class Call:
     """What a converter works on: arguments, torch's shapes of them, and where to emit."""
 
@@ -48,12 +53,27 @@ class Call:
 
     def number(self, name: str) -> Any:
         """An argument that is a number: int, or torch's symbolic one."""
-        arg = self.args[name]
-        return arg.meta["val"] if isinstance(arg, fx.Node) else arg
+        return self.plain(self.args[name])
 
     def axis(self, name: str = "dim", of: str = "self") -> int:
         """An axis, counted from the start."""
         return self.args[name] % max(self.meta(of).dim(), 1)
+
+    @property
+    def pair(self) -> tuple[Any, Any]:
+        """The first two arguments: sides of a binary operator."""
+        left, right, *_ = self.args.values()
+        return left, right
+
+    def plain(self, arg: Any) -> Any:
+        """A number, or torch's symbolic one, of an argument that may be a node."""
+        return arg.meta["val"] if isinstance(arg, fx.Node) else arg
+
+    def operand(self, arg: Any, dtype: str) -> Any:
+        """A tensor or a number of the graph, as a tensor of `dtype`."""
+        if isinstance(arg, fx.Node) and isinstance(arg.meta["val"], torch.Tensor):
+            return self.cast(self.of(arg), dtype)
+        return self.scalar(self.plain(arg), dtype)
 
     @property
     def out(self) -> torch.Tensor:
@@ -83,6 +103,8 @@ class Call:
 
     def scalar(self, size: Any, dtype: str) -> Any:
         """A number or size as a 0-d tensor."""
+        if isinstance(size, torch.SymFloat | torch.SymBool):
+            raise NotImplementedError(f"a number computed from dims: {size}")
         value = self.size(size) if isinstance(size, torch.SymInt) else size
         if isinstance(value, int | float | bool):
             return rx.const(value, dtype)

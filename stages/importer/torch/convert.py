@@ -27,7 +27,7 @@ from ..finish import Node, finish
 from ..source import Unsupported, refuse
 from . import converters as own
 from . import rewrite
-from .call import Call, name_of
+from .call import Call, is_number, name_of
 from .export import decomposed
 from .shapes import Shape, Sizes, symbols
 
@@ -198,8 +198,9 @@ class _Importer(translator.ExportedProgramImporter):
     def _convert(self, node: fx.Node) -> None:
         name = name_of(node)
         try:
-            if isinstance(value := node.meta.get("val"), int | torch.SymInt):
-                self.env[node] = self.sizes.size(value)
+            if is_number(value := node.meta.get("val")):
+                if isinstance(value, int | torch.SymInt):
+                    self.env[node] = self.sizes.size(value)
             elif (name := _bare(node)) in self._extra:
                 self.env[node] = self._extra[name](node, self)
             elif name in own.CONVERTERS:
@@ -231,7 +232,8 @@ def _is_known(node: fx.Node, extra: Mapping[str, Converter]) -> bool:
     """Whether an operator has a converter: given, ours, or one of TVM's that is right."""
     name = name_of(node)
     return (
-        _bare(node) in extra
+        is_number(node.meta.get("val"))
+        or _bare(node) in extra
         or name in own.CONVERTERS
         or (name in _tvms() and name not in own.REFUSED)
     )

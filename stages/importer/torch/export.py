@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -15,12 +14,13 @@ import torch
 from torch import fx
 from torch._decomp import decomposition_table
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
 
 from tapml.errors import RecipeError, RecipeErrors, StageError, nearest
 
 from ...program import Bounds
-from .shapes import Shape
+from .call import dtype_of
 
 _KEPT_WHOLE = (  # operators of torch that have one in Relax: not taken apart
     torch.ops.aten.layer_norm.default,
@@ -33,43 +33,50 @@ _KEPT_WHOLE = (  # operators of torch that have one in Relax: not taken apart
 
 @dataclass(frozen=True)
 class Wanted:
-    """One input as the recipe wants it."""
+    """One input as the recipe wants it, or as the model has it (None: a size that may differ)."""
 
-    shape: Shape
+    shape: Sequence[int | str | None]
     dtype: str
 
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join('?' if one is None else str(one) for one in self.shape)}]"
 
-def arguments(module: torch.nn.Module, examples: Any, where: str) -> dict[str, Any]:
-    """Example inputs by the names of the forward signature, in its order."""
-    args, kwargs = ((), examples) if isinstance(examples, Mapping) else (examples, {})
-    if isinstance(args, torch.Tensor):
-        args = (args,)
-    if not isinstance(args, tuple | list):
-        raise StageError(
-            message=f"{where} gave example inputs of type {type(examples).__name__}",
-            hint="return (module, inputs); inputs: a tuple of tensors, or a dict by parameter name",
+
+def examples_of(arguments: Mapping[str, Any]) -> dict[str, Wanted]:
+    """The arguments that are tensors, as inputs of their sizes."""
+    return {
+        name: Wanted(tuple(value.shape), dtype_of(value.dtype))
+        for name, value in arguments.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def inputs_of(exported: ExportedProgram) -> dict[str, Wanted]:
+    """The inputs of an exported program, by the names of its arguments."""
+    nodes = {node.name: node for node in exported.graph.find_nodes(op="placeholder")}
+    specs = exported.graph_signature.input_specs
+    users = [
+        one.arg.name
+        for one in specs
+        if one.kind is InputKind.USER_INPUT and not isinstance(one.arg, ConstantArgument)
+    ]
+    values = {name: nodes[name].meta["val"] for name in users}
+    return {
+        name: Wanted(
+            tuple(None if isinstance(one, torch.SymInt) else int(one) for one in value.shape),
+            dtype_of(value.dtype),
         )
-    try:
-        bound = inspect.signature(module.forward).bind(*args, **kwargs)
-    except TypeError as error:
-        raise StageError(
-            message=f"{where}: its example inputs do not fit forward(): {error}"
-        ) from error
-    return dict(bound.arguments)
+        for name, value in values.items()
+    }
 
 
 def match_inputs(
-    there: Mapping[str, tuple[tuple[Any, ...], str]],
-    wanted: Mapping[str, Wanted],
-    what: str,
+    there: Mapping[str, Wanted], wanted: Mapping[str, Wanted], what: str
 ) -> dict[str, Wanted]:
-    """Every input's shape and dtype, in the module's order, as the recipe wants them.
+    """Every input, in the model's order, as the recipe wants it; without `wanted` as it is there.
 
-    In:     shape and dtype of the example inputs, by name; without `wanted` they are it
     Raises: RecipeError(s): unknown or missing names, other ranks, dtypes or fixed sizes.
     """
-    if not wanted:
-        return {name: Wanted(tuple(shape), dtype) for name, (shape, dtype) in there.items()}
     errors: list[RecipeError] = []
 
     def wrong(field: str, message: str, hint: str = "") -> None:
@@ -80,25 +87,25 @@ def match_inputs(
             hint = nearest(name, list(there), noun="inputs")
             wrong(f"model.inputs.{name}", f"{what} has no input {name!r}", hint)
     result: dict[str, Wanted] = {}
-    for name, (shape, dtype) in there.items():
-        text = f"input {name!r} ({dtype}[{', '.join(map(str, shape))}])"
+    for name, has in there.items():
+        takes = f"{what} takes {name!r} as {has}"
         if name not in wanted:
-            wrong("model.inputs", f"{text} has no shape in the recipe")
+            if wanted or None in has.shape:
+                wrong("model.inputs", f"{takes}: it has no shape in the recipe")
+            result[name] = has
             continue
-        want, field = wanted[name], f"model.inputs.{name}"
-        if want.dtype != dtype:
-            wrong(f"{field}.dtype", f"{what} takes {text}, not {want.dtype}")
-        if len(want.shape) != len(shape):
-            wrong(
-                f"{field}.shape", f"{what} takes {text}: {len(shape)} dims, not {len(want.shape)}"
-            )
+        result[name] = want = wanted[name]
+        field = f"model.inputs.{name}"
+        if want.dtype != has.dtype:
+            wrong(f"{field}.dtype", f"{takes}, not {want.dtype}")
+        if len(want.shape) != len(has.shape):
+            wrong(f"{field}.shape", f"{takes}: {len(has.shape)} dims, not {len(want.shape)}")
         elif fixed := [
-            f"dim {axis} is {has} there, not {want_size}"
-            for axis, (has, want_size) in enumerate(zip(shape, want.shape, strict=True))
-            if isinstance(want_size, int) and has != want_size
+            f"dim {axis} is {there_}, not {here}"
+            for axis, (there_, here) in enumerate(zip(has.shape, want.shape, strict=True))
+            if isinstance(here, int) and there_ not in (None, here)
         ]:
-            wrong(f"{field}.shape", f"{what} takes {text}: {'; '.join(fixed)}")
-        result[name] = want
+            wrong(f"{field}.shape", f"{takes}: {'; '.join(fixed)}")
     if len(errors) == 1:
         raise errors[0]
     if errors:
@@ -136,9 +143,7 @@ def export(
         raise _told(error, where, dims) from error
 
 
-def decomposed(
-    exported: ExportedProgram, supported: Callable[[fx.Node], bool]
-) -> ExportedProgram:
+def decomposed(exported: ExportedProgram, supported: Callable[[fx.Node], bool]) -> ExportedProgram:
     """In operators that are `supported`, as far as torch knows how to take others apart."""
     table, done = _core(), set[Any]()
     while table:
@@ -147,8 +152,15 @@ def decomposed(
             exported = exported.run_decompositions(table)
         calls = [node for node in exported.graph.nodes if node.op == "call_function"]
         left = {node.target for node in calls if not supported(node)} - done
-        table = {op: decomposition_table[op] for op in left if op in decomposition_table}
+        table = {op: decomposition_table[op] for op in left if _taken_apart(op)}
     return exported
+
+
+def _taken_apart(op: Any) -> bool:
+    """Whether torch's table makes an operator of others; some it only renames to a primitive."""
+    name = op.__name__.partition(".")[0].removeprefix("special_")
+    primitive = hasattr(torch.ops.prims, name)
+    return op in decomposition_table and not primitive
 
 
 @cache

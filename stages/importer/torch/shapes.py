@@ -19,7 +19,7 @@ from tapml.errors import StageError
 from ...compat import tvm
 from ...program import Bounds
 
-Shape = Sequence[int | str]
+Shape = Sequence[int | str | None]
 _DIVISIONS = (torch_functions.FloorDiv, torch_functions.CleanDiv)
 _REMAINDERS = (torch_functions.Mod, torch_functions.PythonMod)
 
@@ -27,12 +27,14 @@ _REMAINDERS = (torch_functions.Mod, torch_functions.PythonMod)
 class Sizes:
     """Sizes in a torch graph → sizes in Relax; one TIR variable for each dim of the recipe."""
 
-    def __init__(self, names: Mapping[sympy.Symbol, str], dims: Mapping[str, Bounds]) -> None:
-        self._vars = {symbol: tvm.tirx.Var(name, "int64") for symbol, name in names.items()}
+    def __init__(self, names: Mapping[sympy.Symbol, str | int], dims: Mapping[str, Bounds]) -> None:
+        variables = {name: tvm.tirx.Var(name, "int64") for name in names.values() if name in dims}
+        self._vars = {symbol: variables.get(name, name) for symbol, name in names.items()}
         self._ranges = {
             symbol: ValueRanges(dims[name].min, dims[name].max)
+            if isinstance(name, str)
+            else ValueRanges(name, name)
             for symbol, name in names.items()
-            if name in dims
         }
 
     def shape(self, shape: Sequence[Any]) -> list[Any]:
@@ -115,30 +117,25 @@ def _sympy(size: Any) -> sympy.Expr:
 
 def symbols(
     shapes: Mapping[str, Sequence[Any]], wanted: Mapping[str, Shape]
-) -> dict[sympy.Symbol, str]:
-    """Torch's symbol → the recipe's dim, read off the inputs.
+) -> dict[sympy.Symbol, str | int]:
+    """Torch's symbol → the recipe's dim, or the size that the recipe fixes.
 
     In:     shapes of the exported inputs, and of the recipe's, by input name
     Raises: StageError for a dim that the export fixed, or tied to another.
     """
-    names: dict[sympy.Symbol, str] = {}
+    names: dict[sympy.Symbol, str | int] = {}
     for name, shape in wanted.items():
         for axis, (size, dim) in enumerate(zip(shapes[name], shape, strict=True)):
             where = f"input {name!r}, axis {axis}"
-            symbol = size.node.expr if isinstance(size, torch.SymInt) else size
+            symbol = _sympy(size)
             if not isinstance(symbol, sympy.Symbol):
-                if isinstance(dim, str) or int(symbol) != dim:
+                if symbol != dim:
                     raise StageError(
                         message=f"{where} is {symbol} in the exported program, "
                         f"{dim!r} in the recipe",
-                        hint="export it with this axis dynamic",
+                        hint="export it with this axis dynamic, or write the size",
                     )
-            elif isinstance(dim, int):
-                raise StageError(
-                    message=f"{where} is a symbol in the exported program, {dim} in the recipe",
-                    hint="give it a name in model.inputs, with bounds in model.dims",
-                )
-            elif names.setdefault(symbol, dim) != dim:
+            elif names.setdefault(symbol, dim) != dim:  # pyright: ignore[reportArgumentType]  # all are named
                 raise StageError(
                     message=f"{where}: dim {dim!r} is the same as {names[symbol]!r} in the "
                     "exported program",

@@ -40,11 +40,10 @@ def make(facts: Mapping[str, Any], source: Path, threads: int) -> Runner:
             from .operator import NumpyRunner
 
             return NumpyRunner(source / facts["module"], facts["function"], outputs, threads)
-        case "torch":
+        case "torch" | "pt2":
             from .torch import TorchRunner
 
-            every = tuple(facts["outputs"])
-            return TorchRunner(source / facts["module"], facts["function"], every, outputs, threads)
+            return TorchRunner(facts, source, outputs, threads)
         case "huggingface":
             from .huggingface import HuggingFaceRunner
 

@@ -1,0 +1,163 @@
+"""Operators of neural networks: matrix products, attention, norms, pooling, resizing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ...compat import tvm
+from .call import Call
+
+rx = tvm.relax
+Converter = Callable[[Call], Any]
+
+
+def linear(call: Call) -> Any:
+    weight = call.emit(rx.op.permute_dims(call.value("weight")))
+    product = call.emit(rx.op.matmul(call.value("input"), weight))
+    bias = call.value("bias")
+    return product if bias is None else call.emit(rx.op.add(product, bias))
+
+
+def matmul(right: str) -> Converter:
+    """In the operands' own dtype; TVM's gives float32 always."""
+    return lambda call: call.emit(rx.op.matmul(call.value("self"), call.value(right)))
+
+
+def add_product(left: str, right: str) -> Converter:
+    """addmm and baddbmm: beta * self + alpha * (left @ right)."""
+
+    def convert(call: Call) -> Any:
+        product = call.emit(rx.op.matmul(call.value(left), call.value(right)))
+        if call["alpha"] != 1:
+            product = call.emit(rx.op.multiply(product, rx.const(call["alpha"], call.dtype)))
+        if call["beta"] == 0:
+            return product
+        added = call.value("self")
+        if call["beta"] != 1:
+            added = call.emit(rx.op.multiply(added, rx.const(call["beta"], call.dtype)))
+        return call.emit(rx.op.add(product, added))
+
+    return convert
+
+
+def attention(call: Call) -> Any:
+    """scaled_dot_product_attention as matmul, mask, softmax, matmul."""
+    query, key, value = (call.value(name) for name in ("query", "key", "value"))
+    rank, width = call.meta("query").dim(), int(call.meta("query").shape[-1])
+    if call["enable_gqa"]:
+        groups = int(call.meta("query").shape[-3]) // int(call.meta("key").shape[-3])
+        key, value = (call.emit(rx.op.repeat(x, groups, axis=rank - 3)) for x in (key, value))
+    transposed = call.emit(rx.op.permute_dims(key, [*range(rank - 2), rank - 1, rank - 2]))
+    scale = 1 / math.sqrt(width) if call["scale"] is None else call["scale"]
+    scores = call.emit(rx.op.matmul(query, transposed))
+    scores = call.emit(rx.op.multiply(scores, rx.const(scale, call.dtype)))
+    lowest = rx.const(-math.inf, call.dtype)
+    if call["is_causal"]:
+        rows, columns = (
+            call.emit(rx.op.arange(call.size(call.meta(name).shape[-2]), dtype="int64"))
+            for name in ("query", "key")
+        )
+        seen = call.emit(rx.op.greater_equal(call.emit(rx.op.expand_dims(rows, 1)), columns))
+        scores = call.emit(rx.op.where(seen, scores, lowest))
+    if (mask := call.value("attn_mask")) is not None:
+        if call.meta("attn_mask").dtype is torch.bool:
+            scores = call.emit(rx.op.where(mask, scores, lowest))
+        else:
+            scores = call.emit(rx.op.add(scores, mask))
+    return call.emit(rx.op.matmul(call.emit(rx.op.nn.softmax(scores, axis=-1)), value))
+
+
+def softmax(op: Callable[..., Any]) -> Converter:
+    def convert(call: Call) -> Any:
+        x = call.cast(call.value("self"), call.dtype)
+        return call.emit(op(x, axis=call.axis())) if call.out.dim() else call.emit(op(x, axis=0))
+
+    return convert
+
+
+def elu(call: Call) -> Any:
+    """elu, and by its scales selu and celu; TVM's leaves the scales out."""
+    x = call.value("self")
+    factor, scale, inner = (call[name] for name in ("alpha", "scale", "input_scale"))
+    one = rx.const(1.0, call.dtype)
+    below = rx.op.subtract(rx.op.exp(rx.op.multiply(x, rx.const(inner, call.dtype))), one)
+    below = rx.op.multiply(below, rx.const(factor * scale, call.dtype))
+    above = rx.op.multiply(x, rx.const(scale, call.dtype))
+    return call.emit(rx.op.where(rx.op.greater(x, rx.const(0.0, call.dtype)), above, below))
+
+
+def layer_norm(call: Call) -> Any:
+    return _layer_norm(call)
+
+
+def native_layer_norm(call: Call) -> tuple[Any, None, None]:
+    return _layer_norm(call), None, None
+
+
+def _layer_norm(call: Call) -> Any:
+    shape = call.sizes(call["normalized_shape"])
+    dtype = str(call.value("input").ty.dtype)
+    weight = call.value("weight") if call["weight"] else _filled(call, shape, 1, dtype)
+    bias = call.value("bias") if call["bias"] else _filled(call, shape, 0, dtype)
+    axes = list(range(-len(shape), 0))
+    value = rx.op.nn.layer_norm(
+        call.value("input"),
+        weight,
+        bias,
+        axes=axes,
+        epsilon=call["eps"],
+        center=call["bias"] is not None,
+        scale=call["weight"] is not None,
+    )
+    return call.emit(value)
+
+
+def native_group_norm(call: Call) -> tuple[Any, None, None]:
+    """Normalised in one group norm, then scaled, by channel."""
+    x, channels = call.value("input"), call.meta("input").shape[1]
+    dtype, rank = str(x.ty.dtype), call.meta("input").dim()
+    weight = call.value("weight") if call["weight"] else _filled(call, [channels], 1, dtype)
+    bias = call.value("bias") if call["bias"] else _filled(call, [channels], 0, dtype)
+    value = rx.op.nn.group_norm(
+        x,
+        weight,
+        bias,
+        num_groups=call["group"],
+        channel_axis=1,
+        axes=list(range(2, rank)),
+        epsilon=call["eps"],
+    )
+    return call.emit(value), None, None
+
+
+def batch_norm(call: Call) -> tuple[Any, None, None]:
+    """With the statistics that were learnt."""
+    x = call.value("input")
+    mean, variance = call.value("running_mean"), call.value("running_var")
+    shape, dtype = call.sizes(call.meta("running_mean").shape), str(x.ty.dtype)
+    weight = call.value("weight") if call["weight"] else _filled(call, shape, 1, dtype)
+    bias = call.value("bias") if call["bias"] else _filled(call, shape, 0, dtype)
+    value = rx.op.nn.batch_norm(
+        x, weight, bias, mean, variance, axis=1, epsilon=call["eps"], training=False
+    )
+    return call.emit(rx.TupleGetItem(call.emit(value), 0)), None, None
+
+
+def _filled(call: Call, shape: list[Any], value: float, dtype: str) -> Any:
+    return call.emit(rx.op.full(shape, rx.const(value, dtype), dtype))
+
+
+def getitem(call: Call) -> Any:
+    """One of several results."""
+    args: tuple[Any, ...] = call.node.args
+    source, index = args
+    value = call.of(source)
+    if isinstance(value, list | tuple):
+        if value[index] is None:
+            raise NotImplementedError(f"result {index} of {source} is not computed")
+        return value[index]
+    return call.emit(rx.TupleGetItem(value, index))
