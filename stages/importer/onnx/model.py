@@ -7,7 +7,7 @@ them in Constant nodes), inputs have the recipe's shapes. onnxruntime runs it as
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,7 @@ def canonical(model: ModelProto, signature: Mapping[str, tuple[Shape, str]]) -> 
                 nodes.append(helper.make_node("Constant", [], [name], name=name, value=tensor))
         else:
             nodes.append(node)
-    _name_uniquely(nodes)
+    name_uniquely(nodes)
     replace(graph.node, nodes)
     drop_unused(graph)
     return model
@@ -289,11 +289,11 @@ def _set_shapes(graph: GraphProto, signature: Mapping[str, tuple[Shape, str]]) -
             dim.Clear()
 
 
-def _name_uniquely(nodes: list[NodeProto]) -> None:
+def name_uniquely(nodes: Iterable[NodeProto]) -> None:
     """Names nodes without one after their first output, and numbers those that share a name."""
     taken: set[str] = set()
     for node in nodes:
-        base = name = node.name or node.output[0]
+        base = name = node.name or next(filter(None, node.output))
         count = 1
         while name in taken:
             count += 1
