@@ -94,22 +94,8 @@ def _renamed(node: NodeProto, names: Mapping[str, str], prefix: str) -> NodeProt
     other.output[:] = [names.get(one, one) for one in node.output]
     for attribute in other.attribute:
         if attribute.type == AttributeProto.GRAPH:
-            _rename_outer(attribute.g, names)
+            onnx_model.rename(attribute.g, names)
     return other
-
-
-def _rename_outer(graph: GraphProto, names: Mapping[str, str]) -> None:
-    """Gives values that a nested subgraph takes from outside the names that they have there."""
-    own = {one.name for one in [*graph.input, *graph.initializer]}
-    own |= {name for node in graph.node for name in node.output}
-    seen = {name: new for name, new in names.items() if name not in own}
-    for node in graph.node:
-        node.input[:] = [seen.get(one, one) for one in node.input]
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.GRAPH:
-                _rename_outer(attribute.g, seen)
-    for one in graph.output:
-        one.name = seen.get(one.name, one.name)
 
 
 def _runs_on(body: GraphProto) -> bool:

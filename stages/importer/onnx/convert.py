@@ -26,13 +26,15 @@ from ..finish import Node, finish
 from ..source import Unsupported, refuse
 from . import model as onnx_model
 from . import symbolic
-from .operators import CONVERTERS
+from .operators import CONVERTERS, axis_extent, axis_extents
 from .preflight import has_body, unsupported
 
 from tvm.relax.frontend.onnx import onnx_frontend  # isort: skip  # after compat
 
+onnx_frontend._axis_extent, onnx_frontend._coord_axis_extents = axis_extent, axis_extents
 rx = tvm.relax
 _MARK = "tapml_end_of_node"
+UNKNOWN_SHAPE = "give the dims that it comes from fixed sizes in model.inputs, or buckets"
 UNLOWERED = "no kernel for it can be made: end the model before it, run it on the host"
 
 
@@ -125,6 +127,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         self._graph = graph
         self._order: list[Node] = []
         self.sources: dict[str, Node] = {}
+        self._lost = ""  # where the first shape was lost
         self._own = {
             **CONVERTERS,
             symbolic.SIZES: lambda _bb, _inputs, attrs, _opset: rx.ShapeExpr(self._exprs(attrs)),
@@ -206,10 +209,20 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
             value = self._bound(value)
         except Exception as error:  # TVM's converters raise anything; the node must be named
             message = f"node {node} ({op_name}) cannot be imported: {error}"
-            raise StageError(message=message) from error
+            if any(_shape(one) is None for one in inputs if isinstance(one, rx.Var)):
+                message += f"; the shape of its input is not known{self._lost}"
+            raise StageError(message=message, hint=UNKNOWN_SHAPE) from error
+        self._watch(node, op_name, inputs, value)
         self.bb.emit(rx.const(len(self._order), "int32"), _MARK)
         self._order.append(Node(node, op_name))
         return value
+
+    def _watch(self, node: str, op_name: str, inputs: Any, value: Any) -> None:
+        """Remembers the first node whose result has no known shape though its inputs have."""
+        shapes = [_shape(one) for one in inputs if isinstance(one, rx.Var)]
+        if not self._lost and isinstance(value, rx.Var) and _shape(value) is None and all(shapes):
+            text = ", ".join(f"[{', '.join(map(str, one or ()))}]" for one in shapes)
+            self._lost = f": it is lost at node {node} ({op_name}), whose inputs have {text}"
 
     def _bound(self, value: Any) -> Any:
         if isinstance(value, rx.Tuple):
@@ -240,10 +253,17 @@ def _expression(node: ast.expr, dims: Mapping[str, Any]) -> Any:
     raise AssertionError(ast.dump(node))
 
 
+def _shape(value: Any) -> list[Any] | None:
+    """Sizes of a value; None when they are not known, [] of what is no tensor."""
+    if not isinstance(value.ty, rx.TensorType):
+        return []
+    return list(value.ty.shape.values) if isinstance(value.ty.shape, rx.ShapeExpr) else None
+
+
 def _unlowered(value: Any) -> str:
     """The name of a called operator that nothing turns into TensorIR."""
     if not isinstance(value, rx.Call) or not isinstance(value.op, tvm.ir.Op):
         return ""
     name = value.op.name
-    known = name in ("relax.call_tir", "relax.shape_of", "relax.call_dps_packed")
+    known = name in ("relax.call_tir", "relax.call_dps_packed")
     return "" if known or value.op.get_attr("FLegalize") is not None else name

@@ -228,6 +228,37 @@ def _conv_integer(bb: Any, inputs: Any, attrs: Mapping[str, Any], _opset: int) -
     return _integer_conv(bb, _centred(bb, x, x_zero), weight, None, attrs)
 
 
+def axis_extent(bb: Any, data: Any, axis: int, dtype: str) -> Any:
+    """The size of an axis as a scalar, to bring negative indices into range; TVM's importer asks
+    for the shape at run time, which nothing lowers.
+    """
+    dim = data.ty.shape.values[axis]
+    if (static := _static(dim)) is not None:
+        return rx.const(static, dtype)
+    one = bb.emit(rx.op.arange(dim, dim + 1, 1, dtype="int64"))
+    return bb.emit(rx.op.astype(bb.emit(rx.op.reshape(one, [])), dtype))
+
+
+def axis_extents(bb: Any, data: Any, indices: Any, first: int) -> Any:
+    """As `axis_extent`, for the axes that the coordinates of GatherND and ScatterND count."""
+    count, dtype = int(indices.ty.shape.values[-1]), str(indices.ty.dtype)
+    dims = [axis_extent(bb, data, first + axis, dtype) for axis in range(count)]
+    return bb.emit(rx.op.stack(dims, 0))
+
+
+def _gather(_bb: Any, inputs: Any, attrs: Mapping[str, Any], _opset: int) -> Any:
+    """Constant indices are brought into range here."""
+    data, indices = inputs
+    axis = attrs.get("axis", 0)
+    known = isinstance(indices, tvm.ir.GenericConst) and isinstance(data, rx.Var)
+    if not known or not isinstance(data.ty.shape, rx.ShapeExpr):
+        return None
+    at, dim = indices.value.numpy(), _static(data.ty.shape.values[axis])
+    if (at < 0).any() and dim is None:
+        return None
+    return rx.op.take(data, rx.const(at + (at < 0) * (dim or 0), str(at.dtype)), axis)
+
+
 def _mod(_bb: Any, inputs: Any, attrs: Mapping[str, Any], _opset: int) -> Any:
     if str(inputs[0].ty.dtype).startswith("float") and not attrs.get("fmod", 0):
         raise ValueError("fmod 0 of floats is not supported")
@@ -247,6 +278,7 @@ CONVERTERS: dict[str, Converter] = {
     "ConvTranspose": _conv_transpose,
     "CumSum": _cumsum,
     "Dropout": _dropout,
+    "Gather": _gather,
     "IsInf": _is_inf,
     "LayerNormalization": _layer_norm,
     "Max": _pairwise(rx.op.maximum),

@@ -28,7 +28,9 @@ def load(stage: Import, ctx: Context) -> Imported:
     read = onnx_model.read(path)
     model = read.proto
     wanted = {name: (spec.shape, spec.dtype) for name, spec in stage.signature.items()}
-    signature = onnx_model.match_inputs(model, wanted, stage.dims)
+    free = {name for name, spec in stage.signature.items() if spec.override}
+    signature = onnx_model.match_inputs(model, wanted, stage.dims, free)
+    fixed = {n: one.value for n, one in stage.signature.items() if one.value is not None}
 
     from . import convert
 
@@ -36,7 +38,7 @@ def load(stage: Import, ctx: Context) -> Imported:
     refuse(path, unsupported(model, {*convert.known(), *CONTROL}, early))
     onnx_model.check(model, path)
     dims = {name: Bounds(bounds.min, bounds.max) for name, bounds in stage.dims.items()}
-    source = replace(read, proto=onnx_model.canonical(model, signature))
+    source = replace(read, proto=onnx_model.canonical(model, signature, fixed))
     program, weights = convert.convert(source, dims, stage.buckets, path)
     onnx_file.write(source, ctx.workdir / "source")
     return Imported(program, weights, {"kind": "onnx", "model": "model.onnx"})
