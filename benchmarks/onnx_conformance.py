@@ -3,10 +3,11 @@
 Each case is a model of a node or a few with inputs and expected outputs, made by the `onnx` wheel.
 Where a model takes an operand at run time that a compiler needs to know (axes, shapes, pads),
 import refuses it; the case is then tried again with its small operands as constants, which is how
-exporters write them.
+exporters write them. Numbers agree within ONNX's own tolerance of the case, or 2e-6 for float32
+(TVM's tanh is a rational function), or 5e-3 for the two-byte floats.
 
-python benchmarks/onnx_conformance.py                 writes benchmarks/results/onnx_conformance.json
-python benchmarks/onnx_conformance.py --only lstm     cases with this in their name, nothing written
+python benchmarks/onnx_conformance.py                writes benchmarks/results/onnx_conformance.json
+python benchmarks/onnx_conformance.py --only lstm    cases with this in their name; writes nothing
 
 What was done before is not done again, unless --fresh: the results hold one row for each case.
 """
@@ -32,6 +33,7 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "onnx_conformance.json"
 VERDICTS = ("right", "right with constant operands", "refused", "wrong", "failed")
+OPSETS = range(7, 23)  # what from_onnx was written for
 SECONDS = 120.0  # for one case
 SETTING = 4096  # elements: an operand up to this size may be made a constant
 
@@ -57,7 +59,7 @@ def cases() -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = {case.name: case for case in collect_testcases(None)}  # type: ignore[arg-type]
-    return {name: case for name, case in found.items() if opset(case.model)}
+    return {name: case for name, case in found.items() if opset(case.model) in OPSETS}
 
 
 def opset(model: Any) -> int:
@@ -74,6 +76,8 @@ def examine(name: str) -> Row:
             verdict, reason = "right with constant operands", reason
         elif again != "refused":
             verdict, reason = again, f"operands as constants: {why}"
+        elif why != reason:
+            reason = f"{reason}; operands as constants: {why}"
     operators = tuple(sorted({node.op_type for node in case.model.graph.node}))
     return Row(name, opset(case.model), operators, verdict, "" if verdict == "right" else reason)
 
@@ -107,7 +111,7 @@ def _run(model: Any, inputs: list[Any], folder: Path, *, frozen: bool) -> list[n
     from tapml_stages.importer.stage import Import
 
     names = [one.name for one in model.graph.input]
-    arrays = dict(zip(names, inputs, strict=False))
+    arrays = {name: _array(one) for name, one in zip(names, inputs, strict=False)}
     if frozen:
         model = _with_constants(model, arrays)
     onnx.save(model, folder / "model.onnx")
@@ -124,7 +128,7 @@ def _run(model: Any, inputs: list[Any], folder: Path, *, frozen: bool) -> list[n
     machine = rx.VirtualMachine(built, tvm.cpu())
     values = [arrays[one.name] for one in mine.io.inputs]
     values += [weights[one.name] for one in mine.io.params]
-    result = machine["main"](*[tvm.runtime.tensor(np.ascontiguousarray(one)) for one in values])
+    result = machine["main"](*[tvm.runtime.tensor(np.asarray(one, order="C")) for one in values])
     single = hasattr(result, "numpy")
     return [one.numpy() for one in ([result] if single else result)]
 
@@ -140,9 +144,8 @@ def _with_constants(model: Any, arrays: dict[str, Any]) -> Any:
         array = arrays.get(value.name)
         small = isinstance(array, np.ndarray | np.generic) and np.size(array) <= SETTING
         if index and small and array is not None:
-            other.graph.initializer.append(
-                onnx.numpy_helper.from_array(np.asarray(array), value.name)
-            )
+            tensor = onnx.numpy_helper.from_array(np.asarray(array), value.name)
+            other.graph.initializer.append(tensor)
         else:
             kept.append(value)
     del other.graph.input[:]
@@ -155,18 +158,26 @@ def _difference(got: list[np.ndarray], expected: list[Any], rtol: float, atol: f
     if len(got) != len(expected):
         return f"{len(got)} outputs, not {len(expected)}"
     for index, (ours, theirs) in enumerate(zip(got, expected, strict=True)):
-        theirs = np.asarray(theirs)
+        theirs = np.asarray(_array(theirs))
         if ours.shape != theirs.shape:
             return f"output {index}: shape {list(ours.shape)}, not {list(theirs.shape)}"
         if ours.dtype != theirs.dtype:
             return f"output {index}: {ours.dtype}, not {theirs.dtype}"
-        ours, theirs = (
-            one.astype(np.float64) if one.dtype.kind not in "biu" else one for one in (ours, theirs)
-        )
+        if ours.dtype.kind not in "biu":
+            coarse = ours.dtype.itemsize == 2
+            least_rtol, least_atol = (5e-3, 4e-3) if coarse else (rtol, 2e-6)
+            rtol, atol = max(rtol, least_rtol), max(atol, least_atol)
+            ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
         if not np.allclose(ours, theirs, rtol=rtol, atol=atol, equal_nan=True):
             wide = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
             return f"output {index}: differs by {np.nanmax(wide):.3g}"
     return ""
+
+
+def _array(value: Any) -> Any:
+    from onnx import TensorProto, numpy_helper
+
+    return numpy_helper.to_array(value) if isinstance(value, TensorProto) else value
 
 
 def _serve(connection: Any) -> None:
@@ -215,7 +226,7 @@ def rows(names: list[str]) -> Iterator[Row]:
 
 
 def summary(done: list[Row]) -> dict[str, Any]:
-    """Counts by verdict, of all cases and of those of opset 9 to 22."""
+    """Counts by verdict, and what operators never work."""
 
     def counts(rows: list[Row]) -> dict[str, int]:
         there = Counter(row.verdict for row in rows)
@@ -227,9 +238,7 @@ def summary(done: list[Row]) -> dict[str, Any]:
     right = set(operators(*VERDICTS[:2]))
     return {
         "cases": len(done),
-        "all": counts(done),
-        "opset 9..22": counts([row for row in done if 9 <= row.opset <= 22]),
-        "opset 23..": counts([row for row in done if row.opset > 22]),
+        **counts(done),
         "operators with a right case": len(right),
         "operators always refused": [op for op in operators("refused") if op not in right],
     }

@@ -93,6 +93,22 @@ class InputSpec(Frozen):
         description="NumPy's name of it",
         examples=["int32"],
     )
+    value: int | float | bool | None = Field(
+        None,
+        description="A constant instead of the input: what depends on it alone is folded, branches "
+        "that it decides too (source: onnx)",
+        examples=[16000],
+    )
+    override: bool = Field(
+        False,
+        description="The file's own sizes are those of its export; take these (source: onnx)",
+    )
+
+    @model_validator(mode="after")
+    def _fixed(self) -> Self:
+        if self.value is not None and any(isinstance(dim, str) for dim in self.shape):
+            raise ValueError("an input with a value has fixed sizes")
+        return self
 
 
 class DimBounds(Frozen):
@@ -193,6 +209,9 @@ class Model(Frozen):
             wanted = " or ".join(" + ".join(f"`{n}`" for n in sorted(one)) for one in choices)
             extra = ", ".join(f"`{one}`" for one in sorted(named)) or "none"
             raise ValueError(f"source: {self.source} needs {wanted}; there: {extra}")
+        for name, spec in self.inputs.items():
+            if self.source != "onnx" and (spec.value is not None or spec.override):
+                raise ValueError(f"inputs.{name}: `value` and `override` are of source: onnx")
         for one in ("architecture", "task", "context", "outputs"):
             if getattr(self, one) and one not in _SOURCES[self.source].options:
                 raise ValueError(f"source: {self.source} takes no `{one}`")

@@ -7,14 +7,15 @@ and Min) is written plainly here.
 
 from __future__ import annotations
 
-import functools
+import ast
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from onnx import GraphProto, ModelProto, helper
+import onnx.inliner
+from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from tapml.errors import StageError
 
@@ -25,33 +26,40 @@ from ..finish import Node, finish
 from ..source import Unsupported, refuse
 from . import model as onnx_model
 from . import symbolic
+from .operators import CONVERTERS, axis_extent, axis_extents
+from .preflight import has_body, unsupported
 
 from tvm.relax.frontend.onnx import onnx_frontend  # isort: skip  # after compat
 
+onnx_frontend._axis_extent, onnx_frontend._coord_axis_extents = axis_extent, axis_extents
 rx = tvm.relax
 _MARK = "tapml_end_of_node"
+UNKNOWN_SHAPE = "give the dims that it comes from fixed sizes in model.inputs, or buckets"
+UNLOWERED = "no kernel for it can be made: end the model before it, run it on the host"
 
 
-def preflight(model: ModelProto, path: str) -> None:
-    """Raises StageError that lists every unsupported operator with its count and nodes."""
-    supported = onnx_frontend._get_convert_map().keys() | {"Constant"}
-    missing: dict[str, list[str]] = defaultdict(list)
-    for node in onnx_model.walk(model.graph):
-        standard = node.domain in ("", "ai.onnx", "com.microsoft")
-        if not standard or node.op_type not in supported:
-            name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-            missing[name].append(node.name or node.output[0])
-    refuse(path, [Unsupported(op, tuple(nodes)) for op, nodes in missing.items()])
+def known() -> frozenset[str]:
+    """Operators that there is a converter for."""
+    return frozenset({*onnx_frontend._get_convert_map(), *CONVERTERS, "Constant"})
 
 
 def convert(
-    source: Model, dims: Mapping[str, Bounds], buckets: tuple[Mapping[str, int], ...] = ()
+    source: Model,
+    dims: Mapping[str, Bounds],
+    buckets: tuple[Mapping[str, int], ...] = (),
+    where: str = "the model",
 ) -> tuple[Program, dict[str, np.ndarray]]:
-    """Program and weights of a model in canonical form (onnx_model.canonical)."""
+    """Program and weights of a model in canonical form (onnx_model.canonical).
+
+    Raises: StageError that lists what cannot be imported, after all that folds was folded.
+    """
     limits = {name: (bounds.min, bounds.max) for name, bounds in dims.items()}
-    folded = symbolic.fold(_constants_inlined(source), limits)
+    folded = symbolic.fold(_decomposed(_constants_inlined(source)), limits)
+    refuse(where, unsupported(folded, known() | {symbolic.SIZES, symbolic.RANGE}))
+    onnx_model.name_uniquely(folded.graph.node)
     importer = _Importer(folded.graph)
     mod = importer.module(onnx_model.opset(folded))
+    refuse(where, importer.unlowered())
     weights = {one.name: source.array(one) for one in folded.graph.initializer}
     return finish(
         mod,
@@ -65,23 +73,13 @@ def convert(
     )
 
 
-# Operands that say how to compute, not on what: from_onnx wants them as constants.
-_SETTINGS = {
-    "Clip": (1, 2),
-    "Pad": (1, 2),
-    "Range": (0, 1, 2),
-    "Resize": (1, 2, 3),
-    "Upsample": (1,),
-}
-
-
 def _constants_inlined(source: Model) -> ModelProto:
     """The model with initializers that are no weights (integers, scalars, settings) in nodes."""
     model = onnx_model.copy(source.proto)
     settings = {
         node.input[index]
-        for node in model.graph.node
-        for index in _SETTINGS.get(node.op_type, ())
+        for node in onnx_model.walk(model.graph)
+        for index in symbolic.SETTINGS.get(node.op_type, ())
         if index < len(node.input)
     }
     nodes, weights = [], []
@@ -95,6 +93,32 @@ def _constants_inlined(source: Model) -> ModelProto:
     return model
 
 
+def _decomposed(model: ModelProto) -> ModelProto:
+    """Operators without a converter written with others, where ONNX says how."""
+    opset = onnx_model.opset(model)
+    for _ in range(8):  # a body may use such operators again
+        missing = {
+            (node.domain, node.op_type)
+            for node in onnx_model.walk(model.graph)
+            if _wants_body(node) and has_body(node, opset)
+        }
+        if not missing:
+            break
+        try:
+            model = onnx.inliner.inline_selected_functions(
+                model, sorted(missing), inline_schema_functions=True
+            )
+        except (RuntimeError, ValueError):
+            break  # the preflight names them
+    onnx_model.name_uniquely(model.graph.node)
+    return model
+
+
+def _wants_body(node: NodeProto) -> bool:
+    """Without a converter, or of a name that TVM has for another operator."""
+    return node.op_type not in known() or (node.op_type == "Attention" and not node.domain)
+
+
 class _Importer(onnx_frontend.ONNXGraphImporter):
     """TVM's importer; binds each node's result and remembers the node of every binding."""
 
@@ -103,6 +127,12 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         self._graph = graph
         self._order: list[Node] = []
         self.sources: dict[str, Node] = {}
+        self._lost = ""  # where the first shape was lost
+        self._own = {
+            **CONVERTERS,
+            symbolic.SIZES: lambda _bb, _inputs, attrs, _opset: rx.ShapeExpr(self._exprs(attrs)),
+            symbolic.RANGE: self._range,
+        }
 
     def module(self, opset: int) -> Any:
         """The graph as a Relax function `main`; `sources` then says where bindings come from."""
@@ -121,6 +151,36 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
             var = self._new_var(name, shape=list(tensor.dims), dtype=str(dtype))
             self._nodes[tensor.name] = var
             self._params[name] = (var, None)
+
+    def _check_for_unsupported_ops(self, graph: GraphProto) -> None:
+        """The preflight did, with names and advice."""
+
+    def _exprs(self, attrs: Mapping[str, Any]) -> list[Any]:
+        """Expressions over the dims, as TVM's."""
+        dims = {
+            var.name: var
+            for one in self._inputs.values()
+            for dim in one.ty.shape.values  # pyright: ignore[reportAttributeAccessIssue]  # FFI
+            for var in tvm.tirx.analysis.undefined_vars(dim)
+        }
+        texts = [one.decode() for one in attrs["exprs"]]
+        return [_expression(ast.parse(text, mode="eval").body, dims) for text in texts]
+
+    def _range(self, bb: Any, _inputs: Any, attrs: Mapping[str, Any], _opset: int) -> Any:
+        dtype = str(helper.tensor_dtype_to_np_dtype(attrs["to"]))
+        start, stop, step = self._exprs(attrs)
+        whole = bb.emit(rx.op.arange(start, stop, step, dtype="int64"))
+        return whole if dtype == "int64" else rx.op.astype(whole, dtype)
+
+    def unlowered(self) -> list[Unsupported]:
+        """Nodes that became operators without a lowering; they would fail two stages later."""
+        rows: dict[str, dict[str, None]] = defaultdict(dict)
+        for block in self.bb.get()["main"].body.blocks:
+            for binding in block.bindings:
+                if (name := _unlowered(binding.value)) and binding.var.name in self.sources:
+                    source = self.sources[binding.var.name]
+                    rows[f"{source.op} ({name})"][source.node] = None
+        return [Unsupported(op, tuple(nodes), UNLOWERED) for op, nodes in rows.items()]
 
     def _attribute(self, bindings: Any) -> None:
         """A binding belongs to the node whose mark follows it; an output repeats another one."""
@@ -141,18 +201,28 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int
     ) -> Any:
         node = attrs["tvm_custom"]["name"]
-        own = _OWN.get(op_name)
+        own = self._own.get(op_name)
         try:
-            value = own(self.bb, inputs, attrs) if own else None
+            value = own(self.bb, inputs, attrs, opset) if own else None
             if value is None:
                 value = super()._convert_operator(op_name, inputs, attrs, opset)
             value = self._bound(value)
         except Exception as error:  # TVM's converters raise anything; the node must be named
             message = f"node {node} ({op_name}) cannot be imported: {error}"
-            raise StageError(message=message) from error
+            if any(_shape(one) is None for one in inputs if isinstance(one, rx.Var)):
+                message += f"; the shape of its input is not known{self._lost}"
+            raise StageError(message=message, hint=UNKNOWN_SHAPE) from error
+        self._watch(node, op_name, inputs, value)
         self.bb.emit(rx.const(len(self._order), "int32"), _MARK)
         self._order.append(Node(node, op_name))
         return value
+
+    def _watch(self, node: str, op_name: str, inputs: Any, value: Any) -> None:
+        """Remembers the first node whose result has no known shape though its inputs have."""
+        shapes = [_shape(one) for one in inputs if isinstance(one, rx.Var)]
+        if not self._lost and isinstance(value, rx.Var) and _shape(value) is None and all(shapes):
+            text = ", ".join(f"[{', '.join(map(str, one or ()))}]" for one in shapes)
+            self._lost = f": it is lost at node {node} ({op_name}), whose inputs have {text}"
 
     def _bound(self, value: Any) -> Any:
         if isinstance(value, rx.Tuple):
@@ -162,42 +232,38 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         return value
 
 
-def _clip(bb: Any, inputs: Any, attrs: Mapping[str, Any]) -> Any:
-    """Clip with constant bounds as `relax.clip`; TVM emits isnan, where and opaque TE calls.
-
-    Before opset 11 the bounds are attributes; one that is missing bounds nothing.
-    """
-    bounds = [inputs[1], inputs[2]]
-    if any(not isinstance(b, tvm.ir.GenericConst) for b in bounds if b is not None):
-        return None
-    low, high = (
-        attrs.get(name) if bound is None else bound.value.numpy().item()
-        for name, bound in zip(("min", "max"), bounds, strict=True)
-    )
-    x = inputs[0]
-    if low is not None and high is not None:
-        return rx.op.clip(x, low, high)
-    if low is not None:
-        return rx.op.maximum(x, rx.const(low, x.ty.dtype))
-    return x if high is None else rx.op.minimum(x, rx.const(high, x.ty.dtype))
-
-
-def _pairwise(op: Any) -> Any:
-    """Variadic Max and Min as a chain of binary ops; TVM broadcasts, stacks and reduces."""
-    return lambda bb, inputs, _attrs: functools.reduce(
-        lambda left, right: bb.emit(op(left, right)), inputs
-    )
+def _expression(node: ast.expr, dims: Mapping[str, Any]) -> Any:
+    """What sizes.Size writes: names, integers, +, *, //."""
+    match node:
+        case ast.Constant(value=int(value)):
+            return tvm.tirx.IntImm("int64", value)
+        case ast.UnaryOp(ast.USub(), operand):
+            return -_expression(operand, dims)
+        case ast.Name(id=name):
+            return dims[name]
+        case ast.BinOp(left, op, right):
+            left, right = _expression(left, dims), _expression(right, dims)
+            match op:
+                case ast.Add():
+                    return left + right
+                case ast.Mult():
+                    return left * right
+                case ast.FloorDiv():
+                    return tvm.tirx.floordiv(left, right)
+    raise AssertionError(ast.dump(node))
 
 
-def _dropout(_bb: Any, inputs: Any, _attrs: Mapping[str, Any]) -> Any:
-    """Nothing is dropped in inference; the mask, where something reads it, is all true."""
-    x = inputs[0]
-    return rx.Tuple([x, rx.op.ones_like(x, "bool")])
+def _shape(value: Any) -> list[Any] | None:
+    """Sizes of a value; None when they are not known, [] of what is no tensor."""
+    if not isinstance(value.ty, rx.TensorType):
+        return []
+    return list(value.ty.shape.values) if isinstance(value.ty.shape, rx.ShapeExpr) else None
 
 
-_OWN: dict[str, Any] = {
-    "Clip": _clip,
-    "Dropout": _dropout,
-    "Max": _pairwise(rx.op.maximum),
-    "Min": _pairwise(rx.op.minimum),
-}
+def _unlowered(value: Any) -> str:
+    """The name of a called operator that nothing turns into TensorIR."""
+    if not isinstance(value, rx.Call) or not isinstance(value.op, tvm.ir.Op):
+        return ""
+    name = value.op.name
+    known = name in ("relax.call_tir", "relax.call_dps_packed")
+    return "" if known or value.op.get_attr("FLegalize") is not None else name

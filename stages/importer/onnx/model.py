@@ -7,7 +7,7 @@ them in Constant nodes), inputs have the recipe's shapes. onnxruntime runs it as
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ def check(model: ModelProto, path: str) -> None:
 
 def _outside_as_inputs(graph: GraphProto) -> None:
     """Large tensors as inputs: the checker would look for the files of their data."""
+    _hoist(graph, graph, set(_names(graph)))
     outside = [one for one in graph.initializer if _is_outside(one)]
     nodes: list[NodeProto] = []
     for node in graph.node:
@@ -137,17 +138,28 @@ def is_weight(tensor: TensorProto) -> bool:
     return bool(tensor.dims) and size > 0 and (tensor.data_type in _FLOATS or size > 4096)
 
 
-def canonical(model: ModelProto, signature: Mapping[str, tuple[Shape, str]]) -> ModelProto:
-    """A canonical copy of the model, its inputs shaped by `signature` (name → shape, dtype)."""
+def canonical(
+    model: ModelProto,
+    signature: Mapping[str, tuple[Shape, str]],
+    fixed: Mapping[str, Any] | None = None,
+) -> ModelProto:
+    """A canonical copy of the model, its inputs shaped by `signature` (name → shape, dtype).
+
+    In: `fixed`: inputs that become constants, filled with this value
+    """
     model = copy(model)
     graph = model.graph
+    for name, value in (fixed or {}).items():
+        shape, dtype = signature[name]
+        graph.initializer.append(numpy_helper.from_array(np.full(shape, value, dtype), name))
+    _hoist(graph, graph, set(_names(graph)))
     weights = {one.name for one in graph.initializer}
     _keep(graph.input, lambda one: one.name not in weights)
     _set_shapes(graph, signature)
     del graph.value_info[:]
     nodes: list[NodeProto] = []
     for node in graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name not in _STRINGS:
+        if _gives_tensor(node):
             tensor, name = constant_tensor(node), node.output[0]
             if is_weight(tensor):
                 graph.initializer.append(tensor)
@@ -155,10 +167,71 @@ def canonical(model: ModelProto, signature: Mapping[str, tuple[Shape, str]]) -> 
                 nodes.append(helper.make_node("Constant", [], [name], name=name, value=tensor))
         else:
             nodes.append(node)
-    _name_uniquely(nodes)
+    name_uniquely(nodes)
     replace(graph.node, nodes)
     drop_unused(graph)
     return model
+
+
+def _names(graph: GraphProto) -> Iterator[str]:
+    """Every value's name, those of subgraphs included."""
+    yield from (one.name for one in [*graph.input, *graph.initializer])
+    for node in graph.node:
+        yield from node.output
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.GRAPH:
+                yield from _names(attribute.g)
+
+
+def _hoist(top: GraphProto, graph: GraphProto, taken: set[str]) -> None:
+    """Weights of subgraphs to the model's own, where whatever is done to weights finds them."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.GRAPH:
+                _hoist(top, attribute.g, taken)
+    if graph is top:
+        return
+    moved: dict[str, str] = {}
+
+    def move(tensor: TensorProto) -> None:
+        base, count = tensor.name, 1
+        while tensor.name in taken:
+            count += 1
+            tensor.name = f"{base}#{count}"
+        taken.add(tensor.name)
+        moved[base] = tensor.name
+        top.initializer.append(tensor)
+
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        if _gives_tensor(node) and is_weight(tensor := constant_tensor(node)):
+            move(tensor)
+        else:
+            nodes.append(node)
+    for tensor in graph.initializer:
+        if is_weight(tensor):
+            move(TensorProto.FromString(tensor.SerializeToString()))
+    _keep(graph.initializer, lambda one: one.name not in moved)
+    replace(graph.node, nodes)
+    rename(graph, moved)
+
+
+def rename(graph: GraphProto, names: Mapping[str, str]) -> None:
+    """Gives values that a graph takes from outside other names, in its subgraphs too."""
+    own = {one.name for one in [*graph.input, *graph.initializer]}
+    own |= {name for node in graph.node for name in node.output}
+    seen = {name: new for name, new in names.items() if name not in own}
+    for node in graph.node:
+        node.input[:] = [seen.get(one, one) for one in node.input]
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.GRAPH:
+                rename(attribute.g, seen)
+    for one in graph.output:
+        one.name = seen.get(one.name, one.name)
+
+
+def _gives_tensor(node: NodeProto) -> bool:
+    return node.op_type == "Constant" and node.attribute[0].name not in _STRINGS
 
 
 def copy(model: ModelProto) -> ModelProto:
@@ -213,10 +286,14 @@ def shape_of(value: onnx.ValueInfoProto) -> tuple[int | str | None, ...]:
 
 
 def match_inputs(
-    model: ModelProto, wanted: Mapping[str, tuple[Shape, str]], dims: Mapping[str, Any]
+    model: ModelProto,
+    wanted: Mapping[str, tuple[Shape, str]],
+    dims: Mapping[str, Any],
+    free: Collection[str] = (),
 ) -> dict[str, tuple[Shape, str]]:
     """The inputs' shapes and dtypes, in the file's order, as the recipe wants them.
 
+    In:     `free`: inputs whose sizes in the file do not count
     Raises: RecipeError(s): unknown or missing names, other ranks, dtypes or fixed sizes.
     """
     there = signature_of(model)
@@ -253,9 +330,10 @@ def match_inputs(
         elif fixed := [
             f"dim {axis} is {is_} in the model, not {want}"
             for axis, (is_, want) in enumerate(zip(has, shape, strict=True))
-            if isinstance(is_, int) and is_ != want
+            if isinstance(is_, int) and is_ != want and name not in free
         ]:
-            wrong(f"{field}.shape", f"input {name!r}: {'; '.join(fixed)}")
+            hint = "with `override: true`, where those are only the sizes of the export"
+            wrong(f"{field}.shape", f"input {name!r}: {'; '.join(fixed)}", hint)
         result[name] = shape, want_dtype
     if len(errors) == 1:
         raise errors[0]
@@ -273,7 +351,10 @@ def _keep(field: Any, wanted: Any) -> None:
 
 
 def _dtype(elem_type: int) -> str:
-    return str(helper.tensor_dtype_to_np_dtype(elem_type))
+    try:
+        return str(helper.tensor_dtype_to_np_dtype(elem_type))
+    except KeyError:  # no tensor, or of no known type: the preflight tells
+        return "?"
 
 
 def _set_shapes(graph: GraphProto, signature: Mapping[str, tuple[Shape, str]]) -> None:
@@ -289,11 +370,11 @@ def _set_shapes(graph: GraphProto, signature: Mapping[str, tuple[Shape, str]]) -
             dim.Clear()
 
 
-def _name_uniquely(nodes: list[NodeProto]) -> None:
+def name_uniquely(nodes: Iterable[NodeProto]) -> None:
     """Names nodes without one after their first output, and numbers those that share a name."""
     taken: set[str] = set()
     for node in nodes:
-        base = name = node.name or node.output[0]
+        base = name = node.name or next(filter(None, node.output))
         count = 1
         while name in taken:
             count += 1

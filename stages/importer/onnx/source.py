@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from ... import onnx_file
 from ...program import Bounds
-from ..source import Imported
+from ..source import Imported, refuse
 from . import model as onnx_model
+from .preflight import CONTROL, has_body, unsupported
 
 if TYPE_CHECKING:
     from tapml.stage import Context
@@ -27,14 +28,17 @@ def load(stage: Import, ctx: Context) -> Imported:
     read = onnx_model.read(path)
     model = read.proto
     wanted = {name: (spec.shape, spec.dtype) for name, spec in stage.signature.items()}
-    signature = onnx_model.match_inputs(model, wanted, stage.dims)
+    free = {name for name, spec in stage.signature.items() if spec.override}
+    signature = onnx_model.match_inputs(model, wanted, stage.dims, free)
+    fixed = {n: one.value for n, one in stage.signature.items() if one.value is not None}
 
     from . import convert
 
-    convert.preflight(model, path)
+    early = [node for node in model.graph.node if not has_body(node, onnx_model.opset(model))]
+    refuse(path, unsupported(model, {*convert.known(), *CONTROL}, early))
     onnx_model.check(model, path)
     dims = {name: Bounds(bounds.min, bounds.max) for name, bounds in stage.dims.items()}
-    source = replace(read, proto=onnx_model.canonical(model, signature))
-    program, weights = convert.convert(source, dims, stage.buckets)
+    source = replace(read, proto=onnx_model.canonical(model, signature, fixed))
+    program, weights = convert.convert(source, dims, stage.buckets, path)
     onnx_file.write(source, ctx.workdir / "source")
     return Imported(program, weights, {"kind": "onnx", "model": "model.onnx"})

@@ -1,85 +1,46 @@
 """Shape arithmetic in an ONNX graph, evaluated with symbols and written into the nodes that use it.
 
 Exporters compute shapes in the graph (Shape → Cast → Slice → Concat → Reshape). TVM's importer
-wants them known, so the small integer subgraph is evaluated over the recipe's dims: a Reshape gets
-a constant with at most one -1, an Expand that changes nothing and a Slice that takes everything
-vanish. The graph computes what it did before.
+wants them known, so the small subgraphs of integers, and of floats that scale them, are evaluated
+over the recipe's dims: a Reshape gets a constant with at most one -1, an Expand that changes
+nothing and a Slice that takes everything vanish, an If whose condition is known becomes its branch
+and a Loop whose count is, its trips. The graph computes what it did before.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from operator import mul
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
+from . import control
 from . import model as onnx_model
+from .sizes import Limits, Ratio, Size, Unknown, compared
+
+SIZES, RANGE = "TapmlSizes", "TapmlRange"  # nodes that hold expressions over the dims
+# Operands that say how to compute, not on what: from_onnx wants them as constants.
+SETTINGS: dict[str, tuple[int, ...]] = {
+    "Clip": (1, 2),
+    "CumSum": (1,),
+    "OneHot": (1, 2),
+    "Pad": (1, 2, 3),
+    "Range": (0, 1, 2),
+    "Resize": (1, 2, 3),
+    "Tile": (1,),
+    "TopK": (1,),
+    "Trilu": (1,),
+    "Upsample": (1,),
+}
+_SMALL = 64  # elements of a float constant that is evaluated
 
 
-@dataclass(frozen=True)
-class Size:
-    """A size that is linear in the dims: sum of terms (dim → factor) plus `const`."""
-
-    terms: tuple[tuple[str, int], ...]
-    const: int = 0
-
-    def __add__(self, other: Size | int) -> Size | int:
-        return _linear([(self, 1), (other, 1)])
-
-    def __sub__(self, other: Size | int) -> Size | int:
-        return _linear([(self, 1), (other, -1)])
-
-    def __rsub__(self, other: int) -> Size | int:
-        return _linear([(other, 1), (self, -1)])
-
-    def __mul__(self, factor: Size | int) -> Size | int:
-        if isinstance(factor, Size):
-            raise Unknown
-        return _linear([(self, factor)])
-
-    def __floordiv__(self, divisor: Size | int) -> Size | int:
-        parts = [factor for _, factor in self.terms] + [self.const]
-        if isinstance(divisor, Size) or divisor == 0 or any(part % divisor for part in parts):
-            raise Unknown
-        terms = tuple((name, factor // divisor) for name, factor in self.terms)
-        return Size(terms, self.const // divisor)
-
-    def __rfloordiv__(self, other: int) -> Size | int:
-        raise Unknown
-
-    __radd__ = __add__
-    __rmul__ = __mul__
-
-    def largest(self, limits: Mapping[str, tuple[int, int]]) -> int:
-        """Upper bound over the dims' bounds."""
-        return self.const + sum(
-            factor * limits[name][1 if factor > 0 else 0] for name, factor in self.terms
-        )
-
-
-class Unknown(Exception):
-    """A value that this evaluation does not know."""
-
-
-def _linear(parts: Sequence[tuple[Size | int, int]]) -> Size | int:
-    const, terms = 0, dict[str, int]()
-    for part, factor in parts:
-        if isinstance(part, Size):
-            const += factor * part.const
-            for name, own in part.terms:
-                terms[name] = terms.get(name, 0) + factor * own
-        else:
-            const += factor * int(part)
-    left = tuple(sorted((name, factor) for name, factor in terms.items() if factor))
-    return Size(left, const) if left else const
-
-
-def fold(model: ModelProto, limits: Mapping[str, tuple[int, int]]) -> ModelProto:
+def fold(model: ModelProto, limits: Limits) -> ModelProto:
     """The model with its shape arithmetic evaluated; `limits`: dim → smallest and largest size.
 
     Works in rounds: what one round writes down lets ONNX's shape inference see further in the next.
@@ -97,10 +58,11 @@ class _Round:
     def __init__(
         self,
         model: ModelProto,
-        limits: Mapping[str, tuple[int, int]],
+        limits: Limits,
         known: dict[str, list[Any]],
     ) -> None:
         self.graph, self.limits, self.known = model.graph, limits, known
+        self.opsets = list(model.opset_import)
         inferred = onnx.shape_inference.infer_shapes(_with_shapes(model, known)).graph
         self.shapes: dict[str, list[Any]] = {}
         self.types: dict[str, int] = {}
@@ -114,42 +76,78 @@ class _Round:
             self.shapes[tensor.name] = list(tensor.dims)
             self._learn(tensor.name, tensor)
         self.shapes.update(known)
+        self.rewrites: dict[str, Callable[[NodeProto], list[NodeProto]]] = {
+            "ConstantOfShape": self._sized,
+            "Expand": self._expand,
+            "If": self._if,
+            "Loop": self._loop,
+            "Range": self._range,
+            "Reshape": self._reshape,
+            "Slice": self._slice,
+        }
 
     def _size(self, dim: int | str | None) -> Size | int | None:
         if isinstance(dim, str):
             return Size(((dim, 1),)) if dim in self.limits else None
         return dim
 
-    def _learn(self, name: str, tensor: onnx.TensorProto) -> None:
-        if tensor.data_type in _INTEGERS and int(np.prod(tensor.dims)) <= 4096:
-            self.values[name] = numpy_helper.to_array(tensor).astype(object)
+    def _learn(self, name: str, tensor: TensorProto) -> None:
+        small = _SMALL if tensor.data_type in _FLOATS else 4096
+        inside = tensor.data_location != TensorProto.EXTERNAL
+        if tensor.data_type in _KNOWN and inside and int(np.prod(tensor.dims)) <= small:
+            self.values[name] = _objects(numpy_helper.to_array(tensor))
 
     def run(self) -> bool:
         """Rewrites nodes in place; whether anything changed."""
         before = [node.SerializeToString() for node in self.graph.node]
+        self.made = {name for node in self.graph.node for name in node.output if node.input}
         nodes: list[NodeProto] = []
         for node in self.graph.node:
             nodes.extend(self._rewrite(node))
-        latest = {node.output[0]: node for node in nodes}  # a Slice may be narrowed more than once
+        # a Slice may be narrowed more than once
+        latest = {next(filter(None, node.output)): node for node in nodes}
         onnx_model.replace(self.graph.node, list(latest.values()))
         return before != [node.SerializeToString() for node in self.graph.node]
 
     def _rewrite(self, node: NodeProto) -> list[NodeProto]:
         if node.op_type == "Constant":
-            self._learn(node.output[0], node.attribute[0].t)
+            if node.attribute[0].HasField("t"):
+                self._learn(node.output[0], node.attribute[0].t)
             return [node]
         if (value := self._evaluate(node)) is not None:
             self.values[node.output[0]] = value
-            if all(isinstance(one, int) for one in value.flat):
-                dtype = helper.tensor_dtype_to_np_dtype(self.types[node.output[0]])
-                return [onnx_model.constant(node.output[0], value.astype(dtype))]
+            if not _symbolic(value) and self.types[node.output[0]] not in _FLOATS:
+                return [self._constant(node.output[0], value)]
             return [node]
-        rewrite = {"Reshape": self._reshape, "Expand": self._expand, "Slice": self._slice}
-        return rewrite[node.op_type](node) if node.op_type in rewrite else [node]
+        before = self._settle(node)
+        rewrite = self.rewrites.get(node.op_type)
+        return [*before, *(rewrite(node) if rewrite else [node])]
+
+    def _constant(self, name: str, value: np.ndarray, like: str = "") -> NodeProto:
+        dtype = helper.tensor_dtype_to_np_dtype(self.types[like or name])
+        return onnx_model.constant(name, value.astype(dtype))
+
+    def _settle(self, node: NodeProto) -> list[NodeProto]:
+        """Constants for the settings of a node that were computed in the graph."""
+        constants: list[NodeProto] = []
+        for index in SETTINGS.get(node.op_type, ()):
+            name = node.input[index] if index < len(node.input) else ""
+            value = self.values.get(name)
+            if value is None or name not in self.made:
+                continue
+            new = f"{node.name}/setting{index}"
+            if not _symbolic(value):
+                constants.append(self._constant(new, value, like=name))
+            elif node.op_type == "Resize" and index == 3:
+                constants.append(_sizes(new, value))
+            else:
+                continue
+            node.input[index] = new
+        return constants
 
     def _evaluate(self, node: NodeProto) -> np.ndarray | None:
-        """What an integer node gives, over sizes; None when it is not known."""
-        if node.domain or len(node.output) != 1 or self.types.get(node.output[0]) not in _INTEGERS:
+        """What a node of small numbers gives, over sizes; None when it is not known."""
+        if node.domain or len(node.output) != 1 or self.types.get(node.output[0]) not in _KNOWN:
             return None
         attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
         try:
@@ -158,12 +156,89 @@ class _Round:
                 return _vector(shape[attributes.get("start", 0) : attributes.get("end")])
             if node.op_type == "Size":
                 return np.array(np.prod(_vector(self._shape(node.input[0]))), dtype=object)
-            if node.op_type in _EVALUATORS and all(name in self.values for name in node.input):
-                inputs = [self.values[name] for name in node.input]
+            if not node.input or not all(name in self.values for name in node.input if name):
+                return None
+            inputs = [self.values[name] for name in node.input if name]
+            if not any(_symbolic(one) for one in inputs):
+                return self._computed(node)
+            if node.op_type in ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"):
+                return self._compare(node.op_type, *inputs)
+            if node.op_type in _EVALUATORS and all(node.input):
                 return np.asarray(_EVALUATORS[node.op_type](inputs, attributes), dtype=object)
         except Unknown:
             pass
         return None
+
+    def _computed(self, node: NodeProto) -> np.ndarray | None:
+        """What ONNX's own reference makes of numbers; nothing large, nothing random."""
+        if node.op_type in control.OPAQUE or any(one.HasField("g") for one in node.attribute):
+            return None
+        names = [name for name in dict.fromkeys(node.input) if name]
+        given = {
+            name: self.values[name].astype(helper.tensor_dtype_to_np_dtype(self.types[name]))
+            for name in names
+        }
+        if node.op_type in ("ConstantOfShape", "Expand", "Range", "Tile", "Pad", "Resize"):
+            shape = self.shapes.get(node.output[0])
+            if shape is None or not all(isinstance(dim, int) for dim in shape):
+                return None
+            if int(np.prod(shape)) > 4096:
+                return None
+        try:
+            evaluator = ReferenceEvaluator(_single(node, self.opsets))
+            (result,) = evaluator.run(None, given)
+        except Exception:  # whatever it cannot do is left to the importer
+            return None
+        result = np.asarray(result)
+        return _objects(result) if result.size <= 4096 else None
+
+    def _compare(self, op: str, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        def one(a: Any, b: Any) -> bool:
+            order = compared(a, b, self.limits)
+            if op == "Equal" and order is not None:
+                return order == 0
+            if op.startswith("Greater") and order is not None:
+                return order > 0 or (order == 0 and op.endswith("Equal"))
+            if op.startswith("Less") and order is not None:
+                return order < 0 or (order == 0 and op.endswith("Equal"))
+            raise Unknown
+
+        return np.asarray(np.frompyfunc(one, 2, 1)(left, right), dtype=object)
+
+    def _if(self, node: NodeProto) -> list[NodeProto]:
+        condition = self.values.get(node.input[0])
+        if condition is None or _symbolic(condition):
+            return [node]
+        return control.branch(node, bool(condition.all()))
+
+    def _loop(self, node: NodeProto) -> list[NodeProto]:
+        count, condition = ([*map(self.values.get, node.input[:2]), None])[:2]
+        unknown = (node.input[0] and count is None) or (node.input[1] and condition is None)
+        if unknown or any(_symbolic(one) for one in (count, condition) if one is not None):
+            return [node]
+        trips = control.trips_of(count, condition)
+        return (None if trips is None else control.unrolled(node, trips)) or [node]
+
+    def _range(self, node: NodeProto) -> list[NodeProto]:
+        values = [self.values.get(name) for name in node.input]
+        if any(one is None or one.size != 1 for one in values):
+            return [node]
+        bounds = [one.flat[0] for one in values if one is not None]
+        if not any(isinstance(one, Size) for one in bounds) or bounds[2] == 0:
+            return [node]
+        text = [str(one) for one in bounds]
+        to = self.types[node.input[0]]
+        return [helper.make_node(RANGE, [], list(node.output), name=node.name, exprs=text, to=to)]
+
+    def _sized(self, node: NodeProto) -> list[NodeProto]:
+        """A shape with symbols, written as the expressions that it is."""
+        value = self.values.get(node.input[0])
+        if value is None or not _symbolic(value) or not node.input[0]:
+            return [node]
+        self.known[node.output[0]] = self.shapes[node.output[0]] = list(value.flat)
+        fixed = _sizes(f"{node.name}/shape", value)
+        node.input[0] = fixed.output[0]
+        return [fixed, node]
 
     def _shape(self, name: str) -> list[Size | int]:
         shape = self.shapes.get(name)
@@ -186,6 +261,10 @@ class _Round:
             wanted[symbolic[0]] = -1
         elif all(axis < len(source) and source[axis] == wanted[axis] for axis in symbolic):
             wanted = [0 if axis in symbolic else dim for axis, dim in enumerate(wanted)]
+        elif result is not None:
+            fixed = _sizes(f"{node.name}/shape", _vector(result))
+            node.input[1] = fixed.output[0]
+            return [fixed, node]
         else:
             return [node]
         name = f"{node.name}/shape"
@@ -196,12 +275,35 @@ class _Round:
     def _expand(self, node: NodeProto) -> list[NodeProto]:
         """An Expand to what the input already is becomes an Identity."""
         data, target = self.shapes.get(node.input[0]), self.values.get(node.input[1])
-        if data is None or target is None or target.size > len(data):
+        if data is None or target is None:
             return [node]
+        if target.size > len(data):
+            return self._expand_to(node, data, target)
         behind = data[len(data) - target.size :]
         if any(want != 1 and want != has for want, has in zip(target.flat, behind, strict=True)):
-            return [node]
+            return self._expand_to(node, data, target)
         return [helper.make_node("Identity", [node.input[0]], list(node.output), name=node.name)]
+
+    def _expand_to(
+        self, node: NodeProto, data: Sequence[Any], target: np.ndarray
+    ) -> list[NodeProto]:
+        """An Expand to the whole shape that it gives, expressions where it has symbols."""
+        rank = max(len(data), target.size)
+        pairs = zip(
+            [1] * (rank - len(data)) + list(data),
+            [1] * (rank - target.size) + list(target.flat),
+            strict=True,
+        )
+        shape = [has if want == 1 else want for has, want in pairs]
+        if None in shape:
+            return [node]
+        self.known[node.output[0]] = self.shapes[node.output[0]] = shape
+        whole = _vector(shape)
+        if not _symbolic(whole):
+            return [node]
+        fixed = _sizes(f"{node.name}/shape", whole)
+        node.input[1] = fixed.output[0]
+        return [fixed, node]
 
     def _slice(self, node: NodeProto) -> list[NodeProto]:
         """A Slice loses the axes that it takes whole; without any left it becomes an Identity."""
@@ -219,7 +321,9 @@ class _Round:
             for row in zip(starts, ends, axes, steps, strict=True)
             if not self._takes_all(row[0], row[1], row[3], shape[row[2]])
         ]
-        if len(rows) == len(starts) or any(isinstance(x, Size) for row in rows for x in row):
+        if any(isinstance(x, Size) for row in rows for x in row):
+            return self._slice_to(node, rows)
+        if len(rows) == len(starts):
             return [node]
         if not rows:
             return [
@@ -232,6 +336,18 @@ class _Round:
             *fixed,
             helper.make_node("Slice", [node.input[0], *names], list(node.output), name=node.name),
         ]
+
+    def _slice_to(self, node: NodeProto, rows: Sequence[Sequence[Any]]) -> list[NodeProto]:
+        """A Slice whose bounds have symbols, written as expressions."""
+        parts = []
+        for index, part in enumerate(("starts", "ends", "axes", "steps")):
+            column, name = _vector([row[index] for row in rows]), f"{node.name}/{part}"
+            if _symbolic(column):
+                parts.append(_sizes(name, column))
+            else:
+                parts.append(onnx_model.constant(name, column.astype(np.int64)))
+        inputs = [node.input[0], *(part.output[0] for part in parts)]
+        return [*parts, helper.make_node("Slice", inputs, list(node.output), name=node.name)]
 
     def _slice_by_inputs(self, node: NodeProto) -> list[NodeProto]:
         """A Slice of before opset 10, whose bounds are attributes, as later ones are written."""
@@ -267,7 +383,8 @@ def _with_shapes(model: ModelProto, known: Mapping[str, list[Any]]) -> ModelProt
 def _written(dim: Size | int) -> int | str | None:
     if isinstance(dim, Size):
         single = dim.const == 0 and len(dim.terms) == 1 and dim.terms[0][1] == 1
-        return dim.terms[0][0] if single else None
+        single = single and isinstance(dim.terms[0][0], str)
+        return str(dim.terms[0][0]) if single else None
     return dim
 
 
@@ -292,13 +409,45 @@ def _reshaped(source: Sequence[Any], wanted: Sequence[Any]) -> list[Size | int] 
     return None if -1 in shape or None in shape else shape
 
 
-_INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+_INTEGERS = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
+_KNOWN = (*_INTEGERS, *_FLOATS)
 
 
-def _vector(sizes: Sequence[Size | int]) -> np.ndarray:
+def _vector(sizes: Sequence[Any]) -> np.ndarray:
     vector = np.empty(len(sizes), dtype=object)
     vector[:] = sizes
     return vector
+
+
+def _objects(array: np.ndarray) -> np.ndarray:
+    """Python's numbers of an array."""
+    objects = np.empty(array.shape, dtype=object)
+    objects[...] = array.tolist() if array.ndim else array.item()
+    return objects
+
+
+def _symbolic(value: np.ndarray) -> bool:
+    return any(isinstance(one, Size | Ratio) for one in value.flat)
+
+
+def _sizes(name: str, value: np.ndarray) -> NodeProto:
+    """A node that gives expressions over the dims."""
+    return helper.make_node(SIZES, [], [name], name=name, exprs=[str(one) for one in value.flat])
+
+
+def _single(node: NodeProto, opsets: Sequence[Any]) -> ModelProto:
+    """A model of this node alone."""
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.UNDEFINED, None)
+        for name in dict.fromkeys(node.input)
+        if name
+    ]
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.UNDEFINED, None) for name in node.output
+    ]
+    graph = helper.make_graph([node], "node", inputs, outputs)
+    return helper.make_model(graph, opset_imports=opsets)
 
 
 def _slice_values(inputs: list[np.ndarray], attributes: dict[str, Any]) -> np.ndarray:
@@ -335,21 +484,66 @@ def _squeeze(inputs: list[np.ndarray], attributes: dict[str, Any]) -> np.ndarray
 
 
 def _divide(inputs: list[np.ndarray], _: dict[str, Any]) -> np.ndarray:
-    if any(not isinstance(x, Size) and x < 0 for one in inputs for x in one.flat):
+    if any(isinstance(x, int) and x < 0 for one in inputs for x in one.flat):
         raise Unknown  # ONNX truncates, Python floors: equal for sizes only
+    if any(isinstance(x, float) for x in inputs[1].flat):
+        return inputs[0] / inputs[1]
     return inputs[0] // inputs[1]
+
+
+def _cast(inputs: list[np.ndarray], attributes: dict[str, Any]) -> np.ndarray:
+    if attributes["to"] == TensorProto.BOOL:
+        raise Unknown
+    whole = attributes["to"] in _INTEGERS
+
+    def one(value: Any) -> Any:
+        if isinstance(value, Ratio):
+            return value.floor() if whole else value
+        if isinstance(value, Size):
+            return value
+        return int(value) if whole else float(value)
+
+    return np.asarray(np.frompyfunc(one, 1, 1)(inputs[0]), dtype=object)
+
+
+def _rounded(which: str) -> Callable[[list[np.ndarray], dict[str, Any]], np.ndarray]:
+    def one(value: Any) -> Any:
+        if isinstance(value, Ratio):
+            return getattr(value, which)()
+        return value if isinstance(value, Size) else float(getattr(np, which)(value))
+
+    return lambda inputs, _: np.asarray(np.frompyfunc(one, 1, 1)(inputs[0]), dtype=object)
+
+
+def _product(inputs: list[np.ndarray], attributes: dict[str, Any]) -> np.ndarray:
+    if inputs[0].ndim != 1:
+        raise Unknown
+    total = functools.reduce(mul, inputs[0].flat, 1)
+    return np.array([total] if attributes.get("keepdims", 1) else total, dtype=object)
+
+
+def _where(inputs: list[np.ndarray], _: dict[str, Any]) -> np.ndarray:
+    if _symbolic(inputs[0]):
+        raise Unknown
+    return np.where(inputs[0].astype(bool), inputs[1], inputs[2])
 
 
 _EVALUATORS: dict[str, Callable[[list[np.ndarray], dict[str, Any]], Any]] = {
     "Add": lambda inputs, _: inputs[0] + inputs[1],
-    "Cast": lambda inputs, _: inputs[0],
+    "Cast": _cast,
+    "Ceil": _rounded("ceil"),
     "Concat": _concat,
     "Div": _divide,
+    "Floor": _rounded("floor"),
     "Gather": _gather,
     "Identity": lambda inputs, _: inputs[0],
+    "Mod": lambda inputs, _: inputs[0] % inputs[1],
     "Mul": lambda inputs, _: inputs[0] * inputs[1],
+    "Neg": lambda inputs, _: -inputs[0],
+    "ReduceProd": _product,
     "Slice": _slice_values,
     "Squeeze": _squeeze,
     "Sub": lambda inputs, _: inputs[0] - inputs[1],
     "Unsqueeze": _unsqueeze,
+    "Where": _where,
 }
