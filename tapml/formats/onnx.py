@@ -50,6 +50,7 @@ DTYPES: Mapping[int, tuple[str, int]] = {
     25: ("uint2", 2),
     26: ("int2", 2),
 }
+BITS: Mapping[str, int] = dict(DTYPES.values())
 # message → field → message, for those that lead to tensors
 _INNER: Mapping[str, Mapping[int, str]] = {
     "model": {7: "graph", 25: "function"},
@@ -94,7 +95,7 @@ def read(path: Path) -> Model:
         refuse(path, f"no ONNX model, or cut off ({shown(error)})")
     if not proto.graph.node or not proto.graph.output:
         refuse(path, "no ONNX model: it has no graph with nodes and outputs")
-    return Model(path, proto, {one.name: one for one in _weights(path, proto.graph)})
+    return Model(path, proto, {one.name: one for one in weights(path, proto.graph)})
 
 
 def tensor_of(path: Path, proto: Any, name: str) -> Tensor:
@@ -137,7 +138,7 @@ def _dtype(path: Path, code: int, where: str) -> tuple[str, int]:
     return DTYPES[code]
 
 
-def _weights(path: Path, graph: Any) -> Iterator[Tensor]:
+def weights(path: Path, graph: Any) -> Iterator[Tensor]:
     for one in graph.initializer:
         yield tensor_of(path, one, one.name)
     for node in graph.node:
