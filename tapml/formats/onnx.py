@@ -139,6 +139,7 @@ def _dtype(path: Path, code: int, where: str) -> tuple[str, int]:
 
 
 def weights(path: Path, graph: Any) -> Iterator[Tensor]:
+    """Initializers of a graph, and the values of its Constant nodes. Raises: StageError."""
     for one in graph.initializer:
         yield tensor_of(path, one, one.name)
     for node in graph.node:
@@ -146,6 +147,16 @@ def weights(path: Path, graph: Any) -> Iterator[Tensor]:
             for attribute in node.attribute:
                 if attribute.name == "value":
                     yield tensor_of(path, attribute.t, node.output[0])
+
+
+def bodies(graph: Any) -> Iterator[Any]:
+    """The graphs within the nodes of a graph, and those within them."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node:
+                    yield inner
+                    yield from bodies(inner)
 
 
 class _Wire:

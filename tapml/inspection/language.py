@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from .model import Cache
 
@@ -13,18 +13,23 @@ _GENERATES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 _WITHOUT = ("mamba", "mamba2", "rwkv", "falcon_mamba")  # a state of one size, however many tokens
 
 
+def classes(config: Mapping[str, Any]) -> list[str]:
+    """transformers' classes that a configuration names."""
+    named: object = config.get("architectures")
+    return [str(one) for one in cast("list[object]", named)] if isinstance(named, list) else []
+
+
 def generates(config: Mapping[str, Any]) -> bool:
     """Whether a configuration of transformers is of a model that writes text."""
-    classes = config.get("architectures") or ()
-    return any(str(one).endswith(_GENERATES) for one in classes)
+    return any(one.endswith(_GENERATES) for one in classes(config))
 
 
 def of_transformers(config: Mapping[str, Any]) -> Cache | None:
     """The cache of a model of transformers, by its config.json; None where it has none."""
     if not generates(config) or config.get("model_type") in _WITHOUT:
         return None
-    inner = config.get("text_config")
-    one = {**config, **inner} if isinstance(inner, dict) else config
+    inner: object = config.get("text_config")
+    one = {**config, **cast("dict[str, Any]", inner)} if isinstance(inner, dict) else config
     layers = _first(one, "num_hidden_layers", "n_layer", "num_layers", "decoder_layers")
     heads = _first(one, "num_attention_heads", "n_head", "num_heads", "decoder_attention_heads")
     hidden = _first(one, "hidden_size", "n_embd", "d_model")
@@ -36,7 +41,9 @@ def of_transformers(config: Mapping[str, Any]) -> Cache | None:
     width = _first(one, "head_dim", "d_kv") or hidden // heads
     per_head = 2 * width
     if latent := _first(one, "qk_nope_head_dim"):  # of the keys; the values have their own
-        per_head = latent + (_first(one, "qk_rope_head_dim") or 0) + (_first(one, "v_head_dim") or 0)
+        per_head = (
+            latent + (_first(one, "qk_rope_head_dim") or 0) + (_first(one, "v_head_dim") or 0)
+        )
     context = _first(
         one, "max_position_embeddings", "n_positions", "max_sequence_length", "seq_length",
         "max_target_positions",
@@ -62,8 +69,8 @@ def of_gguf(metadata: Mapping[str, Any]) -> Cache | None:
 def _first(config: Mapping[str, Any], *names: str) -> int | None:
     """The first of several fields that is a size; a list of sizes counts as its largest."""
     for name in names:
-        value = config.get(name)
-        sizes = value if isinstance(value, list | tuple) else (value,)
+        value: object = config.get(name)
+        sizes = cast("list[object]", value) if isinstance(value, list | tuple) else [value]
         found = [one for one in sizes if type(one) is int and 0 < one < _MOST]
         if found:
             return max(found)

@@ -36,7 +36,8 @@ def look(path: Path, name: str, sizes: Mapping[str, int]) -> Model:
     values = _shapes(proto, inputs, chosen)
     known = {name: shape for name, (shape, _) in values.items()}
     operations = [_operation(one, known) for one in graph.node]
-    below = [_operation(one, {}) for node in graph.node for one in _bodies(node)]
+    bodies = list(reader.bodies(graph))
+    below = [_operation(one, {}) for body in bodies for one in body.node]
     nbytes = {name: _nbytes(value) for name, value in values.items() if name not in weights}
     standard = ("", "ai.onnx")
     opset = max((o.version for o in proto.opset_import if o.domain in standard), default=1)
@@ -44,7 +45,10 @@ def look(path: Path, name: str, sizes: Mapping[str, int]) -> Model:
         kind="onnx",
         name=name,
         path=path,
-        tensors=tuple(weights.values()),
+        tensors=(
+            *weights.values(),
+            *(one for body in bodies for one in reader.weights(path, body)),
+        ),
         facts=_facts(proto, opset),
         inputs=inputs,
         outputs=outputs,
@@ -67,15 +71,6 @@ def _facts(proto: Any, opset: int) -> dict[str, str]:
     if any(one.data_location == 1 for one in proto.graph.initializer):
         facts["external data"] = "yes"
     return facts
-
-
-def _bodies(node: Any) -> Iterator[Any]:
-    """Nodes of the graphs within a node."""
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            for one in graph.node:
-                yield one
-                yield from _bodies(one)
 
 
 def _inlined(path: Path, proto: Any) -> Any:

@@ -8,14 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from ..formats import expression, pt2
-from ..formats.bounded import Tensor, listing, mapping, refuse, shown, text
+from ..formats.bounded import Tensor, listing, mapping, shown, text, whole
 from . import macs
 from .model import Bounds, Dim, Layer, Model, Operation, Value, peak, tally
 from .supported import supported
 
 _MATRIX = ("linear", "conv1d", "conv2d", "conv3d", "convolution", "mm", "addmm", "matmul")
 _VIEWS = frozenset(
-    ["view", "reshape", "flatten", "squeeze", "unsqueeze", "unflatten", "alias", "detach", "dropout"]
+    [
+        "view",
+        "reshape",
+        "flatten",
+        "squeeze",
+        "unsqueeze",
+        "unflatten",
+        "alias",
+        "detach",
+        "dropout",
+    ]
 )
 _DEFAULT = 128  # largest size counted at where the user gives none
 
@@ -145,11 +155,11 @@ class _Program:
 
     def size(self, size: Any) -> int | str:
         """A size, or the text of one that depends on others."""
-        match self.fields(size):
-            case {"as_int": int(found)} | {"as_expr": {"expr_str": str(found)}}:
-                return found
-            case _:
-                refuse(self.path, f"{shown(size)} is no size")
+        fields = self.fields(size)
+        if (found := fields.get("as_int")) is not None:
+            return whole(self.path, found, where="a size")
+        expr = mapping(self.path, fields.get("as_expr"), where="a size")
+        return text(self.path, expr.get("expr_str"), where="a size")
 
     def bounds(self) -> dict[str, Bounds]:
         found: dict[str, Bounds] = {}

@@ -124,11 +124,13 @@ def _evaluate(
 
 
 def _slice(operands: list[Any], attributes: dict[str, Any]) -> Array:
-    values = [*operands[1:], *[None] * 4]
-    starts, ends, axes, steps = (
+    settings: list[Any] = [
         attributes.get(name) if value is None else value.tolist()
-        for name, value in zip(("starts", "ends", "axes", "steps"), values, strict=False)
-    )
+        for name, value in zip(
+            ("starts", "ends", "axes", "steps"), [*operands[1:], *[None] * 4], strict=False
+        )
+    ]
+    starts, ends, axes, steps = settings
     if operands[0].ndim != 1 or axes not in (None, [0], [-1]):
         raise ValueError("no slice of a shape")
     (start,), (end,), (step,) = starts, ends, steps or [1]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..formats import gguf, huggingface, safetensors
 from ..formats.bounded import Tensor
-from .language import generates, of_gguf, of_transformers
+from . import pt2
+from .language import classes, generates, of_gguf, of_transformers
 from .model import Bounds, Layer, Model, Value
 
-_NO_GRAPH = "operators and activations: `tapml inspect --trace` (extra huggingface)"
-_EMBEDDINGS = ("embed", "wte", "wpe", "lm_head", "token_embd", "output.weight")
+_NO_GRAPH = "operators and activations: `tapml inspect --trace` (extra `huggingface`)"
+_EMBEDDINGS = re.compile(r"embed|\bw[tp]e\b|lm_head|^output\.weight$")
 _TOKENS = Value("input_ids", ("batch", "n"), "int64")
 
 
@@ -20,10 +24,10 @@ def of_folder(path: Path, name: str) -> Model:
     folder = huggingface.read(path)
     config, tensors = folder.config, tuple(folder.tensors.values())
     cache = of_transformers(config)
-    classes = config.get("architectures")
+    named = classes(config)
     facts = {"model type": str(config["model_type"])}
-    if isinstance(classes, list) and classes:
-        facts["architecture"] = str(classes[0])
+    if named:
+        facts["architecture"] = named[0]
     facts["files"] = f"{len(folder.shards)} of safetensors"
     if context := (cache.context if cache else config.get("max_position_embeddings")):
         facts["context"] = f"{context} tokens"
@@ -100,6 +104,21 @@ def of_safetensors(path: Path, name: str) -> Model:
 def _layers(tensors: Iterable[Tensor]) -> Iterator[Layer]:
     """Matrices that are multiplied with, by their names."""
     for one in tensors:
-        if len(one.shape) >= 2 and not any(part in one.name for part in _EMBEDDINGS):
-            if min(one.shape[0], one.shape[1]) > 1 and one.dtype not in ("int64", "int32"):
-                yield Layer("", "", one.name, one.shape)
+        is_matrix = len(one.shape) >= 2 and min(one.shape[:2]) > 1
+        if is_matrix and one.dtype != "int64" and not _EMBEDDINGS.search(one.name):
+            yield Layer("", "", one.name, one.shape)
+
+
+def with_program(found: Model, program: Mapping[str, Any], sizes: Mapping[str, int]) -> Model:
+    """A model of weights with what a traced program of it says: operators, sizes, activations."""
+    traced = pt2.program(found.path, found.name, program, found.tensors, sizes)
+    return replace(
+        found,
+        inputs=traced.inputs,
+        outputs=traced.outputs,
+        dims=traced.dims,
+        operators=traced.operators,
+        sizes=traced.sizes,
+        activations=traced.activations,
+        notes=tuple(one for one in found.notes if one != _NO_GRAPH),
+    )
