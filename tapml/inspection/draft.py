@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..formats.bounded import short
 from .model import Model, Value
 
 _MAX_DIM, _BUCKET, _CONTEXT = 64, 32, 2048
@@ -57,10 +58,8 @@ def draft(model: Model, folder: Path | None = None) -> str:
         "target": {"preset": "cpu"},
         "tuning": {"trials": 0},
     }
-    text = yaml.safe_dump(
-        data, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True
-    )
-    notes = [f"# {one.op} ×{one.count} cannot be imported yet" for one in model.unsupported]
+    text = yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=100)
+    notes = [f"# {short(one.op)} ×{one.count} cannot be imported yet" for one in model.unsupported]
     head = [*notes, *comments, "# `tuning.trials: 0` ships the default schedules; raise it to tune"]
     return "\n".join(head) + f"\n{text}{tail}"
 

@@ -44,11 +44,15 @@ def of_transformers(config: Mapping[str, Any]) -> Cache | None:
         per_head = (
             latent + (_first(one, "qk_rope_head_dim") or 0) + (_first(one, "v_head_dim") or 0)
         )
-    context = _first(
-        one, "max_position_embeddings", "n_positions", "max_sequence_length", "seq_length",
+    return Cache(layers, layers * keys * per_head * _BYTES, context_of(one))
+
+
+def context_of(config: Mapping[str, Any]) -> int | None:
+    """Tokens that a model of transformers was made for."""
+    return _first(
+        config, "max_position_embeddings", "n_positions", "max_sequence_length", "seq_length",
         "max_target_positions",
     )  # fmt: skip
-    return Cache(layers, layers * keys * per_head * _BYTES, context)
 
 
 def of_gguf(metadata: Mapping[str, Any]) -> Cache | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..formats import onnx as reader
-from ..formats.bounded import Tensor, refuse, shown
+from ..formats.bounded import Tensor, refuse, short, shown
 from . import macs, shapes
 from .model import Bounds, Dim, Layer, Model, Operation, Value, peak, tally
 from .supported import supported
@@ -67,7 +67,7 @@ def look(path: Path, name: str, sizes: Mapping[str, int]) -> Model:
 def _facts(proto: Any, opset: int) -> dict[str, str]:
     facts = {"opset": str(opset)}
     if proto.producer_name:
-        facts["made by"] = f"{proto.producer_name} {proto.producer_version}".strip()
+        facts["made by"] = short(f"{proto.producer_name} {proto.producer_version}".strip())
     if any(one.data_location == 1 for one in proto.graph.initializer):
         facts["external data"] = "yes"
     return facts

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..formats import expression, pt2
-from ..formats.bounded import Tensor, listing, mapping, shown, text, whole
+from ..formats.bounded import Tensor, listing, mapping, short, shown, text, whole
 from . import macs
 from .model import Bounds, Dim, Layer, Model, Operation, Value, peak, tally
 from .supported import supported
@@ -64,29 +64,29 @@ class _Program:
         weights = dict(self.weight_inputs())
         inputs = tuple(self.value(one) for one in self.user_inputs())
         outputs = tuple(self.value(one) for one in self.user_outputs())
-        dims = self.bounds()
-        used = {dim for one in inputs for dim in one.shape if isinstance(dim, str)}
+        known = self.bounds()
+        named = [dim for one in inputs for dim in one.shape if isinstance(dim, str)]
+        dims = {dim: known.get(dim, Bounds()) for dim in named}
         first = {one.shape[0] for one in inputs if one.shape}
         chosen = {
             dim: sizes.get(dim, self.default(bounds, is_first=dim in first))
             for dim, bounds in dims.items()
-            if dim in used
         }
         shapes, nbytes = self.sizes(chosen)
         operations = [one for node in self.nodes for one in self.operation(node, shapes)]
         held = {key: size for key, size in nbytes.items() if key not in weights}
         below = [one for node in self.nodes for one in self.bodies(node)]
         version = self.exported.get("torch_version")
-        notes = [f"writes to {one}" for one in self.mutations()]
+        notes = [f"writes to {short(one)}" for one in self.mutations()]
         return Model(
             kind="torch",
             name=name,
             path=self.path,
             tensors=tensors,
-            facts={"torch": str(version)} if version else {},
+            facts={"torch": short(version)} if version else {},
             inputs=inputs,
             outputs=outputs,
-            dims={dim: bounds for dim, bounds in dims.items() if dim in used},
+            dims=dims,
             operators=tally([*operations, *below], supported("torch")),
             sizes=chosen,
             activations=peak(operations, held, [one.name for one in outputs]),

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ..formats import gguf, huggingface, safetensors
-from ..formats.bounded import Tensor
+from ..formats.bounded import Tensor, short
 from . import pt2
-from .language import classes, generates, of_gguf, of_transformers
+from .language import classes, context_of, generates, of_gguf, of_transformers
 from .model import Bounds, Layer, Model, Value
 
 _NO_GRAPH = "operators and activations: `tapml inspect --trace` (extra `huggingface`)"
-_EMBEDDINGS = re.compile(r"embed|\bw[tp]e\b|lm_head|^output\.weight$")
+_EMBEDDINGS = re.compile(r"embe?d|\bw[tp]e\b|lm_head|^output\.weight$")
 _TOKENS = Value("input_ids", ("batch", "n"), "int64")
 
 
@@ -25,15 +25,15 @@ def of_folder(path: Path, name: str) -> Model:
     config, tensors = folder.config, tuple(folder.tensors.values())
     cache = of_transformers(config)
     named = classes(config)
-    facts = {"model type": str(config["model_type"])}
+    facts = {"model type": short(config["model_type"])}
     if named:
-        facts["architecture"] = named[0]
+        facts["architecture"] = short(named[0])
     facts["files"] = f"{len(folder.shards)} of safetensors"
-    if context := (cache.context if cache else config.get("max_position_embeddings")):
+    if context := cache.context if cache else context_of(config):
         facts["context"] = f"{context} tokens"
     notes = [_NO_GRAPH]
     if folder.remote_code:
-        code = ", ".join(folder.remote_code)
+        code = short(", ".join(folder.remote_code))
         notes.append(f"the repository's own Python ({code}) is never run; transformers' is used")
     if generates(config) and cache is None:
         notes.append("no cache of keys and values is known for this kind of model")
@@ -44,9 +44,7 @@ def of_folder(path: Path, name: str) -> Model:
         tensors=tensors,
         facts=facts,
         inputs=(_TOKENS,) if "vocab_size" in config else (),
-        dims={"batch": Bounds(1), "n": Bounds(1, context if type(context) is int else None)}
-        if "vocab_size" in config
-        else {},
+        dims={"batch": Bounds(1), "n": Bounds(1, context)} if "vocab_size" in config else {},
         cache=cache,
         prunable=tuple(_layers(tensors)),
         notes=tuple(notes),
@@ -61,7 +59,7 @@ def of_gguf_file(path: Path, name: str) -> Model:
     facts = {"GGUF": f"version {header.version}"}
     for title, key in (("architecture", "general.architecture"), ("named", "general.name")):
         if value := meta.get(key):
-            facts[title] = str(value)
+            facts[title] = short(value)
     if tokens := meta.get("tokenizer.ggml.tokens"):
         facts["vocabulary"] = f"{len(tokens) if isinstance(tokens, tuple) else 0} tokens"
     if cache and cache.context:
@@ -95,7 +93,7 @@ def of_safetensors(path: Path, name: str) -> Model:
         name=name,
         path=path,
         tensors=tensors,
-        facts=dict(header.metadata),
+        facts={short(k): short(v) for k, v in [*header.metadata.items()][:8]},
         prunable=tuple(_layers(tensors)),
         notes=(note,),
     )
