@@ -1,4 +1,4 @@
-"""Commands that tell what is there before anything runs: show, schema, new, inspect, doctor."""
+"""Commands that tell what is there before anything runs: show, schema, doctor."""
 
 from __future__ import annotations
 
@@ -71,50 +71,6 @@ def schema(out: Path | None, markdown: bool) -> None:
     except OSError as error:
         raise EnvironmentalError(message=f"cannot write {out}: {error.strerror}") from error
     click.echo(out)
-
-
-@app.command()
-@click.option(
-    "--from", "source", default="magika", show_default=True, help="A recipe that ships with tapml."
-)
-@click.argument("folder", type=FILE, required=False, metavar="[DIR]")
-def new(source: str, folder: Path | None) -> None:
-    """Copy a shipped recipe, with the files it needs, to start from."""
-    from .. import scaffold
-
-    copied = scaffold.copy_recipe(source, folder or Path(source))
-    for path in copied:
-        click.echo(path)
-    click.echo(f"next: tapml run {copied[0]}", err=True)
-
-
-@app.command()
-@click.argument("model", type=FILE)
-@JSON
-def inspect(model: Path, as_json: bool) -> None:
-    """Show what an ONNX file holds, and a recipe to start from. Needs `onnx`, no TVM."""
-    from dataclasses import asdict
-
-    from .. import scaffold, summary
-
-    found = scaffold.inspect(model)
-    if as_json:
-        document({**asdict(found), "recipe": scaffold.draft(found)})
-        return
-    size = f"{found.parameters:,} parameters, {found.mib:.1f} MiB, opset {found.opset}"
-    click.echo(f"{model}: {size}\n")
-    tensors = [("input", t) for t in found.inputs] + [("output", t) for t in found.outputs]
-    rows = [(kind, t.name, "×".join(map(str, t.shape)) or "scalar", t.dtype) for kind, t in tensors]
-    click.echo(summary.table(("", "name", "shape", "dtype"), rows))
-    click.echo(
-        "\n"
-        + summary.table(("operator", "count"), [(k, str(n)) for k, n in found.operators.items()])
-    )
-    layers = [(x.node or "–", x.op, x.weight, "×".join(map(str, x.shape))) for x in found.prunable]
-    click.echo("\n" + summary.table(("prunable node", "operator", "weight", "shape"), layers))
-    click.echo(
-        f"\n{click.style('a recipe to start from', bold=True)}\n{scaffold.draft(found).rstrip()}"
-    )
 
 
 @app.command()

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from .bounded import refuse, shown
 
 _MAX_LISTING = 8 << 20  # bytes of the zip's own listing: about 80 000 members
-_LOCAL = struct.Struct("<4s5H3I2H")
+_LOCAL, _END = struct.Struct("<4s5H3I2H"), struct.Struct("<4s4H2IH")
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,17 @@ def members(path: Path, source: BinaryIO, start: int, size: int) -> Mapping[str,
     Raises: StageError for what unpacks to more than it is, lies on one another, has two names or
             one that leads out of a folder, or is a link.
     """
+    source.seek(start + max(size - _END.size, 0))
+    tail = source.read(min(size, _END.size))
+    if len(tail) < _END.size or tail[:4] != b"PK\5\6" or _END.unpack(tail)[-1]:
+        refuse(path, "no zip archive, or a cut one: its listing does not end it")
     try:
         with zipfile.ZipFile(_Window(source, start, size)) as listed:  # pyright: ignore[reportArgumentType]  # reads, seeks
             rows = listed.infolist()
     except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError, OSError) as error:
         refuse(path, f"no zip archive, or a cut one ({shown(error)})")
+    if rows and min(row.header_offset for row in rows):
+        refuse(path, "bytes before its first member")
     found: dict[str, Member] = {}
     end = 0
     for row in sorted(rows, key=lambda one: one.header_offset):

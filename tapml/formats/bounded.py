@@ -20,6 +20,7 @@ from ..terminal import printable
 _SHOWN = 80  # characters of a name in a message
 _JSON_MEMORY = 600 << 20  # bytes that parsed JSON may take
 _MAX_RANK = 64
+_MAX_NAME = 255  # bytes of a file's name
 MAX_COUNT = 1 << 62  # elements or bytes; what is more was made up
 MAX_TENSORS = 100_000  # of one file
 
@@ -51,8 +52,13 @@ def refuse(path: Path, what: str, *, where: str = "", hint: str = "") -> NoRetur
 
 def shown(name: object) -> str:
     """A name or value out of a file, fit for a message."""
+    return repr(short(name))
+
+
+def short(name: object) -> str:
+    """A text out of a file, as long as a line can hold."""
     text = printable(str(name)[: _SHOWN + 1])
-    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 @contextmanager
@@ -62,15 +68,19 @@ def opened(path: Path) -> Generator[tuple[BinaryIO, int]]:
     Raises: StageError when there is none, or it is no regular file.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        source = open(path, "rb", opener=_without_waiting)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise StageError(message=f"{path} cannot be read: {reason}") from error
-    with os.fdopen(handle, "rb") as source:
-        facts = os.fstat(handle)
+    with source:
+        facts = os.fstat(source.fileno())
         if not stat.S_ISREG(facts.st_mode):
             refuse(path, "it is no regular file", hint="name a file")
         yield source, facts.st_size
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -79,7 +89,8 @@ def inside(folder: Path, name: str) -> Path:
     The hub's cache has links to `blobs` beside its `snapshots`.
     """
     parts = name.split("/")
-    if {"", ".", ".."} & {*parts} or "\\" in name or "\0" in name:
+    too_long = any(len(part.encode()) > _MAX_NAME for part in parts)
+    if {"", ".", ".."} & {*parts} or "\\" in name or "\0" in name or too_long:
         refuse(folder, f"{shown(name)} is no file of it")
     path = folder / name
     roots = [folder.resolve()]

@@ -144,13 +144,16 @@ class UnsafeError(ValueError):
 
 def check(text: str) -> None:
     """Raises UnsafeError when `text` is anything but a size made of symbols and numbers."""
-    _check(_parsed(text))
+    try:
+        _check(_parsed(text))
+    except RecursionError as error:
+        raise UnsafeError("nested too deep") from error
 
 
-def evaluate(text: str, sizes: Mapping[str, int]) -> Number | None:
+def size(text: str, sizes: Mapping[str, int]) -> int | None:
     """The value of a checked size; None where it needs a symbol that `sizes` lacks."""
     try:
-        return _value(_parsed(text), sizes)
+        return int(_value(_parsed(text), sizes))
     except (KeyError, ArithmeticError, TypeError, ValueError):
         return None
 
@@ -282,3 +285,26 @@ def _value(node: ast.expr, sizes: Mapping[str, int]) -> Any:
 def _is_name(key: str) -> bool:
     """Whether a key of inputs is a plain name: nothing that closes the text torch puts it in."""
     return re.fullmatch(r"[\w.\- ]{1,200}", key) is not None
+
+
+def plain(text: str) -> str:
+    """The expression as people write it: `2*s0 - 1`."""
+    return _plain(_parsed(text))
+
+
+def _plain(node: ast.expr) -> str:
+    match node:
+        case ast.Call(func=ast.Name(id="Symbol"), args=[ast.Constant(value=name)]):
+            return str(name)
+        case ast.Call(func=ast.Name(id="Integer"), args=[value]):
+            return _plain(value)
+        case ast.Call(func=ast.Name(id="Add"), args=args):
+            return " + ".join(map(_plain, args)).replace("+ -", "- ")
+        case ast.Call(func=ast.Name(id="Mul"), args=args):
+            return "*".join(f"({t})" if " " in (t := _plain(one)) else t for one in args)
+        case ast.Call(func=ast.Name(id="FloorDiv"), args=[left, right]):
+            return f"({_plain(left)})//{_plain(right)}"
+        case ast.Call(func=ast.Name(id=name), args=args):
+            return f"{name}({', '.join(map(_plain, args))})"
+        case _:
+            return ast.unparse(node)

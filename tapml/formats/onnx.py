@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from ..errors import EnvironmentalError
 from .bounded import MAX_COUNT, Tensor, inside, opened, refuse, shown, whole
 
-_MAX_FIELDS = 1_000_000  # of all messages together
+_MAX_FIELDS = 500_000  # of all messages together
 _MAX_GRAPH = 48 << 20  # bytes of what is no weight
 _MAX_DEPTH = 40  # messages within messages
 _SMALL = 1024  # bytes of a tensor that stays: shapes, axes
@@ -50,6 +50,7 @@ DTYPES: Mapping[int, tuple[str, int]] = {
     25: ("uint2", 2),
     26: ("int2", 2),
 }
+BITS: Mapping[str, int] = dict(DTYPES.values())
 # message → field → message, for those that lead to tensors
 _INNER: Mapping[str, Mapping[int, str]] = {
     "model": {7: "graph", 25: "function"},
@@ -58,6 +59,16 @@ _INNER: Mapping[str, Mapping[int, str]] = {
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph"},
     "function": {7: "node", 11: "attribute"},
 }
+# message → fields that are texts; protobuf itself takes any bytes for one
+_TEXTS: Mapping[str, frozenset[int]] = {
+    "model": frozenset({2, 3, 4}),
+    "graph": frozenset({2}),
+    "node": frozenset({1, 2, 3, 4, 7}),
+    "attribute": frozenset({1}),
+    "tensor": frozenset({8}),
+    "function": frozenset({1, 4, 5, 6, 10}),
+}
+_VALUE_INFO = 13  # of a graph; what an exporter thought of shapes
 _DIMS, _DTYPE, _RAW = 1, 2, 9
 _DATA = {4, 5, 7, _RAW, 10, 11}  # fields of a tensor that hold its values
 
@@ -94,7 +105,22 @@ def read(path: Path) -> Model:
         refuse(path, f"no ONNX model, or cut off ({shown(error)})")
     if not proto.graph.node or not proto.graph.output:
         refuse(path, "no ONNX model: it has no graph with nodes and outputs")
-    return Model(path, proto, {one.name: one for one in _weights(path, proto.graph)})
+    for one in (*proto.graph.input, *proto.graph.output, *proto.opset_import):
+        _demand_texts(path, one)
+    return Model(path, proto, {one.name: one for one in weights(path, proto.graph)})
+
+
+def _demand_texts(path: Path, message: Any) -> None:
+    """Raises StageError when a text of a message is none; protobuf takes any bytes for one."""
+    for field, value in message.ListFields():
+        values = (
+            [value] if isinstance(value, bytes | str) or not hasattr(value, "__len__") else value
+        )
+        for one in values:
+            if isinstance(one, bytes):
+                refuse(path, f"{shown(one)} is no text", where=field.full_name)
+            elif hasattr(one, "ListFields"):
+                _demand_texts(path, one)
 
 
 def tensor_of(path: Path, proto: Any, name: str) -> Tensor:
@@ -108,6 +134,8 @@ def tensor_of(path: Path, proto: Any, name: str) -> Tensor:
     nbytes = (count * bits + 7) // 8
     if proto.data_location != 1:
         return Tensor(name, dtype, shape, nbytes, file=path.name)
+    for one in proto.external_data:
+        _demand_texts(path, one)
     facts = {one.key: one.value for one in proto.external_data}
     file = inside(path.parent, facts.get("location", ""))
     start, length = (
@@ -137,7 +165,8 @@ def _dtype(path: Path, code: int, where: str) -> tuple[str, int]:
     return DTYPES[code]
 
 
-def _weights(path: Path, graph: Any) -> Iterator[Tensor]:
+def weights(path: Path, graph: Any) -> Iterator[Tensor]:
+    """Initializers of a graph, and the values of its Constant nodes. Raises: StageError."""
     for one in graph.initializer:
         yield tensor_of(path, one, one.name)
     for node in graph.node:
@@ -145,6 +174,16 @@ def _weights(path: Path, graph: Any) -> Iterator[Tensor]:
             for attribute in node.attribute:
                 if attribute.name == "value":
                     yield tensor_of(path, attribute.t, node.output[0])
+
+
+def bodies(graph: Any) -> Iterator[Any]:
+    """The graphs within the nodes of a graph, and those within them."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node:
+                    yield inner
+                    yield from bodies(inner)
 
 
 class _Wire:
@@ -167,8 +206,8 @@ class _Wire:
             if field in inner and wire == 2:
                 parts = b"".join(self.message(inner[field], at, stop, depth + 1))
                 yield _varint(field << 3 | 2) + _varint(len(parts)) + parts
-            else:
-                yield self.bytes(head, stop)
+            elif (kind, field) != ("graph", _VALUE_INFO):
+                yield self.field(kind, field, head, at, stop)
 
     def tensor(self, start: int, end: int) -> Iterator[bytes]:
         """A tensor without its values, whose size is checked against its shape."""
@@ -184,7 +223,7 @@ class _Wire:
             elif field == _RAW:
                 raw = stop - at
             if field not in _DATA or stop - at <= _SMALL:
-                yield self.bytes(head, stop)
+                yield self.field("tensor", field, head, at, stop)
         dtype, bits = DTYPES.get(code, ("", 0))
         if raw >= 0 and bits and raw != (prod(shape) * bits + 7) // 8:
             what = f"{dtype} {shape} in {raw} bytes"
@@ -220,12 +259,25 @@ class _Wire:
             self.source.seek(at)
             self.window, self.first = self.source.read(_WINDOW), at
         first = at - self.first
+        byte = self.window[first] if at < end and first < len(self.window) else 0x80
+        if byte < 0x80:  # as most are
+            return byte, at + 1
         digits = self.window[first : min(end - self.first, first + 10)]
-        length = next((i for i, byte in enumerate(digits, 1) if byte < 0x80), 0)
+        length = next((i for i, one in enumerate(digits, 1) if one < 0x80), 0)
         if not length:
             refuse(self.path, "no ONNX model, or cut off", where=f"byte {at}")
-        value = sum((byte & 0x7F) << 7 * i for i, byte in enumerate(digits[:length]))
+        value = sum((one & 0x7F) << 7 * i for i, one in enumerate(digits[:length]))
         return value, at + length
+
+    def field(self, kind: str, field: int, head: int, at: int, stop: int) -> bytes:
+        """A field as it is; a text must be one."""
+        data = self.bytes(head, stop)
+        if field in _TEXTS[kind]:
+            try:
+                data[at - head :].decode()
+            except UnicodeDecodeError:
+                refuse(self.path, "a name that is no text", where=f"byte {at}")
+        return data
 
     def bytes(self, start: int, end: int) -> bytes:
         self.kept += end - start

@@ -65,7 +65,8 @@ _PLAIN = re.compile(
 )
 _HIDDEN = {"STACK_GLOBAL", "EXT1", "EXT2", "EXT4", "INST"}  # ways to a global that are not used
 _TARGET = re.compile(
-    r"torch\.ops\.(?!load|import)[A-Za-z]\w*(\.[A-Za-z_]\w*){1,2}"
+    r"torch\.ops\.(?!load|import|\w*__)[A-Za-z]\w*(\.(?!\w*__)[A-Za-z_]\w*){1,2}"
+    r"|torch\.ops\.aten\.__i?(and|or|xor|lshift|rshift)__\.[A-Z]\w*"
     r"|_operator\.(add|sub|mul|floordiv|truediv|mod|pow|neg|pos|eq|ne|lt|le|gt|ge|and_|or_|xor|not_"
     r"|getitem|invert|lshift|rshift)"
     r"|torch\._?sym_[a-z0-9_]+|math\.(ceil|floor|trunc|sqrt|pow|log2?|exp)"
@@ -249,9 +250,7 @@ def _check_target(path: Path, value: object) -> None:
     if isinstance(value, dict):  # a tensor's or a symbol's name, where metadata says `target`
         return
     target = text(path, value, where="a node's target")
-    if not _TARGET.fullmatch(target) or (
-        "__" in target and not target.startswith("torch.ops.aten.")
-    ):
+    if not _TARGET.fullmatch(target):
         refuse(path, f"{shown(target)} is no operator", where="a node's target", hint=ADVICE)
 
 

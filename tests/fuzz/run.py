@@ -79,7 +79,7 @@ def examine(seed: int, *, show: bool = False) -> Outcome:
         print(case.arguments)
         print(case.files["recipe.yaml"].decode("utf-8", "backslashreplace")[:6000])
     codes, problems = list[int](), list[str]()
-    _forget_peak()
+    forget_peak()
     slowest = 0.0
     for command in COMMANDS:
         start = time.process_time()
@@ -90,7 +90,7 @@ def examine(seed: int, *, show: bool = False) -> Outcome:
         problems += [f"{command}: {one}" for one in judged(code, out, err, seconds)]
         if show:
             print(f"-- {command}: {code}, {seconds:.2f} s\n{out}{err}"[:6000])
-    if (peak := _peak_mib()) > LIMIT_MIB:
+    if (peak := peak_mib()) > LIMIT_MIB:
         problems.append(f"{peak:.0f} MiB")
     if Path(mutations.PWNED).exists():
         problems.append("something of the recipe ran")
@@ -124,9 +124,11 @@ def call(*arguments: str) -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
-def judged(code: int, out: str, err: str, seconds: float) -> Iterator[str]:
+def judged(
+    code: int, out: str, err: str, seconds: float, codes: Sequence[int] = (0, 2, 3)
+) -> Iterator[str]:
     """What is wrong with how a command ended."""
-    if code not in (0, 2, 3):
+    if code not in codes:
         told = err.strip().rpartition("\n")[2]
         yield f"no end after {seconds:.1f} s" if code == -1 else f"exit code {code}: {told[:200]}"
         return
@@ -173,11 +175,11 @@ def _alarm(*_: object) -> None:
     raise TooSlow
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
     status = Path("/proc/self/status").read_text()
     line = next(one for one in status.splitlines() if one.startswith("VmHWM"))
     return int(line.split()[1]) / 1024

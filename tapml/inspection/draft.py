@@ -1,0 +1,108 @@
+"""A recipe to start from, with what is left to fill in as comments."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from ..formats.bounded import short
+from .model import Model, Value
+
+_MAX_DIM, _BUCKET, _CONTEXT = 64, 32, 2048
+_SYMBOL = re.compile(r"[A-Za-z_]\w*")
+
+_VALIDATION = """\
+# Random inputs are used until you give real ones, and no quality is measured until you say how:
+# validation:
+#   inputs: {python: inputs.py:samples, reads: ["samples/**"]}  # samples() -> {input: array}
+#   metric: {python: inputs.py:score}        # score(outputs, reference, inputs) -> float
+#   gates: {metric: {min: 0.95}}
+"""
+_GENERATE_VALIDATION = """\
+# Real prompts, and what must hold of what is written:
+# validation:
+#   inputs: {python: inputs.py:prompts}
+#   metric: {python: inputs.py:score}
+"""
+
+
+def draft(model: Model, folder: Path | None = None) -> str:
+    """The recipe as YAML; empty for what cannot be imported (a bundle, weights alone).
+
+    In: `folder`: where it will lie; the model is then named by its path from there
+    """
+    if model.kind in ("bundle", "safetensors"):
+        return ""
+    import yaml
+
+    section: dict[str, Any] = {"source": model.kind, **_place(model, folder)}
+    comments: list[str] = []
+    if model.cache is not None:
+        section |= {"task": "generate", "context": min(model.cache.context or _CONTEXT, _CONTEXT)}
+        comments.append("# `context`: tokens that the cache holds, prompt included")
+        tail = _GENERATE_VALIDATION
+    else:
+        section |= _inputs(model)
+        if section.get("dims"):
+            guessed = [name for name in section["dims"] if model.dims[name].max is None]
+            if guessed:
+                comments.append(f"# `dims`: how large {', '.join(guessed)} may get is a guess")
+            comments.append("# `buckets`: sizes tuned exactly; every other size runs too, slower")
+        tail = _VALIDATION
+    data = {
+        "version": 1,
+        "name": _name(model),
+        "workflow": "deploy",
+        "model": section,
+        "target": {"preset": "cpu"},
+        "tuning": {"trials": 0},
+    }
+    text = yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=100)
+    notes = [f"# {short(one.op)} ×{one.count} cannot be imported yet" for one in model.unsupported]
+    head = [*notes, *comments, "# `tuning.trials: 0` ships the default schedules; raise it to tune"]
+    return "\n".join(head) + f"\n{text}{tail}"
+
+
+def _place(model: Model, folder: Path | None) -> dict[str, str]:
+    """Where the model is; by its commit where it comes from the hub's cache."""
+    path = model.path
+    if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
+        name = path.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+        return {"id": name, "revision": path.name}
+    if folder is None:
+        return {"path": path.name or str(path)}
+    return {"path": str(path.resolve())}
+
+
+def _inputs(model: Model) -> dict[str, Any]:
+    inputs = {one.name: _spec(one) for one in model.inputs}
+    named = {d for one in model.inputs for d in one.shape if isinstance(d, str) and _is_symbol(d)}
+    first = {one.shape[0] for one in model.inputs if one.shape}
+    dims: dict[str, Any] = {}
+    bucket: dict[str, int] = {}
+    for name in sorted(named, key=list(model.dims).index):
+        low = max(model.dims[name].min or 1, 1)
+        dims[name] = {"min": low, "max": max(model.dims[name].max or _MAX_DIM, low)}
+        bucket[name] = low if name in first else min(max(_BUCKET, low), dims[name]["max"])
+    found: dict[str, Any] = {"inputs": inputs}
+    if dims:
+        found |= {"dims": dims, "buckets": [bucket]}
+    return found
+
+
+def _spec(value: Value) -> dict[str, Any]:
+    """Shape and dtype; a dim that is computed from others is left at 1 for the user to fill in."""
+    shape = [d if isinstance(d, int) or _is_symbol(d) else 1 for d in value.shape]
+    return {"shape": shape, "dtype": value.dtype}
+
+
+def _is_symbol(text: str) -> bool:
+    return _SYMBOL.fullmatch(text) is not None
+
+
+def _name(model: Model) -> str:
+    stem = (
+        Path(model.name).stem if model.path.is_file() else Path(model.name.partition("@")[0]).name
+    )
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", stem).strip("-_.") or "model"
