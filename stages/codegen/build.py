@@ -21,29 +21,38 @@ CUDA_GRAPH = "relax.backend.use_cuda_graph"
 
 @dataclass(frozen=True)
 class Linking:
-    """What is linked besides the kernels: shared libraries, found beside the library at run time."""
+    """What links, and what is linked besides the kernels: shared libraries, which are looked for
+    beside the library at run time.
+    """
 
     compiler: str | None
     libraries: tuple[Path, ...] = ()
 
 
+Pass = Callable[[Any], Any]
+
+
 def lower(
-    mod: Any, target: Any, *, plan: bool = True, watch: Watch = lambda name, mod: None
+    mod: Any,
+    target: Any,
+    *,
+    plan: Pass | None = plan_memory,
+    watch: Watch = lambda name, mod: None,
 ) -> Any:
-    """The applied module as the virtual machine runs it; memory is planned unless told otherwise.
+    """The applied module as the virtual machine runs it, its memory planned by `plan`.
 
     Source: `relax.pipeline.default_build_pipeline`, with our own memory plan; on CUDA launches that
             can be captured are put into CUDA graphs.
     """
     transform = relax.transform
-    steps: list[tuple[str, Callable[[Any], Any]]] = [
+    steps: list[tuple[str, Pass]] = [
         ("lift_workspaces", lift_workspaces),
         ("rewrite_reshape", transform.RewriteDataflowReshape()),
         ("to_non_dataflow", transform.ToNonDataflow()),
         ("remove_purity", transform.RemovePurityChecking()),
         ("rewrite_call_tir", transform.CallTIRRewrite()),
     ]
-    steps += [("plan_memory", plan_memory)] if plan else []
+    steps += [("plan_memory", plan)] if plan else []
     steps += [
         ("cuda_graph", transform.RewriteCUDAGraph()),
         ("lower_alloc", transform.LowerAllocTensor()),

@@ -50,6 +50,7 @@ def write_bundle(stage: Codegen, inputs: Inputs, ctx: Context) -> Outputs:
     views = Views(ctx.views, source.mod)
     views("apply_schedules", scheduled)
     views("apply_choices", applied.mod)
+    views("share_kernels", mod)
     lowered = lower(mod, target, watch=views)
 
     ctx.progress(1, 3, "compiling kernels")
@@ -62,9 +63,8 @@ def write_bundle(stage: Codegen, inputs: Inputs, ctx: Context) -> Outputs:
         shutil.copyfile(Path(__file__).with_name(name), folder / name)
     codec.write_json(folder / "call_map.json", source.groups or {})
     manifest = _manifest(stage, source.io, choices, names, shipped_params)
-    manifest["memory_bytes"] = held_bytes(
-        lowered, {name: bounds.max for name, bounds in source.io.dims.items()}
-    )
+    largest = {name: bounds.max for name, bounds in source.io.dims.items()}
+    manifest["memory_bytes"] = max(held_bytes(lowered, largest).values())
     manifest["state_bytes"] = _state_bytes(source.io)
     manifest["shared_kernels"] = shared
     if "files" in inputs:

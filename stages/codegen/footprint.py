@@ -13,15 +13,15 @@ relax = tvm.relax
 PAGE = 4096  # of the VM's allocator: sizes are rounded up, and a freed block serves its size only
 
 
-def held_bytes(mod: Any, sizes: Mapping[str, int]) -> int:
-    """Bytes that the allocator holds after a call: what was freed stays in its pool.
+def held_bytes(mod: Any, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Function → bytes that the allocator holds after a call: what was freed stays in its pool.
 
     In:     after KillAfterLastUse; sizes of the dims. A tensor whose size data decides counts as
-            none. Each function is replayed by itself; the largest counts, since one clone runs.
+            none, and so does what a function that is called holds.
     Source: PooledAllocator of TVM's runtime.
     """
-    functions = [f for _, f in mod.functions_items() if isinstance(f, relax.Function)]
-    return max((_replay(func, sizes) for func in functions), default=0)
+    functions = [(g, f) for g, f in mod.functions_items() if isinstance(f, relax.Function)]
+    return {gvar.name_hint: _replay(func, sizes) for gvar, func in functions}
 
 
 def _replay(func: Any, sizes: Mapping[str, int]) -> int:

@@ -19,14 +19,15 @@ def lift_workspaces(mod: Any) -> Any:
     """`mod` whose kernels get the buffers that outlive one of their loop nests as further outputs.
 
     Scratch that a single nest fills and reads stays where it is: it is bounded by a tile or a row.
+    A kernel that is called in another way than by a plain call_tir is left alone.
     Source: workspace lifting of Relax (arXiv 2311.02103 §4.4), there for library calls.
     """
     lifted: dict[str, tuple[Any, list[Any]]] = {}  # kernel → its new global, what it takes more
-    out = tvm.IRModule({}, attrs=mod.attrs)
+    out, plain = tvm.IRModule({}, attrs=mod.attrs), _plainly_called(mod)
     for gvar, func in mod.functions_items():
         if not isinstance(func, tirx.PrimFunc):
             continue
-        if buffers := shared_buffers(func):
+        if gvar.name_hint in plain and (buffers := shared_buffers(func)):
             func = _with_parameters(func, buffers)
             gvar = tvm.ir.GlobalVar(gvar.name_hint)
             relax.expr._update_type(gvar, func.ty)  # call_tir wants a typed callee
@@ -38,6 +39,23 @@ def lift_workspaces(mod: Any) -> Any:
         if isinstance(func, relax.Function):
             out.update_func(gvar, _Calls(lifted).visit_expr(func))
     return relax.transform.Normalize()(out)
+
+
+def _plainly_called(mod: Any) -> set[str]:
+    """Kernels whose every call is a call_tir of tensors alone."""
+    found: dict[str, bool] = {}
+
+    def visit(node: Any) -> None:
+        if isinstance(node, relax.Call):
+            plain = op_name(node) == "relax.call_tir" and len(node.args) == 2
+            for arg in node.args:
+                if isinstance(arg, tvm.ir.GlobalVar):
+                    found[arg.name_hint] = found.get(arg.name_hint, True) and plain
+
+    for _, func in mod.functions_items():
+        if isinstance(func, relax.Function):
+            relax.analysis.post_order_visit(func.body, visit)
+    return {name for name, plain in found.items() if plain}
 
 
 def shared_buffers(func: Any) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
@@ -76,7 +76,7 @@ class Libraries(Stage):
         from .shim import build_shim
 
         folder, structure = ctx.workdir / "alternatives", ctx.workdir / "structure"
-        index: dict[str, list[dict[str, object]]] = {"alternatives": [], "declined": []}
+        index: dict[str, list[dict[str, Any]]] = {"alternatives": [], "declined": []}
         if "alternatives" in inputs:
             shutil.copytree(inputs["alternatives"], folder)
             shutil.copytree(inputs["structure"], structure)

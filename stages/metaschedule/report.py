@@ -87,7 +87,7 @@ def _regions(outcome: Outcome) -> Table:
     rows = []
     for region in outcome.choices.regions:
         timed = [c for c in region.candidates if c.ms is not None]
-        dense = [c.ms for c in timed if c.kind not in ALTERNATIVE]
+        dense = [c.ms for c in timed if c.kind not in ALTERNATIVE and c.ms is not None]
         others = [c for c in timed if c.kind in ALTERNATIVE]
         best = min(others, key=lambda c: c.ms or 0.0, default=None)
         speedup = round(min(dense) / best.ms, 2) if best is not None and best.ms else None
