@@ -107,9 +107,7 @@ def _overlapped(kernel: Kernel, anchor: Step, right: Any, lane_count: int, targe
             return tirx.BufferLoad(split, where) if same(load.source, anchor.buffer) else load
 
         value = substitute(map_loads(anchor.value, read_of), joined)
-        product = Step(
-            anchor.name, split, tuple(where), axes, anchor.reduce, anchor.init, value
-        )
+        product = Step(anchor.name, split, tuple(where), axes, anchor.reduce, anchor.init, value)
         found = problem(
             replace(kernel, steps=tuple(product if s is anchor else s for s in steps)), product
         )
