@@ -138,7 +138,7 @@ def reduction(kernel: Kernel, step: Step, held: Held, target: Target) -> Any:
     """
     dtype = dtype_of((*step.axes, *step.reduce)[0])
     total = prod(axis.static or SYMBOLIC for axis in (*step.axes, *step.reduce))
-    across = bool(step.axes) and step.is_identity and _runs_along(step, step.axes[-1])
+    across = bool(step.axes) and step.is_identity and runs_along(step, step.axes[-1])
     outer, inner = (step.axes[:-1], step.axes[-1]) if across else (step.axes, None)
     whole = {**held, key(step.buffer): in_memory(step)}
 
@@ -175,7 +175,7 @@ def reduction(kernel: Kernel, step: Step, held: Held, target: Target) -> Any:
     )
 
 
-def _runs_along(step: Step, axis: Axis) -> bool:
+def runs_along(step: Step, axis: Axis) -> bool:
     """Whether the axis is, in every load that has it, the last index or a term of it."""
     for load in loads(step.value):
         if any(depends_on(index, axis) for index in load.indices[:-1]):
