@@ -92,7 +92,11 @@ def conv_transpose(blocker: Blocker, writer: Writer, var: Any, call: Any) -> Any
     far = [ceil_div(size, stride) for size, stride in zip(window, strides, strict=True)]
     taps = [count * stride for count, stride in zip(far, strides, strict=True)]
     packed = _pack(
-        writer, _padded(writer, weight, [*sizes[:2], *taps]), [lanes, lanes], taps, [2, 0, 4, 5, 1, 3]
+        writer,
+        _padded(writer, weight, [*sizes[:2], *taps]),
+        [lanes, lanes],
+        taps,
+        [2, 0, 4, 5, 1, 3],
     )
     if any(count > 1 for count in far):
         around = [width for count in far for width in (count - 1, count - 1)]
@@ -109,9 +113,7 @@ def conv_transpose(blocker: Blocker, writer: Writer, var: Any, call: Any) -> Any
     if not same_shape(shape_of(y)[2:4], wanted):
         last = [begin + size for begin, size in zip(first, wanted, strict=True)]
         have = shape_of(y)[2:4]
-        missing = [
-            width for end, size in zip(last, have, strict=True) for width in (0, end - size)
-        ]
+        missing = [width for end, size in zip(last, have, strict=True) for width in (0, end - size)]
         if not all(isinstance(width, int) for width in missing):
             return None
         if any(width > 0 for width in missing):  # output_padding beyond the last window

@@ -59,8 +59,10 @@ def _normalised(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
     squares = over(square, "squares")
     factor = te.compute(
         (batch, groups),
-        lambda n, g: tirx.const(1.0, "float32")
-        / tirx.sqrt(squares(n, g) * scale + tirx.const(epsilon, "float32")),
+        lambda n, g: (
+            tirx.const(1.0, "float32")
+            / tirx.sqrt(squares(n, g) * scale + tirx.const(epsilon, "float32"))
+        ),
         name="factor",
     )
     return te.compute(

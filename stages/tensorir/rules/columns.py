@@ -10,7 +10,7 @@ from tapml.stage import Target
 
 from ...compat import tvm
 from ..intrinsics import vectorizable
-from ..kernel import Axis, Expr, Kernel, Step, Unfit, element_dtype, key, read
+from ..kernel import Axis, Expr, Kernel, Step, Unfit, element_dtype, is_constant, key, read
 from ..loops import dtype_of, lanes, local, loop, nest, parallel, scheduled, seq, store
 from ..nests import PARALLEL_ELEMENTS, float_lanes, runs_along
 from ..tiling import SYMBOLIC
@@ -37,6 +37,7 @@ class _Columns:
             raise Unfit("one single sum")
         self.kernel, self.target, self.axes = kernel, target, first.axes
         self.dtype = dtype_of(first.axes[0])
+        self.lanes: set[int] = set()  # variables that number the columns of a vector
         equal = tvm.sym.Analyzer().can_prove_equal
         for step in kernel.reductions:
             same_sizes = len(step.axes) == len(self.axes) and all(
@@ -133,14 +134,14 @@ class _Columns:
             inside = {**before, key(step.buffer): lambda *_: tirx.BufferLoad(acc, [x])}
             return store(acc, [x], vectorizable(self.kernel.value(step, env, inside)))
 
-        held[key(step.buffer)] = self._element(acc, position, width)
+        held[key(step.buffer)] = self._element(acc, position)
         return [
             tirx.AllocBuffer(acc),
             self._lanes(width, start),
             nest(step.reduce, lambda taps: self._lanes(width, lambda x: add(taps, x))),
         ]
 
-    def _element(self, acc: Any, position: list[Expr], width: int) -> Callable[..., Expr]:
+    def _element(self, acc: Any, position: list[Expr]) -> Callable[..., Expr]:
         """The accumulator's element of the column that is asked for."""
         analyzer = tvm.sym.Analyzer()
 
@@ -149,7 +150,9 @@ class _Columns:
                 if not analyzer.can_prove_equal(index, at):
                     raise Unfit("a reduction is read at another column")
             lane = analyzer.simplify(indices[-1] - position[-1])
-            return tirx.BufferLoad(acc, [lane if width > 1 else tirx.const(0, self.dtype)])
+            if not is_constant(lane, 0) and key(lane) not in self.lanes:
+                raise Unfit("a reduction is read at another column")
+            return tirx.BufferLoad(acc, [lane])
 
         return element
 
@@ -170,4 +173,8 @@ class _Columns:
         return nest(inner, lambda rest: self._lanes(width, lambda x: at(rest, x)))
 
     def _lanes(self, width: int, body: Callable[[Expr], Any]) -> Any:
-        return lanes(width, body, self.dtype)
+        def known(x: Expr) -> Any:
+            self.lanes.add(key(x))
+            return body(x)
+
+        return lanes(width, known, self.dtype)
