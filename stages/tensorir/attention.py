@@ -84,17 +84,34 @@ def _visit(writer: Writer, var: Any, value: Any) -> Any:
     biases = [other for score in chain for other in score.others if isinstance(other, rx.Var)]
     if not all(_broadcasts(bias, sizes) for bias in biases):
         return None
-    made = writer.call_te(
-        lambda q, k, v, *b: _attention((queries, keys, values), (q, k, v), sizes, chain, b),
-        queries.source,
-        keys.source,
-        values.source,
-        *biases,
-        hint="attention",
-        attrs=OPAQUE,
-    )
+    read = [queries.source, keys.source, values.source, *biases]
+    if not all(isinstance(size, int) or _place(size, read) for size in sizes):
+        return None
+
+    def made_of(*tensors: Any) -> Any:
+        """The kernel has symbols of its own: sizes are taken from its parameters."""
+
+        def own(size: Any) -> Any:
+            if isinstance(size, int):
+                return size
+            at, axis = _place(size, read) or (0, 0)
+            return tensors[at].shape[axis]
+
+        here = tuple(map(own, sizes))
+        return _attention((queries, keys, values), tensors[:3], here, chain, tensors[3:])
+
+    made = writer.call_te(made_of, *read, hint="attention", attrs=OPAQUE)
     y = writer.emit(rx.op.permute_dims(writer.emit(made), [0, 2, 1, 3]))
     return writer.emit(rx.op.reshape(y, shape_of(writer.typed(value))), var.name)
+
+
+def _place(size: Any, tensors: Sequence[Any]) -> tuple[int, int] | None:
+    """(tensor, axis) that has this symbolic size."""
+    for at, tensor in enumerate(tensors):
+        for axis, one in enumerate(shape_of(tensor)):
+            if not isinstance(one, int) and same_shape([one], [size]):
+                return at, axis
+    return None
 
 
 def _unflattened(writer: Writer, expr: Any) -> Any:
@@ -227,8 +244,8 @@ def _repeated(writer: Writer, expr: Any) -> tuple[Any, list[Any], int] | None:
 
 def _attention(
     views: tuple[View, View, View],
-    tensors: tuple[Any, Any, Any],
-    sizes: tuple[Any, Any, Any, Any],
+    tensors: Sequence[Any],
+    sizes: Sequence[Any],
     chain: Sequence[Score],
     biases: Sequence[Any],
 ) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from ..dataflow import Writer, op_name, rx, shape_of
+from ..dataflow import Writer, op_name, rx, same_shape, shape_of
 from . import te_ops
 from .te_ops import OUT_EWISE_FUSABLE, ceil_div
 
@@ -60,24 +60,24 @@ def conv(blocker: Blocker, writer: Writer, var: Any, call: Any) -> Any:
 
 
 def conv_transpose(blocker: Blocker, writer: Writer, var: Any, call: Any) -> Any:
-    """A blocked transposed convolution whose windows do not overlap; None for any other.
+    """A blocked transposed convolution; None for one with groups or dilation.
 
-    With one output channel the lanes are the R × S pixels that one input pixel makes.
+    It makes whole strides of pixels, of which the padding is then cut off. With one output channel
+    and windows that do not overlap, the lanes are the R × S pixels that one input pixel makes.
     """
     x, weight = call.args
     attrs, lanes, sizes = call.attrs, blocker.lanes, shape_of(weight)
-    window = sizes[2:]
+    window, strides = sizes[2:], [int(stride) for stride in attrs.strides]
     if (
         (attrs.data_layout, attrs.kernel_layout) != ("NCHW", "IOHW")
-        or [int(stride) for stride in attrs.strides] != window
-        or any(int(width) for width in [*attrs.padding, *attrs.output_padding])
         or any(int(step) != 1 for step in attrs.dilation)
         or int(attrs.groups) != 1
         or not writer.is_weight(weight)
     ):
         return None
     source = blocker.blocked_as(writer, x, (2, 3))
-    if sizes[1] == 1:
+    cut = any(int(width) for width in [*attrs.padding, *attrs.output_padding])
+    if sizes[1] == 1 and strides == window and not cut:
         point = te_ops.Window((1, 1), (0, 0), (0, 0), (1, 1))
         packed = _padded(writer, weight, [ceil_div(sizes[0], lanes) * lanes, 1])
         shape = [1, ceil_div(sizes[0], lanes), 1, 1, lanes, prod(window)]
@@ -89,11 +89,38 @@ def conv_transpose(blocker: Blocker, writer: Writer, var: Any, call: Any) -> Any
             attrs=OUT_EWISE_FUSABLE,
         )
         return blocker.hold(var, writer.emit(y, var.name), (2, 3), (window[0], window[1]))
-    packed = _pack(writer, weight, [lanes, lanes], window, [2, 0, 4, 5, 1, 3])
-    y = writer.call_te(
-        te_ops.conv_transpose, source, packed, hint="conv_transpose", attrs=OUT_EWISE_FUSABLE
+    far = [ceil_div(size, stride) for size, stride in zip(window, strides, strict=True)]
+    taps = [count * stride for count, stride in zip(far, strides, strict=True)]
+    packed = _pack(
+        writer,
+        _padded(writer, weight, [*sizes[:2], *taps]),
+        [lanes, lanes],
+        taps,
+        [2, 0, 4, 5, 1, 3],
     )
-    return blocker.hold(var, writer.emit(y, var.name), (2, 3))
+    if any(count > 1 for count in far):
+        around = [width for count in far for width in (count - 1, count - 1)]
+        source = writer.emit(rx.op.nn.pad(source, [0] * 4 + around + [0] * 2))
+    y = writer.call_te(
+        lambda a, w: te_ops.conv_transpose(a, w, strides),
+        source,
+        packed,
+        hint="conv_transpose",
+        attrs=OUT_EWISE_FUSABLE,
+    )
+    y = writer.emit(y, var.name)
+    first, wanted = [int(width) for width in attrs.padding[:2]], shape_of(var)[2:]
+    if not same_shape(shape_of(y)[2:4], wanted):
+        last = [begin + size for begin, size in zip(first, wanted, strict=True)]
+        have = shape_of(y)[2:4]
+        missing = [width for end, size in zip(last, have, strict=True) for width in (0, end - size)]
+        if not all(isinstance(width, int) for width in missing):
+            return None
+        if any(width > 0 for width in missing):  # output_padding beyond the last window
+            widths = [max(width, 0) for width in missing]
+            y = writer.emit(rx.op.nn.pad(y, [0] * 4 + widths + [0] * 2))
+        y = writer.emit(rx.op.strided_slice(y, [2, 3], first, last))
+    return blocker.hold(var, y, (2, 3))
 
 
 def _input(

@@ -43,19 +43,30 @@ def emit(problem: Problem, plan: Plan, target: Target, first: Sequence[Step] = (
     """
     kernel, anchor = problem.kernel, problem.anchor
     held: dict[int, Callable[..., Expr]] = {}
-    body, buffers = [], []
+    body: list[Any] = []
+    buffers: list[Any] = []
     for step in first:
         body.append(elementwise(kernel, step, held, target))
         held[key(step.buffer)] = in_memory(step)
         buffers.append(step.buffer)
     try:
-        body.append(_Emitter(problem, plan, sinks(problem), held).body())
+        body.append(tiles(problem, plan, sinks(problem), held))
     except Larger:
-        body.append(_Emitter(problem, plan, (Sink(anchor, list),), held).body())
+        body.append(tiles(problem, plan, (Sink(anchor, list),), held))
         held[key(anchor.buffer)] = in_memory(anchor)
         buffers.append(anchor.buffer)
         body += [elementwise(kernel, step, held, target) for step in kernel.outputs]
     return scheduled(kernel.func, seq(body), buffers)
+
+
+def tiles(
+    problem: Problem,
+    plan: Plan,
+    sinks: Sequence[Sink],
+    held: Mapping[int, Callable[..., Expr]],
+) -> Any:
+    """The loops of the reduction that store every sink."""
+    return _Emitter(problem, plan, sinks, held).body()
 
 
 class _Emitter:
@@ -77,10 +88,10 @@ class _Emitter:
         problem, plan = self.problem, self.plan
         run = problem.chunk or problem.row
         runs = 1 if run is None or self._whole(run) else _ceil(run.extent, plan.chunk)
-        cols = problem.col.static if problem.col is not None else 1
-        if cols is None:
+        cols = problem.col.extent if problem.col is not None else 1
+        if not isinstance(cols, int) and plan.cols != 1:
             raise Unfit("symbolic number of blocks")
-        col_tasks = -(-cols // plan.cols) if plan.cols_parallel else 1
+        col_tasks = _ceil(cols, plan.cols) if plan.cols_parallel else 1
 
         def task(indices: list[Expr]) -> Any:
             *other, index, col_task = indices
@@ -115,8 +126,12 @@ class _Emitter:
             return start, self.plan.chunk
         return start, tirx.min(tirx.const(self.plan.chunk, self.problem.dtype), run.extent - start)
 
-    def _columns(self, cols: int, task: Expr, body: Callable[[Expr, int], Any]) -> list[Any]:
+    def _columns(self, cols: Any, task: Expr, body: Callable[[Expr, int], Any]) -> list[Any]:
         width = self.plan.cols
+        if not isinstance(cols, int):
+            if self.plan.cols_parallel:
+                return [body(task, 1)]
+            return [loop("col", cols, lambda c: body(c, 1), dtype=self.problem.dtype)]
         full, tail = divmod(cols, width)
         dtype = self.problem.dtype
         if self.plan.cols_parallel:
@@ -301,7 +316,10 @@ class _Emitter:
             element = tirx.BufferLoad(acc, [_int(r, lane), lane])
             if sink.step is anchor:
                 return store(anchor.buffer, position, element)
-            held = {key(anchor.buffer): lambda *_: element}
+            if sink.step.reduce:  # the reduction itself, over other axes
+                return store(sink.step.buffer, at, element)
+            source = anchor.buffer if sink.reads is None else sink.reads
+            held = {key(source): lambda *_: element}
             env = dict(zip((key(axis.var) for axis in sink.step.axes), at, strict=True))
             return store(
                 sink.step.buffer, at, vectorizable(problem.kernel.value(sink.step, env, held))

@@ -26,12 +26,13 @@ class Sink:
     """An output of the kernel as a function of one element of the reduction.
 
     position(anchor indices) → axis values of the output step; `limit`: lanes of the last block that
-    exist, or None.
+    exist, or None; `reads`: the buffer it takes the element from, when that is not the reduction's.
     """
 
     step: Step
     position: Callable[[Sequence[Expr]], list[Expr]]
     limit: int | None = None
+    reads: Any = None
 
 
 def sinks(problem: Problem) -> tuple[Sink, ...]:

@@ -25,6 +25,7 @@ from ..views import Watch
 from .attention import fuse_attention
 from .clones import add_dispatcher, clone_buckets, clone_names
 from .dense import pack_dense
+from .group_norm import lower_group_norm
 from .groups import Imported, groups
 from .layout import block_layout
 from .ordering import lower_ordering
@@ -58,6 +59,7 @@ def lower(program: Program, lanes: int, watch: Watch = lambda name, mod: None) -
     mod = shown("clone_buckets", clone_buckets(program.mod, clones))
     for name in clones:
         mod = shown(f"fuse_attention_{name}", fuse_attention(mod, name))
+        mod = shown(f"lower_group_norm_{name}", lower_group_norm(mod, name))
         mod = shown(f"block_layout_{name}", block_layout(mod, lanes, name))
         mod = shown(f"pack_dense_{name}", pack_dense(mod, name))
         mod = shown(f"lower_ordering_{name}", remove_noops(lower_ordering(mod, name), name))

@@ -26,13 +26,13 @@ from .kernel import (
     substitute,
 )
 from .loops import dtype_of, lanes, loop, nest, parallel, seq, store
+from .tiling import SYMBOLIC
 
 tirx = tvm.tirx
 Held = Mapping[int, Callable[..., Expr]]
 
 PARALLEL_ELEMENTS = 1 << 14  # below it, a parallel launch (1-2 µs) costs more than it brings
-SYMBOLIC = 32  # what a symbolic size counts as in estimates of work
-INNER_SYMBOLIC = 128  # … of the work of one task
+INNER_SYMBOLIC = 128  # what a symbolic size counts as in the work of one task
 INNER_ELEMENTS = 1 << 12  # of a task at least, so that finding its indices costs nothing
 
 
@@ -60,6 +60,7 @@ def elementwise(kernel: Kernel, step: Step, held: Held, target: Target) -> Any:
     last = step.axes[-1].static
     if (
         step.is_identity
+        and all(axis.static is not None for axis in step.axes[1:])
         and _aligned(step, value)
         and (last is None or last % width or last < 4 * width)
     ):
@@ -137,7 +138,7 @@ def reduction(kernel: Kernel, step: Step, held: Held, target: Target) -> Any:
     """
     dtype = dtype_of((*step.axes, *step.reduce)[0])
     total = prod(axis.static or SYMBOLIC for axis in (*step.axes, *step.reduce))
-    across = bool(step.axes) and step.is_identity and _runs_along(step, step.axes[-1])
+    across = bool(step.axes) and step.is_identity and runs_along(step, step.axes[-1])
     outer, inner = (step.axes[:-1], step.axes[-1]) if across else (step.axes, None)
     whole = {**held, key(step.buffer): in_memory(step)}
 
@@ -174,7 +175,7 @@ def reduction(kernel: Kernel, step: Step, held: Held, target: Target) -> Any:
     )
 
 
-def _runs_along(step: Step, axis: Axis) -> bool:
+def runs_along(step: Step, axis: Axis) -> bool:
     """Whether the axis is, in every load that has it, the last index or a term of it."""
     for load in loads(step.value):
         if any(depends_on(index, axis) for index in load.indices[:-1]):

@@ -1,8 +1,8 @@
 """Sorts, the largest k, and running sums as tensor expressions: TVM lowers them to calls of its
 runtime, which a kernel on another platform has not, or not at all for symbolic sizes.
 
-An element's place in the order is how many come before it. Counting them takes n² comparisons, all
-of them vectors and independent: for the router of a mixture of experts, a beam, a few hundred boxes.
+An element's place in the order is how many come before it. Counting them takes n² comparisons,
+all vectors and independent: for the router of a mixture of experts, a beam, a few hundred boxes.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ def lower_ordering(mod: Any, name: str = "main") -> Any:
 
 
 def _visit(writer: Writer, _var: Any, value: Any) -> Any:
-    name, attrs = op_name(value), getattr(value, "attrs", None)
-    if writer.is_weight(value):
+    name = op_name(value)
+    if not name or writer.is_weight(value):
         return None
+    attrs = value.attrs
     if name in RUNNING:
         axis = None if attrs.axis is None else int(attrs.axis)
         dtype = str(attrs.dtype) or _running_dtype(value.args[0])

@@ -25,6 +25,7 @@ ORDER = (
     "pool",
     "matmul",
     "rows",
+    "columns",
     "elementwise",
     "fallback",
 )

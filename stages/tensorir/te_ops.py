@@ -11,8 +11,8 @@ The block that multiplies and adds is named as the function (`conv`, `depthwise`
 loops:
   conv            n, o, *out, v | c, *window, i
   depthwise       n, c, *out, v | *window
-  conv_transpose  n, o, h, w, v | c, i        reads X at h // R, w // S and W at h % R, w % S: tile
-  w by multiples of S dense           m, j, p | k                 followed by the injective block
+  conv_transpose  n, o, h, w, v | c, r, q, i  reads X at h // stride: tile w by multiples of it
+  dense           m, j, p | k                 followed by the injective block
   `unpack`: Y[m, n] = acc[m, n // P, n % P]
 """
 
@@ -152,20 +152,26 @@ def depthwise(x: Any, w: Any, window: Window) -> Any:
     return te.compute(shape, value, name="depthwise")
 
 
-def conv_transpose(x: Any, w: Any) -> Any:
-    """Transposed convolution whose stride is its window: every output reads one input pixel.
+def conv_transpose(x: Any, w: Any, strides: Sequence[int]) -> Any:
+    """Transposed convolution without padding of the output.
 
-    In:  X [N, C/I, H, W, I], W [O/L, C/I, R, S, I, L]
-    Out: [N, O/L, H*R, W*S, L]
+    In:  X [N, C/I, H, W, I], zero padded by T-1 pixels where the window is T strides long;
+         W [O/L, C/I, R, S, I, L], R and S being multiples of the stride
+    Out: [N, O/L, (H-T+1) * stride, …, L]
     """
-    r, s = w.shape[2:4]
+    down, right = strides
+    far, wide = int(w.shape[2]) // down, int(w.shape[3]) // right
     c, i = te.reduce_axis((0, w.shape[1]), "c"), te.reduce_axis((0, w.shape[4]), "i")
+    r, q = te.reduce_axis((0, far), "r"), te.reduce_axis((0, wide), "q")
+
+    def value(n: Any, o: Any, h: Any, p: Any, v: Any) -> Any:
+        data = x(n, c, h // down + (far - 1) - r, p // right + (wide - 1) - q, i)
+        weight = w(o, c, h % down + r * down, p % right + q * right, i, v)
+        return te.sum(data * weight, axis=[c, r, q, i])
+
+    height, width = (x.shape[2] - far + 1) * down, (x.shape[3] - wide + 1) * right
     return te.compute(
-        (x.shape[0], w.shape[0], x.shape[2] * r, x.shape[3] * s, w.shape[5]),
-        lambda n, o, h, q, v: te.sum(
-            x(n, c, h // r, q // s, i) * w(o, c, h % r, q % s, i, v), axis=[c, i]
-        ),
-        name="conv_transpose",
+        (x.shape[0], w.shape[0], height, width, w.shape[5]), value, name="conv_transpose"
     )
 
 

@@ -35,6 +35,7 @@ tirx = tvm.tirx
 STACK_BYTES = 1024  # a larger local buffer becomes a workspace allocation
 CHUNK_BYTES = 192 << 10  # input of a chunk: stays in the second-level cache beside the weights
 SERIAL_FLOPS = 100_000  # below it a parallel launch costs more than it brings
+SYMBOLIC = 32  # what a symbolic size counts as in estimates of work
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,9 @@ def factors(anchor: Step) -> tuple[Expr, Expr] | None:
 
 
 def flops(problem: Problem) -> float:
-    """Operations of the reduction, symbolic sizes counted as one."""
+    """Operations of the reduction, symbolic sizes estimated."""
     axes = (*problem.anchor.axes, *problem.anchor.reduce)
-    return 2.0 * prod(axis.static or 1 for axis in axes)
+    return 2.0 * prod(axis.static or SYMBOLIC for axis in axes)
 
 
 def even_rows(problem: Problem) -> int:

@@ -70,8 +70,8 @@ def attention(func: Any, target: Target) -> Any | None:
     if len(products) != 2 or len(others) != 2:
         return None
     (scores, mixed), (top, total), (output,) = products, others, kernel.outputs
-    operands = factors(mixed) or ()
-    powers = next((step for step in kernel.steps if _reads(operands[0], step)), None)
+    (weight, _) = factors(mixed) or (None, None)
+    powers = next((step for step in kernel.steps if _reads(weight, step)), None)
     if powers is None or powers.reduce or not _reads(total.element, powers):
         return None
     value = output.value
@@ -92,6 +92,16 @@ def _reads(value: Any, step: Step) -> bool:
 
 
 class _Attention:
+    """The loops. Buffers of a chunk and what is known of the rows at hand are set as it goes."""
+
+    query: Any  # [depth, lanes]
+    score: Any  # [columns, lanes]
+    result: Any  # [width of the values, lanes]
+    top: Any
+    total: Any
+    at: dict[int, Expr]
+    row: Callable[[Expr], Expr]
+
     def __init__(self, parts: Parts, target: Target) -> None:
         self.parts, self.target = parts, target
         self.width = min(float_lanes(target), 16)
@@ -109,7 +119,8 @@ class _Attention:
         if isinstance(count, int):
             chunks = min(chunks, count)
         depth, wide = self.depth.static, self.wide.static
-        assert depth is not None and wide is not None
+        assert depth is not None
+        assert wide is not None
 
         def chunk(indices: list[Expr]) -> Any:
             self.query = local("query", (depth, self.width), "float32")

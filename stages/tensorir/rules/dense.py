@@ -11,6 +11,7 @@ from ..emitter import emit
 from ..kernel import Unfit, depends_on, read
 from ..tiling import Plan, Problem, factors, flops, problem, register_tile
 
+LONG = 256  # what a symbolic depth counts as
 MAX_ROWS = 112  # of a task: its rows of X stay in the second-level cache
 
 
@@ -33,16 +34,18 @@ def dense(func: Any, target: Target) -> Any | None:
 
 def plan(problem: Problem, target: Target) -> Plan:
     row, col = problem.row, problem.col
-    if row is None or col is None or col.static is None:
-        raise Unfit("no static blocks of columns")
+    if row is None or col is None:
+        raise Unfit("no blocks of columns")
     depth = problem.anchor.reduce[0].static
-    if depth is None:
-        raise Unfit("symbolic depth")
     if row.static == 1:
-        return Plan(rows=1, cols=1, chunk=1, cols_parallel=True, partials=min(8, depth))
-    rows, cols = register_tile(row.static, col.static, problem.lane_count, depth, target)
-    tasks = -(-col.static // cols)
+        return Plan(rows=1, cols=1, chunk=1, cols_parallel=True, partials=min(8, depth or 1))
+    rows, cols = register_tile(
+        row.static, col.static or 1, problem.lane_count, depth or LONG, target
+    )
     chunk = max(1, MAX_ROWS // rows) * rows
+    if col.static is None:
+        return Plan(rows=rows, cols=1, chunk=chunk, cols_parallel=not problem.outer)
+    tasks = -(-col.static // cols)
     if tasks >= 4 * target.cores and row.static is not None:
         chunk = row.static
     return Plan(rows=rows, cols=cols, chunk=chunk, cols_parallel=flops(problem) >= 1e5 or tasks > 1)

@@ -4,13 +4,15 @@ panels first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from tapml.stage import Target
 
 from ...compat import tvm
-from ..emitter import emit
+from ..emitter import emit, tiles
+from ..epilogue import Sink
 from ..kernel import (
     Axis,
     Expr,
@@ -24,7 +26,7 @@ from ..kernel import (
     same,
     substitute,
 )
-from ..loops import dtype_of
+from ..loops import constant, dtype_of, scheduled
 from ..nests import float_lanes
 from ..tiling import factors, problem
 from .dense import plan
@@ -55,12 +57,16 @@ def matmul(func: Any, target: Target) -> Any | None:
     right = [one for one in operands if depends_on(one, column)]
     if len(right) != 1 or not isinstance(right[0], tvm.ir.TensorLoad):
         return None
-    if column.static is None or depth.static is None or column.static < 4:
+    if column.static is not None and column.static < 4:
         return None
     lane_count = min(float_lanes(target), 16)
     rows = [axis for axis in anchor.axes[:-1] if not depends_on(right[0], axis)]
+    if column.static is None or (depth.static is None and column.static % lane_count):
+        return _overlapped(kernel, anchor, right[0], lane_count, target)
     in_place = _is_row_major(right[0], column) and column.static % lane_count == 0
-    small = 4 * column.static * depth.static <= SMALL_BYTES
+    if depth.static is None and not in_place:
+        raise Unfit("a matrix of symbolic depth is not packed")
+    small = 4 * column.static * (depth.static or 1) <= SMALL_BYTES
     if in_place and rows and (small or (rows[-1].static or FEW_ROWS + 1) <= FEW_ROWS):
         kernel, first = in_panels(kernel, anchor, right[0], lane_count, pack=False), ()
     else:
@@ -70,6 +76,83 @@ def matmul(func: Any, target: Target) -> Any | None:
     if found.row is None or found.col is None:
         raise Unfit("no tile")
     return emit(found, plan(found, target), target, first)
+
+
+def _overlapped(kernel: Kernel, anchor: Step, right: Any, lane_count: int, target: Target) -> Any:
+    """Columns in vectors where their number is symbolic or divides badly: the last vector overlaps
+    the one before it, and when there are fewer columns than lanes the rest of the lanes repeats
+    the last.
+    """
+    column = anchor.axes[-1]
+    if not _is_row_major(right, column):
+        raise Unfit("the right matrix is not read along its rows")
+    count = constant(column.extent, dtype_of(column))
+    steps = kernel.steps
+    if any(not _follows(kernel, anchor, step) for step in kernel.outputs):
+        raise Unfit("the output does not follow the product element by element")
+
+    def body(blocks: Any, column_at: Callable[[Expr, Expr], Expr]) -> Any:
+        panel, lane = (
+            Axis(tirx.Var(name, dtype_of(column)), extent)
+            for name, extent in (("panel", blocks), ("lane", lane_count))
+        )
+        joined = {key(column.var): column_at(panel.var, lane.var)}
+        axes = (*anchor.axes[:-1], panel, lane)
+        split = tirx.decl_buffer(
+            [axis.extent for axis in axes], str(anchor.buffer.ty.dtype), f"{anchor.name}_panels"
+        )
+        where = [axis.var for axis in axes]
+
+        def read_of(load: Any) -> Expr:
+            return tirx.BufferLoad(split, where) if same(load.source, anchor.buffer) else load
+
+        value = substitute(map_loads(anchor.value, read_of), joined)
+        product = Step(anchor.name, split, tuple(where), axes, anchor.reduce, anchor.init, value)
+        found = problem(
+            replace(kernel, steps=tuple(product if s is anchor else s for s in steps)), product
+        )
+        if found.row is None:
+            raise Unfit("no tile")
+        sinks = [
+            Sink(
+                step,
+                lambda at: [*at[:-2], column_at(at[-2], at[-1])],
+                reads=anchor.buffer,
+            )
+            for step in kernel.outputs
+        ]
+        return tiles(found, plan(found, target), sinks, {})
+
+    many = body(
+        _blocks(column.extent, lane_count),
+        lambda p, v: tirx.min(p * lane_count, count - lane_count) + v,
+    )
+    if isinstance(column.extent, int):
+        return scheduled(kernel.func, many)
+    few = body(1, lambda p, v: tirx.min(p * lane_count + v, count - 1))
+    return scheduled(kernel.func, tirx.IfThenElse(count >= lane_count, many, few))
+
+
+def _blocks(extent: Any, by: int) -> Any:
+    return -(-extent // by) if isinstance(extent, int) else (extent + by - 1) // by
+
+
+def _follows(kernel: Kernel, anchor: Step, step: Step) -> bool:
+    """Whether an output has the product's axes and reads it at its own place only."""
+    if step is anchor:
+        return True
+    if step.reduce or not step.is_identity or len(step.axes) != len(anchor.axes):
+        return False
+    own = [axis.var for axis in step.axes]
+    equal = tvm.sym.Analyzer().can_prove_equal
+    right = [all(map(equal, anchor.buffer.ty.shape, step.buffer.ty.shape))]
+
+    def element(*indices: Expr) -> Expr:
+        right.append(all(map(equal, indices, own)))
+        return tirx.const(0, str(anchor.buffer.ty.dtype))
+
+    kernel.inline(step.value, {key(anchor.buffer): element}, step)
+    return all(right)
 
 
 def _is_row_major(load: Any, column: Axis) -> bool:

@@ -39,7 +39,8 @@ from ..loops import (
     store,
     when,
 )
-from ..nests import PARALLEL_ELEMENTS, SYMBOLIC, float_lanes, vector
+from ..nests import PARALLEL_ELEMENTS, float_lanes, vector
+from ..tiling import SYMBOLIC
 
 tirx = tvm.tirx
 

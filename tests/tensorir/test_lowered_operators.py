@@ -1,0 +1,159 @@
+"""Operators that the tensorir room lowers itself, through the room and against NumPy or torch's
+definition: sorts, running sums, group norm, transposed convolutions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rules.kernels import BASELINE, assert_close
+
+from tapml_stages.compat import tvm
+from tapml_stages.target import tvm_target
+from tapml_stages.tensorir.group_norm import lower_group_norm
+from tapml_stages.tensorir.layout import block_layout
+from tapml_stages.tensorir.ordering import lower_ordering
+from tapml_stages.tensorir.schedule import schedule
+
+relax, tirx = tvm.relax, tvm.tirx
+op = relax.op
+B, N = (tirx.Var(name, "int64") for name in ("b", "n"))
+
+
+def machine(
+    build: Any, *shapes: Any, lowering: Any, inputs: int = 1, dtype: str = "float32"
+) -> Any:
+    """A VM of a function of `inputs` inputs and then weights, all kernels scheduled by rules."""
+    builder = relax.BlockBuilder()
+    params = [relax.Var(f"x{i}", relax.TensorType(s, dtype)) for i, s in enumerate(shapes)]
+    with builder.function("main", params, attrs={"num_input": inputs}):
+        with builder.dataflow():
+            out = builder.emit_output(build(builder.emit, *params))
+        builder.emit_func_output(out)
+    mod = relax.transform.LegalizeOps()(lowering(builder.get()))
+    for var, func in mod.functions.items():
+        if isinstance(func, tirx.PrimFunc):
+            mod.update_func(var, schedule(func, BASELINE)[0])
+    vm = relax.VirtualMachine(tvm.compile(mod, tvm_target(BASELINE)), tvm.cpu())
+
+    def call(*arrays: np.ndarray) -> list[np.ndarray]:
+        result = vm["main"](*(tvm.runtime.tensor(np.array(a, order="C")) for a in arrays))
+        results = [result] if hasattr(result, "numpy") else list(result)
+        return [one.numpy() for one in results]
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def largest() -> Any:
+    return machine(
+        lambda emit, x: emit(op.topk(x, 3, axis=-1, ret_type="both", largest=True)),
+        (B, N),
+        lowering=lower_ordering,
+    )
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(rows=st.integers(1, 4), size=st.integers(3, 33), seed=st.integers(0, 99))
+def test_the_largest_come_in_order_ties_by_index_and_nan_first(
+    largest: Any, rows: int, size: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.integers(0, 6, (rows, size)).astype("float32")
+    x[rng.random(x.shape) < 0.1] = np.nan
+    x[rng.random(x.shape) < 0.1] = -np.inf
+    keys = np.where(np.isnan(x), np.inf, x)
+    order = np.argsort(-keys, axis=-1, kind="stable")[:, :3]
+    values, indices = largest(x)
+    np.testing.assert_array_equal(indices, order)
+    np.testing.assert_array_equal(values, np.take_along_axis(x, order, -1))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("descending", [False, True])
+def test_sorts_go_along_any_axis(axis: int, descending: bool) -> None:
+    x = np.random.default_rng(axis).integers(0, 9, (7, 5)).astype("float32")
+    sort = machine(
+        lambda emit, a: emit(op.sort(a, axis=axis, descending=descending)),
+        (N, B),
+        lowering=lower_ordering,
+    )
+    places = machine(
+        lambda emit, a: emit(op.argsort(a, axis=axis, descending=descending, dtype="int64")),
+        (N, B),
+        lowering=lower_ordering,
+    )
+    order = np.argsort(-x if descending else x, axis=axis, kind="stable")
+    np.testing.assert_array_equal(places(x)[0], order)
+    np.testing.assert_array_equal(sort(x)[0], np.take_along_axis(x, order, axis))
+
+
+def test_running_sums_count_booleans_and_take_symbolic_sizes() -> None:
+    x = np.random.default_rng(0).random((3, 11)) < 0.5
+    count = machine(
+        lambda emit, a: emit(op.cumsum(a, axis=-1, dtype="int64")),
+        (B, N),
+        lowering=lower_ordering,
+        dtype="bool",
+    )
+    np.testing.assert_array_equal(count(x)[0], np.cumsum(x, -1))
+
+
+def test_group_norm_keeps_its_digits_far_from_zero() -> None:
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((2, 12, 5, 7)) + 1000).astype("float32")
+    gamma, beta = rng.standard_normal((2, 12)).astype("float32")
+    norm = machine(
+        lambda emit, a, g, b: emit(
+            op.nn.group_norm(a, g, b, num_groups=3, channel_axis=1, axes=[2, 3], epsilon=1e-5)
+        ),
+        (B, 12, 5, 7),
+        (12,),
+        (12,),
+        lowering=lower_group_norm,
+    )
+    groups = x.astype("float64").reshape(2, 3, -1)
+    mean, var = groups.mean(-1, keepdims=True), groups.var(-1, keepdims=True)
+    expected = ((groups - mean) / np.sqrt(var + 1e-5)).reshape(x.shape)
+    expected = expected * gamma[:, None, None] + beta[:, None, None]
+    # the mean of numbers near 1000 is off by a few of their last digits (6e-5 each)
+    assert_close(norm(x, gamma, beta)[0], expected, 2e-4)
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "window", "stride", "pad", "extra"),
+    [
+        (8, 16, 2, 2, 0, 0),
+        (12, 5, 4, 2, 1, 0),
+        (8, 8, 3, 2, 1, 1),
+        (4, 1, 3, 3, 0, 0),
+        (3, 9, 5, 1, 2, 0),
+    ],
+)
+def test_transposed_convolutions_of_any_window_are_right(
+    inner: int, outer: int, window: int, stride: int, pad: int, extra: int
+) -> None:
+    rng = np.random.default_rng(window)
+    x = rng.standard_normal((2, inner, 5, 6)).astype("float32")
+    w = rng.standard_normal((inner, outer, window, window)).astype("float32")
+    call = machine(
+        lambda emit, a, b: emit(
+            op.nn.conv2d_transpose(
+                a, b, strides=stride, padding=pad, output_padding=extra, kernel_layout="IOHW"
+            )
+        ),
+        (B, *x.shape[1:]),
+        w.shape,
+        lowering=lambda mod: block_layout(mod, 8),
+    )
+    full = np.zeros((2, outer, *((s - 1) * stride + window + extra for s in x.shape[2:])))
+    for i, j in np.ndindex(*x.shape[2:]):
+        here = np.s_[:, :, i * stride : i * stride + window, j * stride : j * stride + window]
+        full[here] += np.einsum("nc,corq->norq", x[:, :, i, j].astype("float64"), w)
+    end = [size - pad for size in full.shape[2:]]
+    expected = full[:, :, pad : end[0], pad : end[1]]
+    assert_close(call(x, w)[0], expected)
