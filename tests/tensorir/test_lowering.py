@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from tapml.errors import StageError
 from tapml.stage import Context, Inputs
 from tapml_stages.compat import tvm
 from tapml_stages.dataflow import bindings, op_name
-from tapml_stages.program import Io, Program, load
+from tapml_stages.program import Bounds, Io, Program, TensorSpec, load
 from tapml_stages.records import Record
 from tapml_stages.records import load as load_records
 from tapml_stages.relax.passes import passes
@@ -227,12 +228,26 @@ def test_a_lost_operator_is_an_error(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_clones_are_named_by_their_sizes():
-    assert clone_names([{"batch": 1}, {"batch": 16}]) == {
+    io = Io((), (), (), dims={"batch": Bounds(1, 64)}, buckets=({"batch": 1}, {"batch": 16}))
+    assert clone_names(io) == {
         "main_b1": {"batch": 1},
         "main_b16": {"batch": 16},
         "main_dyn": {},
     }
-    assert clone_names([]) == {"main": {}}
+    assert clone_names(Io((), (), ())) == {"main": {}}
+
+
+def test_a_program_with_states_has_a_clone_for_one_token_a_call():
+    cache = TensorSpec("cache", ("batch", 2, 64), "float32")
+    io = Io((), (), (), (cache,), {"n": Bounds(1, 64), "batch": Bounds(1, 4)})
+    assert clone_names(io) == {"decode": {"n": 1}, "prefill": {}}
+    buckets = ({"n": 64}, {"n": 1, "batch": 2}, {"n": 1})
+    assert list(clone_names(replace(io, buckets=buckets)).items()) == [
+        ("prefill_n64", {"n": 64}),
+        ("decode_b2", {"n": 1, "batch": 2}),
+        ("decode", {"n": 1}),
+        ("prefill", {}),
+    ]
 
 
 @pytest.mark.parametrize(("bits", "expected"), [(128, 4), (256, 8), (512, 8)])
