@@ -5,7 +5,7 @@ outside but the links to their own reports, which lie beside it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -76,7 +76,13 @@ def render(sweep: str, results: Sequence[RunResult]) -> str:
         figures=tuple(figures.of(run) for run in results),
         best=figures.fastest(results),
     )
-    sections = (_latency(told), _tradeoff(told), _parallel(told), _table(told))
+    sections = (
+        _latency(told),
+        _tradeoff(told),
+        *_against_fields(told),
+        _parallel(told),
+        _table(told),
+    )
     return page.document(f"sweep {sweep} · tapml", _header(sweep, told), *sections)
 
 
@@ -99,6 +105,7 @@ def _header(sweep: str, told: _Sweep) -> Safe:
         "header",
         element("div", title, badge, class_="row"),
         element("p", _sentence(told), class_="lead"),
+        *(element("p", line) for line in _least(told)),
         element("p", " · ".join(part for part in details if part), class_="dim"),
     )
 
@@ -120,6 +127,38 @@ def _sentence(told: _Sweep) -> str:
     if len(timed) == 1:
         return "One run that was timed has passed."
     return f"No run is the fastest at {size} beyond the noise: their spreads overlap."
+
+
+def _scales(told: _Sweep) -> list[Axis]:
+    """The varied fields that are numbers in every run, with three values or more: a density."""
+    found = [Axis(name, tuple(map(_place, row))) for name, row in told.varied.items()]
+    return [
+        axis
+        for axis in found
+        if all(isinstance(value, float) for value in axis.values) and len({*axis.values}) > 2
+    ]
+
+
+def _least(told: _Sweep) -> Iterator[str]:
+    """Of each such field the least value whose run passed: how far one may go."""
+    for axis in _scales(told):
+        kept = [
+            (value, name)
+            for value, name, run in zip(axis.values, told.names, told.runs, strict=True)
+            if run.state == "ok" and isinstance(value, float)
+        ]
+        if kept and len(kept) < len(told.runs):
+            value, name = min(kept)
+            yield f"Least {axis.name} that passed: {number(value)}, in {name}."
+
+
+def _against_fields(told: _Sweep) -> Iterator[Safe]:
+    """Quality and speed against each field that is a scale, whatever was chosen in the runs."""
+    drawn = [axis for axis in _figure_axes(told) if axis.name in ("metric", "error", "latency")]
+    for field in _scales(told)[:2]:
+        for figure in drawn:
+            chart = charts.scatter(told.marks, field, figure, [None] * len(told.runs))
+            yield _section(f"{figure.name} against {field.name}", chart, "A point per run.")
 
 
 def _latency(told: _Sweep) -> Safe | None:

@@ -144,7 +144,7 @@ def test_the_page_of_a_sweep_has_all_runs_in_a_table_and_charts(
 ) -> None:
     text = sweep.render("s1", members)
     page = Checker(text)
-    assert text.count("<svg") == 3
+    assert text.count("<svg") == 5  # ranges, three of points, parallel axes
     for run in members:
         assert page.text.count(run.label) >= 2
     assert "6 OF 7 PASSED" in page.text
@@ -173,6 +173,26 @@ def test_no_name_of_a_sweep_scripts_its_page(made: Callable[..., tapml.RunResult
     assert "script" not in {tag for tag, _ in page.seen}
     assert evil[:27] in page.text
     assert not {"\x1b", "\u202e"} & set(text)
+
+
+def test_a_sweep_over_a_scale_tells_how_far_one_may_go_and_draws_figures_against_it(
+    made: Callable[..., tapml.RunResult],
+) -> None:
+    field = "sparsity.prune.density"
+    runs = [
+        made(
+            float(density),
+            label=f"density={density}",
+            fields={field: density},
+            exit_code=0 if density > 0.3 else 4,
+            metric=density,
+        )
+        for density in (0.9, 0.6, 0.4, 0.2)
+    ]
+    text = Checker(sweep.render("s1", runs)).text
+    assert f"Least {field} that passed: 0.4, in density=0.4." in text
+    assert f"metric against {field}" in text
+    assert f"latency against {field}" in text
 
 
 def test_a_sweep_within_the_noise_names_no_fastest(made: Callable[..., tapml.RunResult]) -> None:

@@ -29,8 +29,8 @@ def check(folder: Path, architecture: str | None) -> None:
         names = ", ".join(sorted(map(str, code))) if isinstance(code, dict) else "auto_map"
         if architecture is None:
             raise StageError(
-                message=f"{folder / CONFIG} asks to run Python that comes with the model ({names}); "
-                "it is never run",
+                message=f"{folder / CONFIG} asks to run Python of the model's own ({names}), "
+                "which is never run",
                 hint="if transformers has this model itself, name its class: model.architecture",
             )
     if method := (config.get("quantization_config") or {}).get("quant_method", ""):
@@ -42,8 +42,8 @@ def check(folder: Path, architecture: str | None) -> None:
         pickles = [p.name for p in sorted(folder.iterdir()) if _fits(p.name, _PICKLES)]
         if pickles and missing == [WEIGHTS]:
             raise StageError(
-                message=f"{folder} has its weights as pickles ({', '.join(pickles[:3])}), which may "
-                "run anything when they are loaded; they are not",
+                message=f"{folder} has its weights as pickles ({', '.join(pickles[:3])}); "
+                "one may run anything when it is loaded, so none is",
                 hint="where you trust them: Model.from_pretrained(…).save_pretrained(folder) of "
                 "transformers writes safetensors",
             )

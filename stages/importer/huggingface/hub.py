@@ -11,6 +11,8 @@ from tapml.errors import EnvironmentalError
 from .files import READ
 from .folder import missing_weights
 
+_HTTPError = errors.HTTPError  # pyright: ignore[reportPrivateImportUsage]  # of its HTTP client
+
 
 def snapshot(model: str, revision: str) -> Path:
     """The folder of the hub's cache that holds the files of a model at a commit.
@@ -24,7 +26,7 @@ def snapshot(model: str, revision: str) -> Path:
         return found
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=[*READ]))
-    except (OSError, errors.HTTPError) as error:
+    except (OSError, _HTTPError) as error:
         message, hint = _told(error, model, revision, partial=partial)
         raise EnvironmentalError(
             message=f"{model} at {revision[:12]}: {message}", hint=hint
