@@ -7,7 +7,6 @@ row's last token, whose logits are given. Prefill is this program; decode is it 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from tapml.errors import RecipeError, StageError
 
+from ... import codec
 from ...attention import Attention, cache_update, cached_attention
 from ...compat import tvm
 from ...program import Bounds, Program
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 rx = tvm.relax
 TOKENS, BATCH = "n", "batch"  # dims: tokens of a call, rows
-GENERATION = "generation.json"  # what a generator must know of the model, beside the bundle
+FACTS = "generation.json"  # what a generator must know of the model, beside the bundle
+_MODEL = "model"  # attribute of Decoder
 _TOLERANCE = 1e-3  # of the range, torch against itself: what is wrong is wrong by far more
 
 Shapes = dict[str, tuple[int, ...]]
@@ -119,17 +120,27 @@ def decoder(
             states=list(states),
             where=where,
         )
-    specs = program.io.inputs
-    split = len(specs) - len(states)
-    io = replace(program.io, inputs=specs[:split], states=specs[split:])
-    weights = {name.removeprefix("model."): array for name, array in weights.items()}
-    params = [replace(one, name=one.name.removeprefix("model.")) for one in io.params]
-    origins = [
-        replace(one, weights=tuple(name.removeprefix("model.") for name in one.weights))
+    return _of_the_model(program, len(inputs)), {_own(name): one for name, one in weights.items()}
+
+
+def _of_the_model(program: Program, inputs: int) -> Program:
+    """The program with its states told from its inputs, its weights named as in the model."""
+    io = program.io
+    io = replace(
+        io,
+        inputs=io.inputs[:inputs],
+        states=io.inputs[inputs:],
+        params=tuple(replace(one, name=_own(one.name)) for one in io.params),
+    )
+    origins = tuple(
+        replace(one, weights=tuple(_own(name) for name in one.weights))
         for one in program.provenance
-    ]
-    io = replace(io, params=tuple(params))
-    return replace(program, io=io, provenance=tuple(origins)), weights
+    )
+    return replace(program, io=io, provenance=origins)
+
+
+def _own(weight: str) -> str:
+    return weight.removeprefix(f"{_MODEL}.")
 
 
 def _zeros(wanted: Mapping[str, export.Wanted]) -> dict[str, Tensor]:
@@ -169,18 +180,18 @@ def check(model: PreTrainedModel, context: int, where: str) -> Shapes:
     return {name: tuple(state.shape) for name, state in held.items()}
 
 
-def write_facts(model: PreTrainedModel, context: int, path: Path) -> Path:
-    """What a generator must know: tokens that begin and end a text, the context."""
+def write_facts(model: PreTrainedModel, stage: Import, folder: Path) -> Path:
+    """The file of what a generator must know: the tokens that begin and end a text, the context."""
     config: Any = getattr(model, "generation_config", None) or GenerationConfig()
     end = config.eos_token_id
     facts = {
-        "context": context,
+        "context": stage.context,
         "bos_token_id": config.bos_token_id,
         "eos_token_ids": [] if end is None else [end] if isinstance(end, int) else list(end),
         "pad_token_id": config.pad_token_id,
     }
-    path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    return path
+    codec.write_json(folder / FACTS, facts)
+    return folder / FACTS
 
 
 def _check_recipe(model: PreTrainedModel, stage: Import) -> None:
