@@ -113,6 +113,8 @@ def compare(answers: Iterator[Answer], expected: np.ndarray, tolerance: float) -
         truth = expected[one.row, one.token]
         errors.append(np.abs(one.logits - truth).max() / span)
         best, second = np.sort(truth)[-1:-3:-1]
-        missed += bool(best - second > 2 * tolerance * span and one.logits.argmax() != truth.argmax())
+        missed += bool(
+            best - second > 2 * tolerance * span and one.logits.argmax() != truth.argmax()
+        )
     worst = float(np.max(errors)) if np.isfinite(errors).all() else float("inf")
     return Comparison(worst, missed, len(errors))

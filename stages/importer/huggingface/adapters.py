@@ -120,9 +120,7 @@ def _deepseek_v2_angles(module: Any, x: Tensor, position_ids: Tensor) -> Tensor:
     return torch.stack([angles.cos(), angles.sin()]) * module.attention_scaling
 
 
-def _deepseek_v2_rotate(
-    query: Tensor, key: Tensor, angles: Tensor
-) -> tuple[Tensor, Tensor]:
+def _deepseek_v2_rotate(query: Tensor, key: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
     cos, sin = angles.unsqueeze(2).unbind(0)
 
     def rotated(x: Tensor) -> Tensor:

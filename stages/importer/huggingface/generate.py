@@ -228,7 +228,7 @@ def _attend(node: torch.fx.Node, importer: Any) -> Any:
     """`attend` → two updates in place, and an attention that reads what they gave."""
     if node.args[0] is not attend._opoverload:
         raise StageError(message=f"{node.args[0]} writes to its arguments")
-    given: Mapping[str, Any] = node.kwargs
+    given: dict[str, Any] = dict(node.kwargs)
     env, builder = importer.env, importer.block_builder
     bases = given["_all_bases"]
     states = [env[bases[given[f"_{name}_base_index"]]] for name in ("keys", "values")]

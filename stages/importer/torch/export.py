@@ -127,7 +127,8 @@ def export(
         """The example at the sizes of its dims, and which axes they are."""
         if isinstance(want, Mapping):
             pairs = {name: sized(example[name], one) for name, one in want.items()}
-            return tuple({name: pair[k] for name, pair in pairs.items()} for k in (0, 1))
+            values, axes = zip(*pairs.values(), strict=True)
+            return dict(zip(pairs, values, strict=True)), dict(zip(pairs, axes, strict=True))
         axes = {axis: dim for axis, dim in enumerate(want.shape) if isinstance(dim, str)}
         for axis, dim in axes.items():
             example = _resized(example, axis, sizes[dim])
@@ -144,9 +145,7 @@ def export(
         raise _told(error, where, dims) from error
 
 
-def decomposed(
-    exported: ExportedProgram, supported: Callable[[fx.Node], bool]
-) -> ExportedProgram:
+def decomposed(exported: ExportedProgram, supported: Callable[[fx.Node], bool]) -> ExportedProgram:
     """In operators that are `supported`, as far as torch knows how to take others apart."""
     table, done = _core(), set[Any]()
     while table:
