@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-CONTEXT = 64
+CONTEXT = 80
 _BASE = {
     "vocab_size": 256,
     "hidden_size": 64,

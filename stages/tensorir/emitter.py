@@ -189,7 +189,8 @@ class _Emitter:
         for size in _halves(rows):
             first = start + count // (2 * size) * (2 * size)
             some = self._tile(at, first, size, col, width)
-            short.append(tirx.IfThenElse((count // size) % 2 > 0, some, None))
+            # no branch: TVM hoists one that is alone in an `else` over the whole, `then` included
+            short.append(loop("left", (count // size) % 2, lambda _, some=some: some, dtype=dtype))
         if not short:
             return loop(
                 "tile", count, lambda t: self._tile(at, start + t, 1, col, width), dtype=dtype

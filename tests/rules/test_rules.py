@@ -62,6 +62,18 @@ def test_one_dense_binary_serves_every_number_of_rows() -> None:
         assert_close(run(kernel, [data, pack(weight)], (rows, n)), expected)
 
 
+def test_tiles_of_two_rows_leave_none_out() -> None:
+    m, few = tirx.Var("m", "int64"), BASELINE.model_copy(update={"vector_bits": 128})
+    x, w = te.placeholder((m, 24)), te.placeholder((2, 24, 16))
+    func, _ = schedule(te.create_prim_func([x, w, te_ops.dense(x, w, 32)]), few)
+    assert "T.alloc_buffer((2, 16))" in func.script()
+    kernel, (weight,) = kernels.build(func), randoms((24, 32))
+    for rows in (1, 2, 3, 4, 112, 114, 115):
+        (data,) = randoms((rows, 24))
+        expected = data.astype("float64") @ weight
+        assert_close(run(kernel, [data, pack(weight)], (rows, 32)), expected)
+
+
 def test_dense_with_a_reshaped_output_stays_one_kernel() -> None:
     x, w = te.placeholder((6, 20)), te.placeholder((2, 20, 16))
     y = te_ops.dense(x, w, 32)

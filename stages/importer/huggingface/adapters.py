@@ -1,13 +1,13 @@
-"""Families whose attention does not go through transformers' interface: what stands in for it.
+"""Families that need more than transformers' attention interface: what stands in for their code.
 
-One row a class: the method that is replaced, and by what. Every replacement ends in `attention`.
+One row a class. Every attention here ends in `attention`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -24,23 +24,24 @@ from .attention import attention, refusal
 def adapted(model: PreTrainedModel, context: int) -> Iterator[None]:
     """Within, the model's own attentions are replaced by ours; afterwards they are back."""
     tables: dict[int, Tensor] = {}  # one for all layers
-    replaced: list[tuple[Any, str]] = []
-    for module in list(model.modules()):
-        name, stand_in = _ADAPTERS.get(type(module).__name__, ("", None))
-        if stand_in is None:
-            continue
-        if stand_in in _WITH_ALIBI:
-            heads = module.num_heads
-            table = tables.setdefault(heads, _alibi(heads, context))
-            module.register_buffer(_BIAS, table, persistent=False)
-            replaced.append((module, _BIAS))
-        setattr(module, name, partial(stand_in, module))
-        replaced.append((module, name))
-    try:
+    with ExitStack() as undo:
+
+        def replace(owner: Any, name: str, value: Any) -> None:
+            undo.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
+
+        for module in list(model.modules()):
+            kind = type(module).__name__
+            if kind in _WITH_ALIBI:
+                table = tables.setdefault(module.num_heads, _alibi(module.num_heads, context))
+                module.register_buffer(_BIAS, table, persistent=False)
+                undo.callback(delattr, module, _BIAS)
+            if kind in _METHODS:
+                name, stand_in = _METHODS[kind]
+                replace(module, name, partial(stand_in, module))
+            if kind in _FUNCTIONS:
+                replace(import_module(type(module).__module__), *_FUNCTIONS[kind])
         yield
-    finally:
-        for module, name in replaced:
-            delattr(module, name)
 
 
 def _gptj(
@@ -111,10 +112,34 @@ def _alibi(heads: int, context: int) -> Tensor:
     return -torch.tensor(powers)[:, None] * torch.arange(context)
 
 
+def _deepseek_v2_angles(module: Any, x: Tensor, position_ids: Tensor) -> Tensor:
+    """[2, batch, n, half]: cos and sin, of which the model makes complex numbers."""
+    if module.rope_type in ("dynamic", "longrope"):
+        raise refusal(f"its rotary embedding is {module.rope_type}")
+    angles = position_ids[..., None].float() * module.inv_freq.float()
+    return torch.stack([angles.cos(), angles.sin()]) * module.attention_scaling
+
+
+def _deepseek_v2_rotate(query: Tensor, key: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
+    cos, sin = angles.unsqueeze(2).unbind(0)
+
+    def rotated(x: Tensor) -> Tensor:
+        real, imaginary = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)
+        pair = (real * cos - imaginary * sin, real * sin + imaginary * cos)
+        return torch.stack(pair, -1).flatten(3)
+
+    return rotated(query), rotated(key)
+
+
 _BIAS = "bias_by_distance"
-_WITH_ALIBI = frozenset({_bloom})
-_ADAPTERS: dict[str, tuple[str, Callable[..., Any]]] = {
+_WITH_ALIBI = frozenset({"BloomAttention"})
+# class of a module: its method, or a function beside it, and what stands in for that
+_METHODS: dict[str, tuple[str, Callable[..., Any]]] = {
     "GPTJAttention": ("_attn", _gptj),
     "FalconAttention": ("forward", _falcon),
     "BloomAttention": ("forward", _bloom),
+    "DeepseekV2RotaryEmbedding": ("forward", _deepseek_v2_angles),
+}
+_FUNCTIONS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "DeepseekV2Attention": ("apply_rotary_emb", _deepseek_v2_rotate),
 }

@@ -1,50 +1,59 @@
-"""Language models that decode: transformers model → program with its cache as states.
+"""Language models that decode: transformers' model → program with its cache as states.
 
 `main(input_ids [batch, n], position [batch], last [batch], *states, *params) → logits [batch,
-vocab]`: `position` is how many tokens a row's cache holds, `last` the index in this call of the
+vocabulary]`: `position` is how many tokens a row's cache holds, `last` the index in this call of the
 row's last token, whose logits are given. Prefill is this program; decode is it at n = 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
-from tapml.errors import StageError
+from tapml.errors import RecipeError, StageError
 
+from ... import codec
 from ...attention import Attention, cache_update, cached_attention
 from ...compat import tvm
 from ...program import Bounds, Program
-from ..torch.convert import convert
+from ..torch import convert, export
 from .adapters import adapted
-from .attention import States
+from .attention import States, attend
+
+if TYPE_CHECKING:
+    from ..stage import Import
 
 rx = tvm.relax
-_TOKENS = "n"  # the dim of a call's tokens
-_TOLERANCE = 1e-3  # of torch against itself, of the range: what is wrong is wrong by far more
+TOKENS, BATCH = "n", "batch"  # dims: tokens of a call, rows
+FACTS = "generation.json"  # what a generator must know of the model, beside the bundle
+_MODEL = "model"  # attribute of Decoder
+_TOLERANCE = 1e-3  # of the range, torch against itself: what is wrong is wrong by far more
+
+Shapes = dict[str, tuple[int, ...]]
 
 
 class Decoder(nn.Module):
     """The model as a function of its states."""
 
-    def __init__(self, model: PreTrainedModel, names: Sequence[str], context: int) -> None:
+    def __init__(self, model: PreTrainedModel, context: int) -> None:
         super().__init__()
-        self.model, self.names, self.context = model, tuple(names), context
+        self.model, self.context = model, context
 
     def forward(
-        self, input_ids: Tensor, position: Tensor, last: Tensor, states: tuple[Tensor, ...]
+        self, input_ids: Tensor, position: Tensor, last: Tensor, states: dict[str, Tensor]
     ) -> Tensor:
-        held = dict(zip(self.names, states, strict=True))
-        return run(self.model, input_ids, last, States(held, position, self.context))
+        return run(self.model, input_ids, last, States(states, position, self.context))
 
 
 def run(model: PreTrainedModel, input_ids: Tensor, last: Tensor, states: States) -> Tensor:
-    """Logits [batch, vocab] of each row's last token; those of the others are not computed."""
+    """Logits [batch, vocabulary] of each row's last token; the others' are not computed."""
 
     def pick(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
         index = last[:, None, None].expand(-1, 1, args[0].shape[-1])
@@ -62,97 +71,164 @@ def run(model: PreTrainedModel, input_ids: Tensor, last: Tensor, states: States)
     return out.logits.squeeze(1)
 
 
-def convert_decoder(
-    model: PreTrainedModel, context: int, batch: int | Bounds, where: str
+def program_of(
+    model: PreTrainedModel, stage: Import, where: str
+) -> tuple[Program, dict[str, np.ndarray]]:
+    """Program and weights, these as views of the model's.
+
+    Raises: RecipeError for a context, inputs or dims that do not fit; StageError for a model whose
+            attention or cache is another than ours, or that gives other logits with it; for what
+            torch cannot export or we cannot import.
+    """
+    assert stage.context is not None
+    _check_recipe(model, stage)
+    return decoder(model, stage.context, _rows(stage), stage.buckets, where)
+
+
+def decoder(
+    model: PreTrainedModel,
+    context: int,
+    batch: int | Bounds = 1,
+    buckets: tuple[Mapping[str, int], ...] = (),
+    where: str = "the model",
 ) -> tuple[Program, dict[str, np.ndarray]]:
     """Program and weights of a language model.
 
-    In:     `context`: tokens that a cache holds; `batch`: rows, or the bounds of their number
-    Raises: StageError for a model whose attention or cache is another than ours, or that gives
-            other logits with it; for what torch cannot export or we cannot import.
+    In: `context`: tokens that the cache holds; `batch`: rows, or bounds of their number
     """
-    model = model.eval()
-    names = check(model, context, where)
-    decoder = Decoder(model, list(names), context)
-    rows = batch if isinstance(batch, int) else max(2, batch.min)
-    dims = {_TOKENS: Bounds(1, context)}
-    axes: dict[str, Any] = {"batch": batch}
-    tokens = torch.export.Dim(_TOKENS, min=1, max=context)
-    dynamic: dict[int, Any] | None = None
+    states = check(model, context, where)
+    dims = {TOKENS: Bounds(1, context)}
+    rows: int | str = batch if isinstance(batch, int) else BATCH
     if isinstance(batch, Bounds):
-        dims["batch"] = batch
-        axes["batch"] = "batch"
-        dynamic = {0: torch.export.Dim("batch", min=batch.min, max=batch.max)}
-    n = min(5, context)
-    states = tuple(torch.zeros(rows, *shape[1:]) for shape in names.values())
-    arguments = (
-        torch.zeros(rows, n, dtype=torch.int64),
-        torch.zeros(rows, dtype=torch.int64),
-        torch.zeros(rows, dtype=torch.int64),
-        states,
-    )
-    with torch.no_grad(), adapted(model, context):
-        exported = torch.export.export(
-            decoder,
-            arguments,
-            dynamic_shapes=(
-                {**(dynamic or {}), 1: tokens},
-                dynamic,
-                dynamic,
-                (dynamic,) * len(states),
-            ),
-            strict=False,
+        dims[BATCH] = batch
+    inputs = {
+        "input_ids": export.Wanted((rows, TOKENS), "int64"),
+        **{name: export.Wanted((rows,), "int64") for name in ("position", "last")},
+    }
+    held = {name: export.Wanted((rows, *shape[1:]), "float32") for name, shape in states.items()}
+    examples = {**_zeros(inputs), "states": _zeros(held)}
+    wanted = {**inputs, "states": held}
+    with adapted(model, context):
+        exported = export.export(Decoder(model, context), examples, wanted, dims, where)
+        program, weights = convert.convert(
+            exported,
+            inputs={name: want.shape for name, want in (inputs | held).items()},
+            outputs=["logits"],
+            dims=dims,
+            buckets=buckets,
+            converters={"auto_functionalized_v2": _attend},
+            states=list(states),
+            where=where,
         )
-    b = axes["batch"]
-    program, weights = convert(
-        exported,
-        inputs={
-            "input_ids": (b, _TOKENS),
-            "position": (b,),
-            "last": (b,),
-            **{name: (b, *shape[1:]) for name, shape in names.items()},
-        },
-        outputs=["logits"],
-        dims=dims,
-        converters={"auto_functionalized_v2": converter},
-        states=list(names),
-        where=where,
-    )
+    return _of_the_model(program, len(inputs)), {_own(name): one for name, one in weights.items()}
+
+
+def _of_the_model(program: Program, inputs: int) -> Program:
+    """The program with its states told from its inputs, its weights named as in the model."""
     io = program.io
-    return program, weights
+    io = replace(
+        io,
+        inputs=io.inputs[:inputs],
+        states=io.inputs[inputs:],
+        params=tuple(replace(one, name=_own(one.name)) for one in io.params),
+    )
+    origins = tuple(
+        replace(one, weights=tuple(_own(name) for name in one.weights))
+        for one in program.provenance
+    )
+    return replace(program, io=io, provenance=origins)
 
 
-def check(model: PreTrainedModel, context: int, where: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of the model's states, by name, after a first run of the model with and without them.
+def _own(weight: str) -> str:
+    return weight.removeprefix(f"{_MODEL}.")
 
-    Raises: StageError where they differ.
+
+def _zeros(wanted: Mapping[str, export.Wanted]) -> dict[str, Tensor]:
+    """Tensors of their shapes, 1 for a dim."""
+    return {
+        name: torch.zeros(
+            [dim if isinstance(dim, int) else 1 for dim in want.shape],
+            dtype=getattr(torch, want.dtype),
+        )
+        for name, want in wanted.items()
+    }
+
+
+def check(model: PreTrainedModel, context: int, where: str) -> Shapes:
+    """Shapes of the model's states by name, after a first run of the model with and without them.
+
+    Raises: StageError where the logits differ.
     """
     generator = torch.Generator().manual_seed(0)
-    length = min(6, context)
-    vocab = model.get_input_embeddings().weight.shape[0]
-    ids = torch.randint(vocab, (1, length), generator=generator)
+    ends = [end for end in (4, 5, 6) if end <= context] or [1]
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = torch.randint(vocabulary, (1, ends[-1]), generator=generator)
     held: dict[str, Tensor] = {}
     with torch.no_grad():
         expected = model(input_ids=ids, use_cache=False).logits[0]
-    with torch.no_grad(), adapted(model, context):
-        for start, end in ((0, length - 2), (length - 2, length - 1), (length - 1, length)):
-            states = States(held, torch.tensor([start]), context, checking=True)
-            got = run(model, ids[:, start:end], torch.tensor([end - start - 1]), states)[0]
-            error = (got - expected[end - 1]).abs().max() / expected.abs().max()
-            if not error <= _TOLERANCE:
-                raise StageError(
-                    message=f"{where}: with its cache as states the model's logits differ by "
-                    f"{float(error):.2g} of their range at token {end}",
-                    hint="leave out `task: generate`: the model then runs without a cache",
-                )
+        with adapted(model, context):
+            for start, end in zip([0, *ends], ends, strict=False):
+                states = States(held, torch.tensor([start]), context, checking=True)
+                got = run(model, ids[:, start:end], torch.tensor([end - start - 1]), states)[0]
+                error = float((got - expected[end - 1]).abs().max() / expected.abs().max())
+                if not error <= _TOLERANCE:
+                    raise StageError(
+                        message=f"{where}: with its cache as states, the model's logits differ by "
+                        f"{error:.2g} of their range at token {end}",
+                        hint="leave out `task: generate`: the model then runs without a cache",
+                    )
     return {name: tuple(state.shape) for name, state in held.items()}
 
 
-def converter(node: torch.fx.Node, importer: Any) -> Any:
-    """`attend` → two updates in place and an attention that reads what they gave."""
-    if node.args[0] is not torch.ops.tapml.attend.default:
+def write_facts(model: PreTrainedModel, stage: Import, folder: Path) -> Path:
+    """The file of what a generator must know: the tokens that begin and end a text, the context."""
+    config: Any = getattr(model, "generation_config", None) or GenerationConfig()
+    end = config.eos_token_id
+    facts = {
+        "context": stage.context,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_ids": [] if end is None else [end] if isinstance(end, int) else list(end),
+        "pad_token_id": config.pad_token_id,
+    }
+    codec.write_json(folder / FACTS, facts)
+    return folder / FACTS
+
+
+def _check_recipe(model: PreTrainedModel, stage: Import) -> None:
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and stage.context is not None and stage.context > longest:
+        raise RecipeError(
+            field="model.context",
+            message=f"{type(model).__name__} knows positions up to {longest}",
+            hint=f"write a context of at most {longest}",
+        )
+    if stage.signature:
+        raise RecipeError(
+            field="model.inputs",
+            message="a model that generates has inputs of its own: input_ids, position, last",
+            hint="leave `inputs` out",
+        )
+    for name in stage.dims:
+        if name != BATCH:
+            raise RecipeError(
+                field=f"model.dims.{name}",
+                message="a model that generates has one dim to bound: batch",
+                hint="dims: {batch: {min: 1, max: 4}}",
+            )
+
+
+def _rows(stage: Import) -> int | Bounds:
+    bounds = stage.dims.get(BATCH)
+    if bounds is None:
+        return 1
+    return bounds.min if bounds.min == bounds.max else Bounds(bounds.min, bounds.max)
+
+
+def _attend(node: torch.fx.Node, importer: Any) -> Any:
+    """`attend` → two updates in place, and an attention that reads what they gave."""
+    if node.args[0] is not attend._opoverload:
         raise StageError(message=f"{node.args[0]} writes to its arguments")
-    given: Mapping[str, Any] = node.kwargs
+    given: dict[str, Any] = dict(node.kwargs)
     env, builder = importer.env, importer.block_builder
     bases = given["_all_bases"]
     states = [env[bases[given[f"_{name}_base_index"]]] for name in ("keys", "values")]

@@ -27,17 +27,22 @@ def load(stage: Import, ctx: Context) -> Imported:
     where = str(folder) if stage.folder else f"{stage.id} at {(stage.revision or '')[:12]}"
     folders.check(folder, stage.architecture)
 
-    from .export import program_of  # torch and transformers, then TVM
+    from . import export, generate  # torch and transformers, then TVM
     from .model import demand, load
 
     loaded = load(folder, stage.architecture)
-    program, weights = program_of(loaded.model, stage, where)
+    files = folders.tokenizer(folder)
+    if stage.task == "generate":
+        program, weights = generate.program_of(loaded.model, stage, where)
+        files |= {generate.FACTS: generate.write_facts(loaded.model, stage, ctx.workdir)}
+    else:
+        program, weights = export.program_of(loaded.model, stage, where)
     demand(loaded.missing, frozenset(weights), where)
     source = ctx.workdir / "source"
     source.mkdir()
     shutil.copyfile(folder / CONFIG, source / CONFIG)
     facts = {"kind": "huggingface", "architecture": type(loaded.model).__name__}
-    return Imported(program, weights, facts, folders.tokenizer(folder))
+    return Imported(program, weights, facts, files)
 
 
 def _from_hub(stage: Import) -> Path:

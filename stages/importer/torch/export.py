@@ -116,24 +116,33 @@ def match_inputs(
 def export(
     module: torch.nn.Module,
     arguments: Mapping[str, Any],
-    wanted: Mapping[str, Wanted],
+    wanted: Mapping[str, Wanted | Mapping[str, Wanted]],
     dims: Mapping[str, Bounds],
     where: str,
 ) -> ExportedProgram:
     """The module exported, its inputs' axes dynamic where `wanted` names a dim.
 
-    In:     `arguments`: values for forward by name, tensors and others
+    In:     `arguments`: values for forward by name: tensors, dicts of tensors, and others
     Raises: StageError with torch's reason: a dim that the code fixes, a branch on data.
     """
     sizes = _example_sizes(dims)
     names = {name: Dim(name, min=bounds.min, max=bounds.max) for name, bounds in dims.items()}
     examples = dict(arguments)
     dynamic: dict[str, Any] = dict.fromkeys(arguments)
-    for name, want in wanted.items():
+
+    def sized(example: Any, want: Wanted | Mapping[str, Wanted]) -> tuple[Any, Any]:
+        """The example at the sizes of its dims, and which axes they are."""
+        if isinstance(want, Mapping):
+            pairs = {name: sized(example[name], one) for name, one in want.items()}
+            values, axes = zip(*pairs.values(), strict=True)
+            return dict(zip(pairs, values, strict=True)), dict(zip(pairs, axes, strict=True))
         axes = {axis: dim for axis, dim in enumerate(want.shape) if isinstance(dim, str)}
-        dynamic[name] = {axis: names[dim] for axis, dim in axes.items()}
         for axis, dim in axes.items():
-            examples[name] = _resized(examples[name], axis, sizes[dim])
+            example = _resized(example, axis, sizes[dim])
+        return example, {axis: names[dim] for axis, dim in axes.items()}
+
+    for name, want in wanted.items():
+        examples[name], dynamic[name] = sized(examples[name], want)
     try:
         with torch.no_grad(), _quiet():
             return torch.export.export(

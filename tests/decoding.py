@@ -1,0 +1,120 @@
+"""Language models through the rooms to a bundle, and decoding held against transformers' model run
+whole, without a cache.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from small_programs import HOST
+
+from tapml.stage import Context, Inputs
+from tapml_stages import codec, records
+from tapml_stages.codegen.stage import Codegen
+from tapml_stages.program import Program
+from tapml_stages.relax.stage import RelaxPasses
+from tapml_stages.tensorir.stage import TensorIR
+
+
+def lower(program: Program, folder: Path) -> dict[str, Path]:
+    """Artifacts of tensorir, in `folder`."""
+    held = {"program": program.save(folder / "imported")}
+    for stage in (RelaxPasses(), TensorIR(target=HOST)):
+        held = dict(stage.run(Inputs(held), _context(folder / stage.name)).artifacts)
+    return {name: Path(path) for name, path in held.items()}
+
+
+def build(program: Program, weights: dict[str, np.ndarray], folder: Path) -> Any:
+    """The loaded bundle, its kernels scheduled by rules alone."""
+    held = lower(program, folder)
+    shipped = records.load(held["records"])
+    choices = tuple(records.KernelChoice(one.kernel, one.id, ()) for one in shipped)
+    held["choices"] = records.Choices(choices).save(folder / "choices.json")
+    held["weights"] = folder / "weights.safetensors"
+    codec.write_weights(held["weights"], weights)
+    stage = Codegen(target=HOST, opt_level=2, recipe_name="decoder")
+    made = Path(stage.run(Inputs(held), _context(folder / "codegen")).artifacts["bundle"])
+    spec = importlib.util.spec_from_file_location("bundle_run", made / "run.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.load(made)
+
+
+def _context(folder: Path) -> Context:
+    folder.mkdir()
+    return Context(folder, logging.getLogger("test"), folder / "database")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a call gave for one row: the token that it ends with, and its logits."""
+
+    row: int
+    token: int
+    logits: np.ndarray
+
+
+def decode(
+    bundle: Any,
+    tokens: np.ndarray,
+    prompts: Sequence[int],
+    steps: int,
+    *,
+    shift: int = 0,
+    wiped: bool = False,
+    fill: float = np.nan,
+) -> Iterator[Answer]:
+    """Teacher-forced: prompts of the rows' lengths in one call, padded, then `steps` tokens.
+
+    In: `tokens` [rows, n]; two ways to do it wrong: `shift` of the positions after the prompt,
+        `wiped` states after it; `fill`: what the states hold at first
+    """
+    rows = len(prompts)
+    batch = {"batch": rows} if "batch" in bundle.manifest["dims"] else {}
+    session = bundle.session(fill=fill, **batch)
+    position, widths = np.zeros(rows, np.int64), np.array(prompts, np.int64)
+    for step in range(steps + 1):
+        ids = np.zeros((rows, widths.max()), np.int64)
+        for row, (start, width) in enumerate(zip(position, widths, strict=True)):
+            ids[row, :width] = tokens[row, start : start + width]
+        at = position + (shift if step else 0)
+        logits = session(input_ids=ids, position=at, last=widths - 1)["logits"]
+        position, widths = position + widths, np.ones(rows, np.int64)
+        for row in range(rows):
+            yield Answer(row, int(position[row]) - 1, logits[row])
+        if wiped and not step:
+            session = bundle.session(fill=0, **batch)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """error: the largest difference, of the logits' range; missed: greedy tokens that differ where
+    the reference's two best logits are further apart than `tolerance` of the range on both sides.
+    """
+
+    error: float
+    missed: int
+    answers: int
+
+
+def compare(answers: Iterator[Answer], expected: np.ndarray, tolerance: float) -> Comparison:
+    """In: `expected` [rows, n, vocabulary]"""
+    span = float(expected.max() - expected.min())
+    errors, missed = [], 0
+    for one in answers:
+        truth = expected[one.row, one.token]
+        errors.append(np.abs(one.logits - truth).max() / span)
+        best, second = np.sort(truth)[-1:-3:-1]
+        missed += bool(
+            best - second > 2 * tolerance * span and one.logits.argmax() != truth.argmax()
+        )
+    worst = float(np.max(errors)) if np.isfinite(errors).all() else float("inf")
+    return Comparison(worst, missed, len(errors))
