@@ -247,7 +247,11 @@ def full(value: float | None = None) -> Converter:
     def convert(call: Call) -> Any:
         fill = call["fill_value"] if value is None else value
         scalar = call.operand(fill, call.dtype)
-        return call.emit(rx.op.full(call.shape, scalar, call.dtype)) if call.shape else scalar
+        if not call.shape:
+            return scalar
+        if isinstance(fill, float) and not math.isfinite(fill):  # TVM's own lowering fails on it
+            return call.emit(rx.op.broadcast_to(scalar, call.shape))
+        return call.emit(rx.op.full(call.shape, scalar, call.dtype))
 
     return convert
 

@@ -45,6 +45,7 @@ CONVERTERS: dict[str, Converter] = {
         for name, one in _SHIFTS.items()
         for kind in ("Tensor", "Scalar")
     },
+    "_cdist_forward.default": network.distances,
     "_log_softmax.default": network.softmax(op.nn.log_softmax),
     "_native_batch_norm_legit_no_training.default": network.batch_norm,
     "_softmax.default": network.softmax(op.nn.softmax),
@@ -59,6 +60,7 @@ CONVERTERS: dict[str, Converter] = {
     "arange.default": arithmetic.arange,
     "arange.start": arithmetic.arange,
     "arange.start_step": arithmetic.arange,
+    "avg_pool2d.default": network.average_pool,
     "baddbmm.default": network.add_product("batch1", "batch2"),
     "bitwise_not.default": arithmetic.bitwise_not,
     "bmm.default": network.matmul("mat2"),
@@ -104,6 +106,7 @@ CONVERTERS: dict[str, Converter] = {
     "min.dim": arithmetic.extreme(op.min, op.argmin),
     "minimum.default": arithmetic.binary(op.minimum, bools=op.logical_and),
     "mm.default": network.matmul("mat2"),
+    "mv.default": network.matmul("vec"),
     "native_group_norm.default": network.native_group_norm,
     "native_layer_norm.default": network.native_layer_norm,
     "new_full.default": arithmetic.full(),
@@ -139,6 +142,9 @@ CONVERTERS: dict[str, Converter] = {
     "sum.dim_IntList": arithmetic.reduction(op.sum),
     "unbind.int": indexing.unbind,
     "unfold.default": indexing.unfold,
+    "upsample_bicubic2d.vec": network.resize("cubic"),
+    "upsample_bilinear2d.vec": network.resize("linear"),
+    "upsample_nearest2d.vec": network.resize("nearest_neighbor"),
     "var.correction": arithmetic.variance,
     "var_mean.correction": arithmetic.variance_and_mean,
     "view.default": indexing.reshape,
@@ -152,6 +158,7 @@ DATA_DEPENDENT = (
 )
 _RANDOM = "a library gives the same for the same inputs: take the random numbers as an input"
 REFUSED: Mapping[str, str] = {  # converters of TVM's that give something else without saying so
+    "_native_batch_norm_legit_functional.default": "it learns while it runs: call .eval() first",
     "_upsample_bilinear2d_aa.default": "resize without antialiasing, or on the host",
     "bernoulli.p": _RANDOM,
     "exponential.default": _RANDOM,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from torch import fx
 from torch._decomp import decomposition_table
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from tapml.errors import RecipeError, RecipeErrors, StageError, nearest
@@ -149,7 +151,7 @@ def export(
                 module.eval(), (), examples, dynamic_shapes=dynamic, strict=False
             )
     except Exception as error:  # the model's own code runs in it: anything may come out
-        raise _told(error, where, dims) from error
+        raise _told(error, where) from error
 
 
 def decomposed(exported: ExportedProgram, supported: Callable[[fx.Node], bool]) -> ExportedProgram:
@@ -223,20 +225,36 @@ def _resized(tensor: torch.Tensor, axis: int, size: int) -> torch.Tensor:
     return tensor.index_select(axis, torch.arange(size) % tensor.shape[axis])
 
 
-def _told(error: Exception, where: str, dims: Mapping[str, Bounds]) -> StageError:
-    """One message from torch's: the dims it names, its reason, what to do."""
+def _told(error: Exception, where: str) -> StageError:
+    """One message from torch's: the dims that it names, or the model's line; what to do."""
     text = str(error)
-    fixed = re.findall(
-        r"You marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)", text
-    )
-    if fixed:
-        names = "; ".join(f"dim {name!r} to {size}" for name, size in dict(fixed).items())
+    if fixed := re.findall(r"You marked (\w+) as dynamic but .* to be a constant \((\d+)\)", text):
+        names = ", ".join(f"dim {name!r} to {size}" for name, size in dict(fixed).items())
         return StageError(
             message=f"{where}: the model's code fixes {names}",
-            hint="write that size into model.inputs, or change the code: a Python loop or an "
-            "`int()` over the size fixes it",
+            hint="write that size into model.inputs, or change the code: a Python loop over the "
+            "size, or int() of it, fixes it",
         )
-    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    if violated := re.search(r"Constraints violated \(([^)]*)\)", text):
+        reasons = [" ".join(line.split()) for line in text.splitlines() if line.startswith("  - ")]
+        return StageError(
+            message=f"{where}: not every size of {violated[1]} fits the model: "
+            + " ".join(reasons)[:400],
+            hint="narrow model.dims, or write a fixed size into model.inputs",
+        )
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "/torch/" not in frame.filename and frame.filename != __file__
+    ]
+    place = f" at {own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else ""
+    if isinstance(error, GuardOnDataDependentSymNode):
+        return StageError(
+            message=f"{where}: the model branches on data, or makes a size of it{place}",
+            hint="choose between values with torch.where, or run this part on the host",
+        )
+    reason = next((line.strip() for line in text.splitlines() if line.strip()), "")
     return StageError(
-        message=f"{where} cannot be exported by torch: {type(error).__name__}: {first}"
+        message=f"{where} cannot be exported by torch: {type(error).__name__}: {reason}{place}",
+        hint="does it run with these inputs in torch? try torch.export.export on it alone",
     )

@@ -194,7 +194,26 @@ def scatter(call: Call) -> Any:
     else:
         updates = _corner(call, call.value("src"), call.meta("src"), call.meta("index"))
     kind = "add" if "scatter_add" in str(call.node.target) else _REDUCTIONS[call.args.get("reduce")]
-    return call.emit(rx.op.scatter_elements(x, place, updates, axis, kind))
+    return _scattered(call, x, place, updates, axis, kind)
+
+
+def _scattered(call: Call, x: Any, place: Any, updates: Any, axis: int, kind: str) -> Any:
+    """Where the index is smaller than the tensor beside the axis, in the part that it covers: TVM
+    takes it for as large.
+    """
+
+    def within(x: Any, beside: list[int]) -> Any:
+        if not beside:
+            return call.emit(rx.op.scatter_elements(x, place, updates, axis, kind))
+        first, *rest = beside
+        length = call.meta("index").shape[first]
+        part = within(_sliced(call, x, first, 0, length), rest)
+        bounds = [rx.prim_value(one) for one in (0, call.size(length), 1)]
+        return call.emit(rx.op.slice_scatter(x, part, *bounds, axis=first))
+
+    shapes = zip(call.meta("self").shape, call.meta("index").shape, strict=True)
+    smaller = [one for one, (size, length) in enumerate(shapes) if not call.same(size, length)]
+    return within(x, [one for one in smaller if one != axis])
 
 
 def scatter_reduce(call: Call) -> Any:
@@ -208,7 +227,7 @@ def scatter_reduce(call: Call) -> Any:
         return rx.op.full(shape, rx.const(value, dtype), dtype)
 
     def scattered(data: Any, values: Any, kind: str) -> Any:
-        return call.emit(rx.op.scatter_elements(data, place, values, axis, kind))
+        return _scattered(call, data, place, values, axis, kind)
 
     if not call["include_self"]:
         limits = torch.finfo if call.out.is_floating_point() else torch.iinfo

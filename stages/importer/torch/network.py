@@ -79,6 +79,15 @@ def softmax(op: Callable[..., Any]) -> Converter:
     return convert
 
 
+def distances(call: Call) -> Any:
+    """cdist: between every two rows, by their differences."""
+    if call["p"] != 2:
+        raise NotImplementedError(f"cdist with p={call['p']}")
+    left, right = rx.op.expand_dims(call.value("x1"), -2), rx.op.expand_dims(call.value("x2"), -3)
+    apart = call.emit(rx.op.subtract(left, right))
+    return call.emit(rx.op.sqrt(rx.op.sum(rx.op.multiply(apart, apart), -1)))
+
+
 def elu(call: Call) -> Any:
     """elu, and by its scales selu and celu; TVM's leaves the scales out."""
     x = call.value("self")
@@ -151,13 +160,58 @@ def _filled(call: Call, shape: list[Any], value: float, dtype: str) -> Any:
     return call.emit(rx.op.full(shape, rx.const(value, dtype), dtype))
 
 
+def average_pool(call: Call) -> Any:
+    """avg_pool2d; TVM's divides by the count of elements whatever `divisor_override` says."""
+    pooled = call.importer.convert_map["avg_pool2d.default"](call.node)
+    if (divisor := call["divisor_override"]) is None:
+        return pooled
+    if not call["count_include_pad"]:
+        raise NotImplementedError("divisor_override together with count_include_pad=False")
+    kernel = list(call["kernel_size"])
+    count = math.prod(kernel) if len(kernel) == 2 else kernel[0] ** 2
+    return call.emit(rx.op.multiply(pooled, rx.const(count / divisor, call.dtype)))
+
+
+def resize(method: str) -> Converter:
+    """upsample_*2d.vec: to torch's size; coordinates by the ratio of the sizes."""
+
+    def convert(call: Call) -> Any:
+        before, after = call.meta("input").shape[-2:], call.out.shape[-2:]
+        for scale, size, length in zip(call["scale_factors"] or (), before, after, strict=False):
+            if call["output_size"] is None and not _is_ratio(call, scale, size, length):
+                raise NotImplementedError(
+                    f"scale {scale} of size {size} is no whole size: give `size`, or "
+                    "recompute_scale_factor=True"
+                )
+        mode = "align_corners" if call.args.get("align_corners") else "half_pixel"
+        value = rx.op.image.resize2d(
+            call.value("input"),
+            rx.ShapeExpr(call.sizes(after)),
+            layout="NCHW",
+            method=method,
+            coordinate_transformation_mode="asymmetric" if method == "nearest_neighbor" else mode,
+            rounding_method="floor" if method == "nearest_neighbor" else "",
+        )
+        return call.emit(value)
+
+    return convert
+
+
+def _is_ratio(call: Call, scale: float, size: Any, length: Any) -> bool:
+    if float(scale).is_integer():
+        return call.same(size * int(scale), length)
+    return isinstance(size, int) and size * scale == length
+
+
 def getitem(call: Call) -> Any:
-    """One of several results."""
+    """One of several results; of an operator of which TVM computes the first alone, that."""
     args: tuple[Any, ...] = call.node.args
     source, index = args
     value = call.of(source)
-    if isinstance(value, list | tuple):
-        if value[index] is None:
-            raise NotImplementedError(f"result {index} of {source} is not computed")
-        return value[index]
-    return call.emit(rx.TupleGetItem(value, index))
+    if not isinstance(value, list | tuple):
+        if isinstance(value.ty, rx.TupleType):
+            return call.emit(rx.TupleGetItem(value, index))
+        value = [value] + [None] * index
+    if value[index] is None:
+        raise NotImplementedError(f"result {index} of {source} is not computed")
+    return value[index]
