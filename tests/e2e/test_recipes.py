@@ -24,6 +24,16 @@ def test_a_shipped_recipe_passes_its_gates_untuned(tapml: Callable, recipe: str)
     assert answer.bundle.is_dir()
 
 
+@pytest.mark.slow  # a minute of torch's convolutions in float64
+@pytest.mark.torch
+def test_a_torch_module_recognises_real_photos_at_every_batch(tapml: Callable) -> None:
+    answer = tapml("run", "recipes/efficientnet_lite0.yaml", "--set", "tuning.trials=0")
+    assert answer.code == 0, answer.stderr
+    assert answer.facts["metric"]["recognised"] == 1.0
+    assert answer.facts["error"]["passed"]
+    assert answer.facts["carve"]["failed"] == []
+
+
 def test_the_points_of_a_matrix_share_what_does_not_differ(tapml: Callable) -> None:
     recipe, fixed = "recipes/operator_formats.yaml", ("--set", "sparsity.prune.density=0.1")
     assert len(tapml("plan", recipe).data["recipes"]) == 4

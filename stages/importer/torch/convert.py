@@ -27,7 +27,7 @@ from ..finish import Node, finish
 from ..source import Unsupported, refuse
 from . import converters as own
 from . import rewrite
-from .call import Call, is_number, name_of
+from .call import Call, dtype_of, is_number, name_of
 from .export import decomposed
 from .shapes import Shape, Sizes, symbols
 
@@ -207,11 +207,32 @@ class _Importer(translator.ExportedProgramImporter):
                 self.env[node] = own.CONVERTERS[name](Call(node, self))
             else:
                 self.env[node] = self.convert_map[name](node)
+            if isinstance(value, torch.Tensor):
+                self.env[node] = self._as_torch_says(self.env[node], value)
         except Exception as error:  # TVM's converters raise anything; the node must be named
             message = f"node {node.name} ({name}) cannot be imported: {error}"
             raise StageError(message=message, hint=_place(node).strip()) from error
         self.block_builder.emit(rx.const(len(self._order), "int32"), _MARK)
         self._order.append(Node(node.name, name.removesuffix(".default")))
+
+    def _as_torch_says(self, value: Any, meta: torch.Tensor) -> Any:
+        """The value in torch's dtype: TVM's converters give float32 for some of float16.
+
+        Raises: ValueError for a size other than torch's.
+        """
+        if not isinstance(value, rx.Expr) or not isinstance(value.ty, rx.TensorType):
+            return value
+        if isinstance(value.ty.shape, rx.ShapeExpr):
+            sizes, theirs = list(value.ty.shape.values), self.sizes.shape(meta.shape)
+            pairs = zip(sizes, theirs, strict=False)
+            if len(sizes) != len(theirs) or any(
+                isinstance(own, tvm.tirx.IntImm) and isinstance(size, int) and int(own) != size
+                for own, size in pairs
+            ):
+                raise ValueError(f"its shape is {sizes} here, {theirs} in torch")
+        if str(value.ty.dtype) != (dtype := dtype_of(meta.dtype)):
+            return self.block_builder.emit(rx.op.astype(value, dtype))
+        return value
 
     def _attribute(self, bindings: Any) -> None:
         """A binding belongs to the node whose mark follows it; an output repeats another one."""

@@ -46,6 +46,10 @@ CONVERTERS: dict[str, Converter] = {
         for kind in ("Tensor", "Scalar")
     },
     "_cdist_forward.default": network.distances,
+    **{
+        name: network.largest(name)
+        for name in ("max_pool2d_with_indices.default", "max_pool3d_with_indices.default")
+    },
     "_log_softmax.default": network.softmax(op.nn.log_softmax),
     "_native_batch_norm_legit_no_training.default": network.batch_norm,
     "_softmax.default": network.softmax(op.nn.softmax),
@@ -68,6 +72,7 @@ CONVERTERS: dict[str, Converter] = {
     "clamp.Tensor": arithmetic.clamp,
     "clamp.default": arithmetic.clamp,
     "constant_pad_nd.default": indexing.pad,
+    "convolution.default": network.convolution,
     "cumprod.default": arithmetic.scan(op.cumprod),
     "cumsum.default": arithmetic.scan(op.cumsum),
     "div.Tensor_mode": arithmetic.division,

@@ -160,6 +160,45 @@ def _filled(call: Call, shape: list[Any], value: float, dtype: str) -> Any:
     return call.emit(rx.op.full(shape, rx.const(value, dtype), dtype))
 
 
+_PLAIN = {1: rx.op.nn.conv1d, 2: rx.op.nn.conv2d, 3: rx.op.nn.conv3d}
+_TRANSPOSED = {1: rx.op.nn.conv1d_transpose, 2: rx.op.nn.conv2d_transpose}
+_AXES = {1: "W", 2: "HW", 3: "DHW"}
+
+
+def convolution(call: Call) -> Any:
+    """In the dtype of its operands; TVM's gives float32 always."""
+    rank = call.meta("input").dim() - 2
+    settings: dict[str, Any] = {
+        "strides": call["stride"],
+        "padding": call["padding"],
+        "dilation": call["dilation"],
+        "groups": call["groups"],
+        "data_layout": f"NC{_AXES[rank]}",
+    }
+    if not call["transposed"]:
+        op, settings["kernel_layout"] = _PLAIN[rank], f"OI{_AXES[rank]}"
+    elif rank in _TRANSPOSED:
+        op, settings["kernel_layout"] = _TRANSPOSED[rank], f"IO{_AXES[rank]}"
+        settings["output_padding"] = call["output_padding"]
+    else:
+        raise NotImplementedError("a transposed convolution of three axes")
+    value = call.emit(op(call.value("input"), call.value("weight"), **settings))
+    if call["bias"] is None:
+        return value
+    bias = rx.op.reshape(call.value("bias"), [1, call.size(call.out.shape[1]), *[1] * rank])
+    return call.emit(rx.op.add(value, bias))
+
+
+def largest(name: str) -> Converter:
+    """max_pool*d_with_indices without the indices, for which TVM gives zeros."""
+
+    def convert(call: Call) -> tuple[Any, None]:
+        value = call.importer.convert_map[name](call.node)
+        return call.emit(rx.TupleGetItem(value, 0)), None
+
+    return convert
+
+
 def average_pool(call: Call) -> Any:
     """avg_pool2d; TVM's divides by the count of elements whatever `divisor_override` says."""
     pooled = call.importer.convert_map["avg_pool2d.default"](call.node)
