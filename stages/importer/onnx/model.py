@@ -151,7 +151,9 @@ def canonical(
     graph = model.graph
     for name, value in (fixed or {}).items():
         shape, dtype = signature[name]
-        graph.initializer.append(numpy_helper.from_array(np.full(shape, value, dtype), name))
+        graph.initializer.append(
+            numpy_helper.from_array(np.full(tuple(map(int, shape)), value, dtype), name)
+        )
     _hoist(graph, graph, set(_names(graph)))
     weights = {one.name for one in graph.initializer}
     _keep(graph.input, lambda one: one.name not in weights)
