@@ -82,7 +82,7 @@ def test_quantised_operators_keep_the_sums_exact(
     "attrs",
     [
         {"mode": "linear", "coordinate_transformation_mode": "half_pixel"},
-        {"mode": "cubic", "coordinate_transformation_mode": "align_corners"},
+        {"mode": "cubic", "coordinate_transformation_mode": "half_pixel"},
         {
             "mode": "nearest",
             "coordinate_transformation_mode": "asymmetric",

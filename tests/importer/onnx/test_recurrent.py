@@ -65,6 +65,7 @@ def test_a_layer_is_right_at_any_length_and_batch(
     assert difference(model, [call(7, 3), call(1, 1), call(20, 8)], X, **DIMS) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_states_that_are_given_are_where_it_begins(
     make_model: MakeModel, difference: Difference
 ) -> None:
@@ -88,5 +89,5 @@ def test_what_would_compute_something_else_is_refused(
     make_model: MakeModel, difference: Difference
 ) -> None:
     model = layer(make_model, "LSTM", input_forget=1)
-    with pytest.raises(StageError, match="node layer .*the attribute input_forget"):
+    with pytest.raises(StageError, match=r"node layer .*the attribute input_forget"):
         difference(model, [], X, **DIMS)
