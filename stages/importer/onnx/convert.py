@@ -11,6 +11,7 @@ import ast
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from ..source import Unsupported, refuse
 from . import model as onnx_model
 from . import symbolic
 from .operators import CONVERTERS, axis_extent, axis_extents
-from .preflight import has_body, unsupported
+from .preflight import CONTROL, has_body, unsupported
 
 from tvm.relax.frontend.onnx import onnx_frontend  # isort: skip  # after compat
 
@@ -71,6 +72,19 @@ def convert(
         dims=dims,
         buckets=buckets,
     )
+
+
+def without_control(source: Model, dims: Mapping[str, Bounds]) -> Model:
+    """The model with what folds of `If` and `Loop` folded, for onnxruntime too: it fails on
+    branches that read weights of the model around them.
+    """
+    if not any(node.op_type in CONTROL for node in source.proto.graph.node):
+        return source
+    limits = {name: (bounds.min, bounds.max) for name, bounds in dims.items()}
+    folded = symbolic.fold(_constants_inlined(source), limits)
+    if any(node.op_type in (symbolic.SIZES, symbolic.RANGE) for node in folded.graph.node):
+        return source  # sizes that ONNX cannot write down
+    return replace(source, proto=onnx_model.canonical(folded, {}))
 
 
 def _constants_inlined(source: Model) -> ModelProto:

@@ -151,7 +151,9 @@ def canonical(
     graph = model.graph
     for name, value in (fixed or {}).items():
         shape, dtype = signature[name]
-        graph.initializer.append(numpy_helper.from_array(np.full(shape, value, dtype), name))
+        graph.initializer.append(
+            numpy_helper.from_array(np.full(tuple(map(int, shape)), value, dtype), name)
+        )
     _hoist(graph, graph, set(_names(graph)))
     weights = {one.name for one in graph.initializer}
     _keep(graph.input, lambda one: one.name not in weights)
@@ -308,6 +310,8 @@ def match_inputs(
             wrong(f"model.inputs.{name}", f"the model has no input {name!r}", hint)
     result: dict[str, tuple[Shape, str]] = {}
     for name, (has, dtype) in there.items():
+        if 0 in has:
+            wrong("model.inputs", f"input {name!r} has a dim of size 0 in the model")
         if name not in wanted:
             loose = [dim for dim in has if not isinstance(dim, int) and dim not in dims]
             text = ", ".join(str(dim or "?") for dim in has)

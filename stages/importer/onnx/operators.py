@@ -243,7 +243,8 @@ def axis_extents(bb: Any, data: Any, indices: Any, first: int) -> Any:
     """As `axis_extent`, for the axes that the coordinates of GatherND and ScatterND count."""
     count, dtype = int(indices.ty.shape.values[-1]), str(indices.ty.dtype)
     dims = [axis_extent(bb, data, first + axis, dtype) for axis in range(count)]
-    return bb.emit(rx.op.stack(dims, 0))
+    rows = [bb.emit(rx.op.reshape(one, [1])) for one in dims]
+    return rows[0] if count == 1 else bb.emit(rx.op.concat(rows, 0))
 
 
 def _gather(_bb: Any, inputs: Any, attrs: Mapping[str, Any], _opset: int) -> Any:

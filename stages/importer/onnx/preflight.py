@@ -149,6 +149,7 @@ def _training(node: NodeProto, attributes: dict[str, Any], opset: int) -> str:
 _RULES: dict[str, Rule] = {
     "BatchNormalization": _training,
     "Cast": _casts,
+    "Constant": lambda node, *_: "" if node.attribute else "without a value",
     "MaxPool": _second_output("with indices"),
     "RoiAlign": _attribute("mode", ("avg",), "avg"),
     "SpaceToDepth": _attribute("mode", ("DCR",), "DCR"),

@@ -88,10 +88,10 @@ class _Layer:
         results = [self._direction(x, index) for index in range(len(self.backward))]
         ys, *last = zip(*results, strict=True)
         axis = 2 if self.batch_first else 1
-        y = emit(op.stack(list(ys), 1))  # steps, directions, batch, hidden
+        y = _stacked(self.bb, ys, 1)  # steps, directions, batch, hidden
         if self.batch_first:
             y = emit(op.permute_dims(y, [2, 0, 1, 3]))
-        ends = [emit(op.stack(list(one), axis - 1)) for one in last]
+        ends = [_stacked(self.bb, one, axis - 1) for one in last]
         return rx.Tuple([y, *ends])
 
     def _direction(self, x: Any, index: int) -> list[Any]:
@@ -155,6 +155,11 @@ class _Layer:
         if len(self.backward) > 1:
             state = emit(op.strided_slice(state, [axis], [index], [index + 1]))
         return emit(op.squeeze(state, [axis]))
+
+
+def _stacked(bb: Any, values: Sequence[Any], axis: int) -> Any:
+    rows = [bb.emit(rx.op.expand_dims(one, axis)) for one in values]
+    return rows[0] if len(rows) == 1 else bb.emit(rx.op.concat(rows, axis))
 
 
 def _kernel(cell: Cell) -> Any:

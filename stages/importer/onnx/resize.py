@@ -166,6 +166,9 @@ def _along(bb: Any, x: Any, axis: int, change: Any, is_size: bool, options: dict
     size = _static(change) if is_size else None
     if dim is None or (is_size and size is None):
         raise ValueError(f"this mode needs a fixed size; axis {axis} has {x.ty.shape[axis]}")
+    fraction = not is_size and not float(np.float32(dim) * np.float32(change)).is_integer()
+    if fraction and options["coordinate_transformation_mode"] == "align_corners":
+        raise ValueError("align_corners to a size that is not whole: ONNX and onnxruntime differ")
     matrix = _matrix(dim, size if size is not None else float(change), options)
     if not str(x.ty.dtype).startswith("float"):
         raise ValueError(f"this mode is not supported for {x.ty.dtype}")

@@ -39,6 +39,7 @@ def load(stage: Import, ctx: Context) -> Imported:
     onnx_model.check(model, path)
     dims = {name: Bounds(bounds.min, bounds.max) for name, bounds in stage.dims.items()}
     source = replace(read, proto=onnx_model.canonical(model, signature, fixed))
+    source = convert.without_control(source, dims)
     program, weights = convert.convert(source, dims, stage.buckets, path)
     onnx_file.write(source, ctx.workdir / "source")
     return Imported(program, weights, {"kind": "onnx", "model": "model.onnx"})

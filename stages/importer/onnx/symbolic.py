@@ -111,7 +111,7 @@ class _Round:
 
     def _rewrite(self, node: NodeProto) -> list[NodeProto]:
         if node.op_type == "Constant":
-            if node.attribute[0].HasField("t"):
+            if node.attribute and node.attribute[0].HasField("t"):
                 self._learn(node.output[0], node.attribute[0].t)
             return [node]
         if (value := self._evaluate(node)) is not None:
