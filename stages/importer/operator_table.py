@@ -34,21 +34,21 @@ def _onnx() -> set[str]:
 def _torch() -> set[str]:
     """Operators with a converter, and those that torch takes apart (into such, as a rule)."""
     import torch
-    from tvm.relax.frontend.torch import exported_program_translator as translator
+    from torch._decomp import decomposition_table
 
-    found = {str(name) for name in translator.ExportedProgramImporter().create_convert_map()}
-    found |= {
-        one.name().removeprefix("aten::")
-        for one in torch.export.default_decompositions()
-        if isinstance(one, torch._ops.OpOverload) and one.namespace == "aten"
-    }
+    from .torch import convert, converters
+
+    found = {*convert.translator.ExportedProgramImporter().create_convert_map()}
+    found |= converters.CONVERTERS.keys()
+    taken_apart = [one for one in decomposition_table if isinstance(one, torch._ops.OpOverload)]
+    found |= {one.name().removeprefix("aten::") for one in taken_apart if one.namespace == "aten"}
+    composite = "CompositeImplicitAutograd"
     for name in torch._C._dispatch_get_all_op_names():
-        if name.startswith("aten::") and torch._C._dispatch_has_kernel_for_dispatch_key(
-            name, "CompositeImplicitAutograd"
-        ):
+        if torch._C._dispatch_has_kernel_for_dispatch_key(name, composite):
             found.add(name.removeprefix("aten::"))
-    names = {name if "." in name else f"{name}.default" for name in found}
-    return {name for name in names if not re.search(r"[._]out$|backward", name)} | _SIZES | _WRAPPED
+    names = {name if "." in name else f"{name}.default" for name in found if "::" not in name}
+    names = {name for name in names if not re.search(r"[._]out$|backward", name)}
+    return (names | _SIZES | _WRAPPED) - converters.REFUSED.keys()
 
 
 # operators on sizes, which shapes take in, and those whose graph is written where they stand

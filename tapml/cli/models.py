@@ -65,15 +65,13 @@ def new(source: str | None, places: tuple[str, ...]) -> None:
         raise click.UsageError("a model and a folder, no more")
     folder = names[0] if names else None
     if source is not None and (_is_model(source) or "/" in source):
-        found = inspection.inspect(source)
-        recipe = scaffold.write_draft(found, Path(folder or _stem(source)))
-        click.echo(recipe)
+        made = scaffold.write_draft(inspection.inspect(source), Path(folder or _stem(source)))
     else:
         source = source or "magika"
-        recipe, *others = scaffold.copy_recipe(source, Path(folder or source))
-        for path in (recipe, *others):
-            click.echo(path)
-    click.echo(f"next: tapml run {recipe}", err=True)
+        made = scaffold.copy_recipe(source, Path(folder or source))
+    for path in made:
+        click.echo(path)
+    click.echo(f"next: tapml run {made[0]}", err=True)
 
 
 def _size(text: str) -> tuple[str, int]:

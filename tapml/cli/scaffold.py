@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +13,9 @@ from typing import Any, cast
 from .. import shipped
 from ..errors import EnvironmentalError, RecipeError
 from ..inspection import Model, draft
+from ..inspection.draft import is_in_hub
 
+_OF_A_MODEL = (".json", ".safetensors", ".txt", ".model", ".jinja")
 _PATH_KEYS = frozenset({"path", "python", "reads", "inputs"})
 
 
@@ -96,26 +99,61 @@ def _local_modules(path: Path) -> Iterator[Path]:
                 yield beside
 
 
-def write_draft(model: Model, folder: Path) -> Path:
-    """Writes a recipe to start from for a model into `folder`, and returns its path.
+def write_draft(model: Model, folder: Path) -> list[Path]:
+    """Writes a recipe to start from for a model into `folder`; it is the first of the paths.
 
+    A recipe names files of its own folder and of installed packages: a model that is in neither is
+    copied beside it.
     Raises: RecipeError for what has no graph, or when the file is there already;
             EnvironmentalError when it cannot be written.
     """
-    text = draft(model, folder)
-    if not text:
+    if not draft(model):
         message = f"{model.name} is a {model.kind}: there is nothing to import from it"
         hint = "name a model: .onnx, .pt2, .gguf, or a folder of Hugging Face"
         raise RecipeError(message=message, hint=hint)
-    path = folder / "recipe.yaml"
-    if path.exists():
-        raise RecipeError(message=f"already there: {path}", hint="name another folder")
+    recipe = folder / "recipe.yaml"
+    place = None if is_in_hub(model) else _place(model.path.resolve(), folder.resolve())
+    target = folder / model.path.resolve().name
+    copies = [] if place is not None or is_in_hub(model) else _files(model, target)
+    if there := [str(path) for path in (recipe, *(to for _, to in copies)) if path.exists()]:
+        raise RecipeError(message=f"already there: {', '.join(there)}", hint="name another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        for source, to in copies:
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, to)
+        recipe.write_text(draft(model, place or target.name), encoding="utf-8")
     except OSError as error:
         hint = "name a folder that can be written"
         raise EnvironmentalError(
-            message=f"cannot write {path}: {error.strerror}", hint=hint
+            message=f"cannot write {folder}: {error.strerror}", hint=hint
         ) from error
-    return path
+    return [recipe, *(to for _, to in copies)]
+
+
+def _place(path: Path, folder: Path) -> str | None:
+    """The model as a recipe in `folder` may name it where it is; None if it may not."""
+    if path.is_relative_to(folder):
+        return path.relative_to(folder).as_posix() if path != folder else "."
+    for root in (Path(one).resolve() for one in sys.path if one.endswith("-packages")):
+        if path.is_relative_to(root):
+            package, *parts = path.relative_to(root).parts
+            if parts and (Path(root, package) / "__init__.py").is_file():
+                return "/".join([f"${{package:{package}}}", *parts])
+    return None
+
+
+def _files(model: Model, target: Path) -> list[tuple[Path, Path]]:
+    """The model's files and where copies of them go: of a folder no code and no pickles."""
+    path = model.path.resolve()
+    if path.is_dir():
+        kept = [
+            one for one in sorted(path.iterdir()) if one.suffix in _OF_A_MODEL and one.is_file()
+        ]
+        return [(one, target / one.name) for one in kept]
+    if any(one.file not in ("", path.name) for one in model.tensors):
+        raise RecipeError(
+            message=f"{model.name} has weights in other files, which belong beside it",
+            hint=f"start the recipe there: tapml new {model.name} {path.parent}",
+        )
+    return [(path, target)]

@@ -68,7 +68,7 @@ def opened(path: Path) -> Generator[tuple[BinaryIO, int]]:
     Raises: StageError when there is none, or it is no regular file.
     """
     try:
-        source = open(path, "rb", opener=_without_waiting)
+        source = open(path, "rb", opener=_without_waiting)  # noqa: SIM115  # closed below
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise StageError(message=f"{path} cannot be read: {reason}") from error

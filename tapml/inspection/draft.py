@@ -27,16 +27,16 @@ _GENERATE_VALIDATION = """\
 """
 
 
-def draft(model: Model, folder: Path | None = None) -> str:
+def draft(model: Model, place: str | None = None) -> str:
     """The recipe as YAML; empty for what cannot be imported (a bundle, weights alone).
 
-    In: `folder`: where it will lie; the model is then named by its path from there
+    In: `place`: the model's path as the recipe is to have it; else its name, and that it lies there
     """
     if model.kind in ("bundle", "safetensors"):
         return ""
     import yaml
 
-    section: dict[str, Any] = {"source": model.kind, **_place(model, folder)}
+    section: dict[str, Any] = {"source": model.kind, **_place(model, place)}
     comments: list[str] = []
     if model.cache is not None:
         section |= {"task": "generate", "context": min(model.cache.context or _CONTEXT, _CONTEXT)}
@@ -64,15 +64,19 @@ def draft(model: Model, folder: Path | None = None) -> str:
     return "\n".join(head) + f"\n{text}{tail}"
 
 
-def _place(model: Model, folder: Path | None) -> dict[str, str]:
+def _place(model: Model, place: str | None) -> dict[str, str]:
     """Where the model is; by its commit where it comes from the hub's cache."""
     path = model.path
-    if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
+    if is_in_hub(model):
         name = path.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
         return {"id": name, "revision": path.name}
-    if folder is None:
-        return {"path": path.name or str(path)}
-    return {"path": str(path.resolve())}
+    return {"path": place or path.name or str(path)}
+
+
+def is_in_hub(model: Model) -> bool:
+    """Whether the model is a commit in the hub's cache."""
+    folder = model.path.parent
+    return folder.name == "snapshots" and folder.parent.name.startswith("models--")
 
 
 def _inputs(model: Model) -> dict[str, Any]:

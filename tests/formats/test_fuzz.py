@@ -1,4 +1,4 @@
-"""Whatever a model file holds, `tapml inspect` reads it or refuses it, soon and in little memory."""
+"""Whatever a model file holds, `tapml inspect` reads or refuses it, soon and in little memory."""
 
 from __future__ import annotations
 

@@ -291,8 +291,8 @@ def main() -> int:
         failed += len(bad)
         read = sum(one.codes == (0,) for one in done)
         worst, most = max(one.seconds for one in done), max(one.mib for one in done)
-        print(f"{kind}: {len(done)} cases, {read} read, {len(done) - read} refused, {len(bad)} wrong; "
-              f"at most {worst:.2f} s, {most:.0f} MiB", flush=True)  # fmt: skip
+        told = f"{len(done)} cases, {read} read, {len(done) - read} refused, {len(bad)} wrong"
+        print(f"{kind}: {told}; at most {worst:.2f} s, {most:.0f} MiB", flush=True)
     return 1 if failed else 0
 
 

@@ -175,5 +175,5 @@ def test_a_file_that_is_no_model_is_a_failure_in_words(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["none.onnx", "", "x\0y", "a" * 5000, "a/b/c", "../x"])
 def test_a_missing_model_is_a_mistake_of_usage(tmp_path: Path, name: str) -> None:
-    with pytest.raises(RecipeError, match="no file|no model"):
+    with pytest.raises(RecipeError, match=r"no file|no model"):
         inspection.inspect(str(tmp_path / name))

@@ -30,8 +30,34 @@ def test_the_drafted_recipe_loads(tmp_path: Path, kind: str) -> None:
     code, out, err = call("new", str(model), str(tmp_path / "mine"))
     assert code == 0, err
     assert f"next: tapml run {tmp_path / 'mine' / 'recipe.yaml'}" in err
-    loaded = recipe.load(Path(out.strip()))
-    assert loaded.data["model"]["path"] == str(model)
+    loaded = recipe.load(Path(out.splitlines()[0]))
+    assert loaded.data["model"]["path"] == model.name
+    for line in out.splitlines()[1:]:
+        source = model / Path(line).name if model.is_dir() else model
+        assert Path(line).read_bytes() == source.read_bytes()
+
+
+def test_a_model_beside_the_recipe_or_in_a_package_stays_where_it_is(tmp_path: Path) -> None:
+    model = sound("onnx", tmp_path / "m")
+    made = scaffold.write_draft(inspection.inspect(str(model)), tmp_path)
+    assert made == [tmp_path / "recipe.yaml"]
+    assert recipe.load(made[0]).data["model"]["path"] == "m/model.onnx"
+    import magika
+
+    shipped = Path(magika.__file__).parent / "models" / "standard_v3_3" / "model.onnx"
+    made = scaffold.write_draft(inspection.inspect(str(shipped)), tmp_path / "other")
+    text = made[0].read_text()
+    assert "path: ${package:magika}/models/standard_v3_3/model.onnx" in text
+    assert len(made) == 1
+
+
+def test_code_and_pickles_of_a_folder_are_not_copied(tmp_path: Path) -> None:
+    model = sound("huggingface", tmp_path / "m")
+    for name in ("modeling.py", "pytorch_model.bin", "tokenizer.json"):
+        (model / name).write_text("")
+    made = scaffold.write_draft(inspection.inspect(str(model)), tmp_path / "mine")
+    names = {path.name for path in made}
+    assert names == {"recipe.yaml", "tokenizer.json", *models.sound("huggingface")}
 
 
 def test_a_draft_has_bounds_buckets_and_what_to_fill_in(tmp_path: Path) -> None:

@@ -41,8 +41,6 @@ def test_the_engine_knows_neither_tvm_nor_the_stages_and_mlflow_only_in_the_sync
     forbidden = HEAVY | {"tapml_stages"}
     if path.name == "syncer.py":
         forbidden -= {"mlflow"}
-    if path.name == "inspection.py":
-        forbidden -= {"onnx"}
     assert not roots & forbidden
 
 
