@@ -154,7 +154,7 @@ def _by_breadth(tensors: Sequence[_Tensor]) -> list[_Tensor]:
         for at in range(tensor.first, tensor.last + 1):
             alive.setdefault(at, []).append(tensor)
     fullest = sorted(alive, key=lambda at: -sum(one.bytes for one in alive[at]))
-    order = {one.first: one for at in fullest for one in _by_size(alive[at])}
+    order = {id(one): one for at in fullest for one in _by_size(alive[at])}
     return list(order.values())
 
 
