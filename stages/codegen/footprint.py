@@ -26,8 +26,8 @@ def held_bytes(mod: Any, sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def _replay(func: Any, sizes: Mapping[str, int]) -> int:
-    symbols = {var.name for var in relax.analysis.defined_symbolic_vars(func)}
-    func = func.bind_symbolic_vars({name: sizes[name] for name in symbols & sizes.keys()})
+    symbols = relax.analysis.defined_symbolic_vars(func)  # several may have one name
+    func = func.bind_symbolic_vars({v: sizes[v.name] for v in symbols if v.name in sizes})
     pool, held = Counter[int](), 0
     references: dict[Any, int] = {}  # storage → how many variables keep it
     size_of: dict[Any, int] = {}
