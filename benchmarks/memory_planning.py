@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ MODELS = {
     "tiny llama": Model("llama", {}, 64),
     "tiny gemma2": Model("gemma2", {}, 64),
 }
+GIVEN = ("input_ids", "position", "last")  # of a call; the rest of its arguments are the cache
 LARGE = Model("llama", {}, 64, batch=4096)  # tiny weights, hundreds of megabytes of activations
 
 
@@ -78,6 +79,9 @@ def applied(model: Model) -> tuple[Any, Any, list[np.ndarray]]:
     network = families.make(model.family, **model.changes)
     rows = Bounds(1, model.batch) if model.batch > 1 else 1
     program, weights = convert_decoder(network, model.context, rows, model.family)
+    caches = tuple(spec for spec in program.io.arguments if spec.name not in GIVEN)
+    given = tuple(spec for spec in program.io.arguments if spec.name in GIVEN)
+    program = replace(program, io=replace(program.io, inputs=given, states=caches))
     mod = program.mod
     for _, transform in passes():
         mod = transform(mod)

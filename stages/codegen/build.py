@@ -11,6 +11,7 @@ from typing import Any
 from ..compat import tvm
 from ..views import Watch
 from .memory import plan_memory
+from .tuples import open_tuples
 from .workspace import lift_workspaces
 
 relax = tvm.relax
@@ -51,6 +52,7 @@ def lower(
         ("to_non_dataflow", transform.ToNonDataflow()),
         ("remove_purity", transform.RemovePurityChecking()),
         ("rewrite_call_tir", transform.CallTIRRewrite()),
+        ("open_tuples", open_tuples),
     ]
     steps += [("plan_memory", plan)] if plan else []
     steps += [
@@ -66,12 +68,10 @@ def lower(
     return mod
 
 
-def build_library(lowered: Any, target: Any, path: Path, linking: Linking) -> None:
-    """Builds a lowered module and links it as a shared library at `path`."""
-    from tvm.support import cc
-
+def finish() -> Any:
+    """What the virtual machine needs of a lowered module besides."""
     transform = relax.transform
-    finish = tvm.transform.Sequential(
+    return tvm.transform.Sequential(
         [
             transform.LowerRuntimeBuiltin(),
             transform.ComputePrimValue(),
@@ -79,7 +79,13 @@ def build_library(lowered: Any, target: Any, path: Path, linking: Linking) -> No
             transform.AttachGlobalSymbol(),
         ]
     )
-    executable = relax.build(lowered, target, relax_pipeline=finish)
+
+
+def build_library(lowered: Any, target: Any, path: Path, linking: Linking) -> None:
+    """Builds a lowered module and links it as a shared library at `path`."""
+    from tvm.support import cc
+
+    executable = relax.build(lowered, target, relax_pipeline=finish())
     link = functools.partial(cc.create_shared, cc=linking.compiler)
     if linking.libraries:  # nothing refers to them but names that the runtime looks up
         beside = ["-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed", f"-L{path.parent}"]

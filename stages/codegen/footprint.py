@@ -8,13 +8,14 @@ from typing import Any
 
 from ..compat import tvm
 from ..dataflow import op_name
+from .memory import pages
 
 relax = tvm.relax
-PAGE = 4096  # of the VM's allocator: sizes are rounded up, and a freed block serves its size only
 
 
 def held_bytes(mod: Any, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Function → bytes that the allocator holds after a call: what was freed stays in its pool.
+    """Function → bytes that the allocator holds after a call: what was freed stays in its pool, for
+    requests of the same size.
 
     In:     after KillAfterLastUse; sizes of the dims. A tensor whose size data decides counts as
             none, and so does what a function that is called holds.
@@ -25,8 +26,8 @@ def held_bytes(mod: Any, sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def _replay(func: Any, sizes: Mapping[str, int]) -> int:
-    symbols = {var.name for var in relax.analysis.defined_symbolic_vars(func)}
-    func = func.bind_symbolic_vars({name: sizes[name] for name in symbols & sizes.keys()})
+    symbols = relax.analysis.defined_symbolic_vars(func)  # several may have one name
+    func = func.bind_symbolic_vars({v: sizes[v.name] for v in symbols if v.name in sizes})
     pool, held = Counter[int](), 0
     references: dict[Any, int] = {}  # storage → how many variables keep it
     size_of: dict[Any, int] = {}
@@ -46,12 +47,12 @@ def _replay(func: Any, sizes: Mapping[str, int]) -> int:
                 case "relax.memory.alloc_storage":
                     size = value.args[0].values[0]
                     known = int(size) if isinstance(size, tvm.tirx.IntImm) else 0
-                    pages = -(-known // PAGE) * PAGE
-                    if pool[pages]:
-                        pool[pages] -= 1
+                    taken = pages(known)
+                    if pool[taken]:
+                        pool[taken] -= 1
                     else:
-                        held += pages
-                    size_of[var], references[var], storages[var] = pages, 1, var
+                        held += taken
+                    size_of[var], references[var], storages[var] = taken, 1, var
                 case (
                     "relax.memory.kill_storage"
                     | "relax.memory.kill_tensor"

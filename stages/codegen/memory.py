@@ -10,6 +10,7 @@ from ..compat import tvm
 from ..dataflow import op_name
 
 relax = tvm.relax
+PAGE = 4096  # the VM's allocator rounds up to it
 
 
 def plan_memory(mod: Any) -> Any:
@@ -19,7 +20,8 @@ def plan_memory(mod: Any) -> Any:
     the program, so that small ones occupy what large ones need. Here the largest are placed first,
     each into a storage that is free while it lives.
     In:     after CallTIRRewrite; upper bounds of symbols as attributes of the functions.
-    Source: "greedy by size" for shared objects, Pisarchyk and Lee 2020 (arXiv 2001.03288).
+    Source: "greedy by size" and "greedy by breadth" for shared objects, Pisarchyk and Lee 2020
+            (arXiv 2001.03288).
     """
     planned = relax.transform.StaticPlanBlockMemory()(mod)
     out = tvm.IRModule(planned.functions, attrs=planned.attrs)
@@ -63,7 +65,7 @@ def _share(func: Any) -> Any | None:
         for b in bindings
         if op_name(b.value) == "relax.memory.alloc_tensor" and b.value.args[0] in used
     } - {one.call.args[0] for one in tensors}
-    if others or sum(s.bytes for s in storages) >= sum(sizes[var] for var in used):
+    if others or _total(storages) >= sum(sizes[var] for var in used):
         return None
     return _rewritten(func, bindings, storages, used)
 
@@ -75,7 +77,7 @@ def _storage_sizes(bindings: Sequence[Any]) -> dict[Any, int]:
         if op_name(binding.value) == "relax.memory.alloc_storage":
             (size,) = binding.value.args[0].values
             if isinstance(size, tvm.tirx.IntImm):
-                sizes[binding.var] = int(size)
+                sizes[binding.var] = pages(int(size))
     return sizes
 
 
@@ -111,7 +113,12 @@ def _bytes(call: Any, analyzer: Any, most: int) -> int:
     for extent in tensor.shape.values:
         size = size * extent
     bound = int(analyzer.const_int_bound(analyzer.simplify(size)).max_value)
-    return min(bound, most)
+    return pages(min(bound, most))
+
+
+def pages(size: int) -> int:
+    """Bytes that the allocator takes for `size`."""
+    return -(-size // PAGE) * PAGE
 
 
 def _variables(expr: Any) -> Iterator[Any]:
@@ -128,14 +135,40 @@ def _variables(expr: Any) -> Iterator[Any]:
 
 
 def _assign(tensors: Sequence[_Tensor]) -> list[_Storage]:
-    """Each tensor in a storage that is large enough, the smallest such that is free."""
+    """Each tensor in a storage: the best of two orders of placing them."""
+    return min((_placed(order) for order in (_by_size(tensors), _by_breadth(tensors))), key=_total)
+
+
+def _total(storages: Sequence[_Storage]) -> int:
+    return sum(one.bytes for one in storages)
+
+
+def _by_size(tensors: Sequence[_Tensor]) -> list[_Tensor]:
+    return sorted(tensors, key=lambda one: (-one.bytes, one.first))
+
+
+def _by_breadth(tensors: Sequence[_Tensor]) -> list[_Tensor]:
+    """Those that live where most bytes do come first, the largest of them before the others."""
+    alive: dict[int, list[_Tensor]] = {}
+    for tensor in tensors:
+        for at in range(tensor.first, tensor.last + 1):
+            alive.setdefault(at, []).append(tensor)
+    fullest = sorted(alive, key=lambda at: -sum(one.bytes for one in alive[at]))
+    order = {id(one): one for at in fullest for one in _by_size(alive[at])}
+    return list(order.values())
+
+
+def _placed(order: Sequence[_Tensor]) -> list[_Storage]:
+    """Each tensor in the smallest storage that is free and large enough; else the largest free one
+    grows; else there is one more.
+    """
     storages: list[_Storage] = []
-    for tensor in sorted(tensors, key=lambda one: (-one.bytes, one.first)):
-        free = [one for one in storages if one.is_free(tensor)]
-        if free:
-            chosen = min(free, key=lambda one: one.bytes)
-        else:
-            storages.append(chosen := _Storage(tensor.bytes))
+    for tensor in order:
+        free = sorted((one for one in storages if one.is_free(tensor)), key=lambda one: one.bytes)
+        chosen = next((one for one in free if one.bytes >= tensor.bytes), free[-1] if free else None)
+        if chosen is None:
+            storages.append(chosen := _Storage(0))
+        chosen.bytes = max(chosen.bytes, tensor.bytes)
         chosen.tensors.append(tensor)
     return storages
 

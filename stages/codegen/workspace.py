@@ -102,7 +102,8 @@ class _Calls(relax.PyExprMutator):
         if op_name(call) != "relax.call_tir" or call.args[0].name_hint not in self.lifted:
             return super().visit_call_(call)
         gvar, buffers = self.lifted[call.args[0].name_hint]
-        args, outputs = list(call.args[1].fields), list(call.ty_args)
+        args, (made,) = list(call.args[1].fields), call.ty_args
+        outputs = list(made.fields) if isinstance(made, relax.TupleType) else [made]
         at = _sizes(gvar.ty.params, [*(arg.ty for arg in args), *outputs])
         workspaces = [
             relax.TensorType(
@@ -111,8 +112,8 @@ class _Calls(relax.PyExprMutator):
             )
             for buffer in buffers
         ]
-        made = self.builder_.emit(relax.call_tir(gvar, args, out_ty=[*outputs, *workspaces]))
-        results = [relax.TupleGetItem(made, index) for index in range(len(outputs))]
+        both = self.builder_.emit(relax.call_tir(gvar, args, out_ty=[*outputs, *workspaces]))
+        results = [relax.TupleGetItem(both, index) for index in range(len(outputs))]
         return results[0] if len(results) == 1 else relax.Tuple(results)
 
 

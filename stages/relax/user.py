@@ -42,11 +42,11 @@ def _check(before: Any, made: Any, what: str) -> None:
     main: Any = next((f for g, f in made.functions.items() if g.name_hint == "main"), None)
     if not isinstance(main, rx.Function):
         raise StageError(message=f"{what} gave back a module without a Relax function `main`")
-    if not rx.analysis.well_formed(made):
-        raise StageError(
-            message=f"{what} gave back a module that is not well-formed",
-            hint="TVM's log above says why; `tvm.relax.analysis.well_formed(mod)` in the pass does",
-        )
+    try:
+        rx.analysis.well_formed(made)
+    except ValueError as error:
+        message = f"{what} gave back a module that is not well-formed: {error}"
+        raise StageError(message=message) from error
     old, new = (rx.FuncType([p.ty for p in f.params], f.ret_ty) for f in (before["main"], main))
     if not tvm_ffi.structural_equal(old, new, map_free_vars=True):
         raise StageError(message=f"{what} changed the signature of main: {old} became {new}")
