@@ -68,8 +68,7 @@ def program(name: str) -> Any:
         key: export.Wanted(shape, str(made.inputs[key].dtype).removeprefix("torch."))
         for key, shape in made.shapes.items()
     }
-    arguments = export.arguments(made.module, made.inputs, name)
-    exported = export.export(made.module, arguments, wanted, dims, name)
+    exported = export.export(made.module, made.inputs, wanted, dims, name)
     imported, weights = convert.convert(
         exported,
         inputs=made.shapes,

@@ -73,6 +73,7 @@ def test_the_largest_come_in_order_ties_by_index_and_nan_first(
     np.testing.assert_array_equal(values, np.take_along_axis(x, order, -1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("descending", [False, True])
 def test_sorts_go_along_any_axis(axis: int, descending: bool) -> None:
@@ -127,11 +128,16 @@ def test_group_norm_keeps_its_digits_far_from_zero() -> None:
 @pytest.mark.parametrize(
     ("inner", "outer", "window", "stride", "pad", "extra"),
     [
-        (8, 16, 2, 2, 0, 0),
         (12, 5, 4, 2, 1, 0),
-        (8, 8, 3, 2, 1, 1),
-        (4, 1, 3, 3, 0, 0),
-        (3, 9, 5, 1, 2, 0),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (8, 16, 2, 2, 0, 0),
+                (8, 8, 3, 2, 1, 1),
+                (4, 1, 3, 3, 0, 0),
+                (3, 9, 5, 1, 2, 0),
+            )
+        ),
     ],
 )
 def test_transposed_convolutions_of_any_window_are_right(
