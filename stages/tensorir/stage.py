@@ -25,7 +25,7 @@ class TensorIR(Stage):
     """
 
     name: ClassVar[str] = "tensorir"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     inputs: ClassVar[Mapping[str, Kind]] = {"program": "program", "alternatives": "alternatives"}
     optional: ClassVar[frozenset[str]] = frozenset({"alternatives"})
     outputs: ClassVar[Mapping[str, Kind]] = {"program": "program", "records": "records"}

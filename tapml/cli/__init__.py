@@ -17,6 +17,7 @@ from . import build as build
 from . import cache as cache
 from . import describe as describe
 from . import models as models
+from . import generate as generate
 from . import results as results
 from . import worker as worker
 from .app import INTERRUPTED, app, document
