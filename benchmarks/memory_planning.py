@@ -157,9 +157,7 @@ def run_once(folder: Path) -> int:
         size = [io["sizes"].get(n, n) for n in shape]
         tensors.append(tvm.runtime.tensor(np.ones(size, dtype)))  # touched, token 1 everywhere
     tensors[1] = tvm.runtime.tensor(np.zeros_like(tensors[1].numpy()))  # position
-    machine = tvm.relax.VirtualMachine(
-        tvm.runtime.load_module(str(folder / "lib.so")), tvm.cpu()
-    )
+    machine = tvm.relax.VirtualMachine(tvm.runtime.load_module(str(folder / "lib.so")), tvm.cpu())
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _status("VmRSS")

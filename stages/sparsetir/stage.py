@@ -62,7 +62,7 @@ class SparseTIR(Stage):
     """
 
     name: ClassVar[str] = "sparsetir"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 1
     sections: ClassVar[Mapping[str, type[Frozen]]] = {"sparsity": SparseFormat}
     inputs: ClassVar[Mapping[str, str]] = {"program": "program", "weights": "weights"}
     outputs: ClassVar[Mapping[str, str]] = {

@@ -74,9 +74,7 @@ def add_dispatcher(mod: Any, clones: Clones) -> Any:
 
     def in_symbols(ty: Any) -> Any:
         """A clone's type in the sizes of `main`."""
-        return tvm_ffi.structural_map(
-            ty, (tvm.tirx.Var, lambda var: symbols.get(var.name, var))
-        )
+        return tvm_ffi.structural_map(ty, (tvm.tirx.Var, lambda var: symbols.get(var.name, var)))
 
     def call(name: str) -> Any:
         """A branch: the arguments cast to the clone's types, the result to the common one."""

@@ -16,8 +16,8 @@ from ..terminal import printable
 from . import build as build
 from . import cache as cache
 from . import describe as describe
-from . import models as models
 from . import generate as generate
+from . import models as models
 from . import results as results
 from . import worker as worker
 from .app import INTERRUPTED, app, document

@@ -159,7 +159,9 @@ def test_tokens_are_drawn_by_their_share_of_the_likeliest(folder: Path) -> None:
     rows = np.log(np.tile(weights, (20_000, 1)))
     draws = code.draw(rows, code.Sampling(1.0, 0.85), np.random.default_rng(0))
     # five standard deviations of 20 000 draws
-    assert np.bincount(draws, minlength=3) / len(draws) == pytest.approx([0, 5 / 9, 4 / 9], abs=0.02)
+    assert np.bincount(draws, minlength=3) / len(draws) == pytest.approx(
+        [0, 5 / 9, 4 / 9], abs=0.02
+    )
     assert (code.draw(rows[:5], code.Sampling(1.0, 0.3), np.random.default_rng(0)) == 1).all()
 
 
