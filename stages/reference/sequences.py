@@ -20,7 +20,7 @@ from .runners.runner import Run
 STEPS = 64  # calls of one token each behind the first prompt; behind the others two
 PROMPTS = (5, 37, 128)  # tokens
 ROWS = 3  # of a batch, where its size is free; each row is one token shorter than the one before
-INPUTS = ("input_ids", "position", "last")
+INPUTS: tuple[str, ...] = ("input_ids", "position", "last")
 
 
 def make(io: Io, real: Real | None) -> list[Case]:
@@ -43,15 +43,16 @@ def make(io: Io, real: Real | None) -> list[Case]:
             raise StageError(message=message)
         first = max(1, tokens.shape[1] - STEPS)
         cases += _chain(f"real/{index}", "real", io, tokens, np.full(len(tokens), first))
-    prompts = [bucket[step] for bucket in io.buckets if bucket.get(step, 1) > 1]
+    prompts = [bucket[io.steps[0]] for bucket in io.buckets if bucket.get(io.steps[0], 1) > 1]
+    vocabulary = int(io.outputs[0].shape[-1])
     for index, prompt in enumerate(dict.fromkeys(min(n, context) for n in (*PROMPTS, *prompts))):
-        count = rows
-        if isinstance(rows, str):
-            least, most = io.dims[rows].min, io.dims[rows].max
-            count = min(most, max(least, ROWS if index else 1))
+        if isinstance(rows, int):
+            count = rows
+        else:
+            count = min(io.dims[rows].max, max(io.dims[rows].min, ROWS if index else 1))
         total = min(context, prompt + (2 if index else STEPS))
         rng = np.random.default_rng([0, index])
-        tokens = rng.integers(0, io.outputs[0].shape[-1], (count, total))
+        tokens = rng.integers(0, vocabulary, (count, total))
         lengths = np.maximum(1, prompt - np.arange(count))
         cases += _chain(f"random/{index}", "random", io, tokens, lengths)
     return cases
@@ -61,7 +62,7 @@ def _real_tokens(io: Io, real: Real | None) -> Iterator[np.ndarray]:
     """Sequences [rows, n] of token numbers, one after the other where the batch is of one row."""
     if real is None:
         return
-    rows, vocabulary = io.inputs[0].shape[0], io.outputs[0].shape[-1]
+    rows, vocabulary = io.inputs[0].shape[0], int(io.outputs[0].shape[-1])
     for batch in real.batches if real.batches is not None else [real.samples or {}]:
         tokens = np.asarray(batch.get(INPUTS[0]))
         is_tokens = tokens.ndim == 2 and tokens.size and tokens.dtype.kind in "iu"
@@ -82,7 +83,8 @@ def _chain(
     batch, step = io.inputs[0].shape
 
     def case(label: str, after: str, ids: np.ndarray, position: np.ndarray, last: Any) -> Case:
-        sizes = {dim: n for dim, n in zip((batch, step), ids.shape, strict=True) if dim in io.dims}
+        named = zip((batch, step), ids.shape, strict=True)
+        sizes = {dim: n for dim, n in named if isinstance(dim, str)}
         arrays = dict(zip(INPUTS, (ids, position, last), strict=True))
         return Case(label, kind, sizes, arrays, after)
 

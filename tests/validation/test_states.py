@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from itertools import pairwise
 from pathlib import Path
 
 import language
@@ -34,7 +35,7 @@ def test_chains_begin_with_a_prompt_and_go_on_token_by_token() -> None:
     assert [chain[0].sizes["n"] for chain in made] == [5, 37, 80, 16]
     assert [len(chain) for chain in made] == [65, 3, 1, 3]
     first = made[0]
-    assert all(after.after == case.id for case, after in zip(first, first[1:], strict=False))
+    assert all(after.after == case.id for case, after in pairwise(first))
     assert [int(case.inputs["position"][0]) for case in first] == [0, *range(5, 69)]
     ragged = made[1][0].inputs
     assert list(ragged["last"]) == [36, 35, 34]
