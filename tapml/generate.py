@@ -144,12 +144,18 @@ class Writer:
         return cast("dict[str, Any]", json.loads(path.read_bytes())) if path.is_file() else {}
 
     def _ends(self) -> set[int]:
-        """Tokens that end a text: what generation_config.json or the tokenizer's settings name."""
-        named: object = self._settings("generation_config.json").get("eos_token_id")
-        if isinstance(named, int):
-            return {named}
-        if isinstance(named, list):
-            return {int(one) for one in cast("list[int]", named)}
+        """Tokens that end a text: what the import wrote of the model, else the model's own settings
+        or its tokenizer's name.
+        """
+        for file, name in (
+            ("generation.json", "eos_token_ids"),
+            ("generation_config.json", "eos_token_id"),
+        ):
+            named: object = self._settings(file).get(name)
+            if isinstance(named, int):
+                return {named}
+            if isinstance(named, list) and named:
+                return {int(one) for one in cast("list[int]", named)}
         token = _content(self._settings("tokenizer_config.json").get("eos_token"))
         if token is None or not (self._folder / TOKENIZER).is_file() or not find_spec("tokenizers"):
             return set()
