@@ -36,7 +36,7 @@ def load(folder: Path) -> Bundle:
             the one that was built.
     """
     verify(folder)
-    return cast("Bundle", _runner(folder).load(folder))
+    return cast("Bundle", module(folder, "run.py").load(folder))
 
 
 def manifest(folder: Path) -> dict[str, Any]:
@@ -91,21 +91,21 @@ def _digest(folder: Path, name: str) -> str:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 
-def _runner(folder: Path) -> ModuleType:
-    """The bundle's `run.py` as a module of its own name, so that bundles of several formats live in
-    one process.
+def module(folder: Path, file: str) -> ModuleType:
+    """A Python file of a bundle as a module of its own name, so that bundles of several formats
+    live in one process.
     """
-    path = folder / "run.py"
+    path = folder / file
     name = f"tapml_bundle_{_digest(folder, path.name)[:16]}"
     if name in sys.modules:
         return sys.modules[name]
     loader = _Source(name, str(path))
     spec = importlib.util.spec_from_loader(name, loader)
     assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    loader.exec_module(module)
-    return module
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[name] = loaded
+    loader.exec_module(loaded)
+    return loaded
 
 
 class _Source(SourceFileLoader):

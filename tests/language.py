@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tapml.stage import Context, Inputs, Target
+from tapml_stages import codec, records
 from tapml_stages.attention import Attention, cache_update, cached_attention
+from tapml_stages.codegen.stage import Codegen
 from tapml_stages.compat import tvm
 from tapml_stages.program import Bounds, Io, Origin, Program, TensorSpec
+from tapml_stages.relax.passes import passes
+from tapml_stages.tensorir.lower import lower
+from tapml_stages.tensorir.schedule import default_records
 
 rx, op = tvm.relax, tvm.relax.op
 EPSILON, BASE = 1e-5, 10000.0
@@ -213,6 +221,31 @@ class _Graph:
         out = rx.TensorType([self.batch, self.n, model.heads, model.width], "float32")
         arguments = rx.Tuple([query, keys, values, self.position])
         return self.emit(op.call_tir(gvar, arguments, out))
+
+
+def stages(
+    model: Llama, folder: Path, target: Target, weights: Mapping[str, np.ndarray] | None = None
+) -> Inputs:
+    """Everything from the program to the bundle, default schedules, as the rooms write it."""
+    source = program(model)
+    mod = source.mod
+    for _, transform in passes():
+        mod = transform(mod)
+    lowered = lower(source.with_mod(mod), 8)
+    shipped = default_records(lowered.mod, target)
+    kernels = tuple(records.KernelChoice(one.kernel, one.id, ()) for one in shipped)
+    codec.write_weights(folder / "weights.safetensors", weights or model.weights())
+    inputs = {
+        "program": lowered.save(folder / "program"),
+        "records": records.save(folder / "records.jsonl", shipped),
+        "choices": records.Choices(kernels).save(folder / "choices.json"),
+        "weights": folder / "weights.safetensors",
+    }
+    (folder / "codegen").mkdir()
+    context = Context(folder / "codegen", logging.getLogger("test"), folder)
+    stage = Codegen(target=target, opt_level=2, recipe_name="language")
+    inputs["bundle"] = stage.run(Inputs(inputs), context).artifacts["bundle"]
+    return Inputs(inputs)
 
 
 def logits(model: Llama, weights: Mapping[str, np.ndarray], tokens: np.ndarray) -> np.ndarray:

@@ -64,7 +64,7 @@ class MetaSchedule(Stage):
     """
 
     name: ClassVar[str] = "metaschedule"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     sections: ClassVar[Mapping[str, type[Frozen]]] = {"tuning": Tuning, "sparsity": Choose}
     inputs: ClassVar[Mapping[str, Kind]] = {
         "program": "program",

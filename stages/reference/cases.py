@@ -17,16 +17,21 @@ from .. import codec
 from ..program import Bounds, Io, TensorSpec, concrete_shape, io_from_json
 
 Arrays = dict[str, np.ndarray]
+Kind = Literal["real", "random"]
 
 
 @dataclass(frozen=True)
 class Case:
-    """Arrays for one call, and the sizes of the dims in them."""
+    """Arrays for one call, and the sizes of the dims in them.
+
+    after: the case, just before, whose states the call goes on from; "" where it begins anew
+    """
 
     id: str
-    kind: Literal["real", "random"]
+    kind: Kind
     sizes: dict[str, int]
     inputs: Arrays
+    after: str = ""
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,7 @@ def save(folder: Path, cases: Sequence[Case]) -> None:
             "id": case.id,
             "kind": case.kind,
             "sizes": case.sizes,
+            "after": case.after,
             "inputs": {name: f"{case.id}/{name}" for name in case.inputs},
         }
         for case in cases

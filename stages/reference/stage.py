@@ -58,7 +58,7 @@ class Reference(Stage):
     """
 
     name: ClassVar[str] = "reference"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     sections: ClassVar[Mapping[str, type[Frozen]]] = {"validation": ReferenceInputs}
     inputs: ClassVar[Mapping[str, Kind]] = {
         "source": "source",
@@ -93,12 +93,16 @@ class Reference(Stage):
         import numpy as np
 
         from .. import codec
-        from . import cases
+        from ..program import io_from_json
+        from . import cases, sequences
         from .runners import runner as runners
 
         facts = codec.read_json(inputs["source"] / "source.json")
         real = cases.real_inputs(self.function, self.arrays)
-        every = cases.make(facts["io"], real, self.random)
+        io = io_from_json({**facts["io"], "params": []})
+        every = (
+            sequences.make(io, real) if io.states else cases.make(facts["io"], real, self.random)
+        )
         original = codec.read_weights(inputs["original"])
         pruned = codec.read_weights(inputs["weights"])
         folder = ctx.workdir / "reference"
@@ -114,14 +118,20 @@ class Reference(Stage):
             optimize = name != "unoptimized"
             run = runner(weights, optimize=optimize)
             answers[name] = {}
-            for case in every:
-                ctx.progress(done, total, f"{name} weights, {case.id}")
-                outputs = run(case.inputs) if optimize else cases.one_by_one(run, case, facts["io"])
-                for output, value in outputs.items():
-                    what = f"{runner.meta['peer'] or 'NumPy'}, {case.id}: output {output!r}"
-                    cases.demand_finite(what, value, _UNDEFINED)
-                    answers[name][f"{case.id}/{output}"] = value
-                done += 1
+            for chain in sequences.chains(every):
+                ctx.progress(done, total, f"{name} weights, {chain[0].id}")
+                if io.states:
+                    given = sequences.answers(run, chain, io.outputs[0].name)
+                elif optimize:
+                    given = [run(chain[0].inputs)]
+                else:
+                    given = [cases.one_by_one(run, chain[0], facts["io"])]
+                for case, outputs in zip(chain, given, strict=True):
+                    for output, value in outputs.items():
+                        what = f"{runner.meta['peer'] or 'NumPy'}, {case.id}: output {output!r}"
+                        cases.demand_finite(what, value, _UNDEFINED)
+                        answers[name][f"{case.id}/{output}"] = value
+                done += len(chain)
         answers.setdefault("original", answers["pruned"])
         for name, arrays in answers.items():
             codec.write_npz(folder / f"outputs_{name}.npz", arrays)

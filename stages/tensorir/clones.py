@@ -72,16 +72,21 @@ def add_dispatcher(mod: Any, clones: Clones) -> Any:
         rx.expr._update_type(expr, result_type)  # visitors refuse an expression without a type
         return expr
 
+    def in_symbols(ty: Any) -> Any:
+        """A clone's type in the sizes of `main`."""
+        return tvm_ffi.structural_map(ty, (tvm.tirx.Var, lambda var: symbols.get(var.name, var)))
+
     def call(name: str) -> Any:
         """A branch: the arguments cast to the clone's types, the result to the common one."""
         clone = mod[name]
         bindings, args = [], []
-        for param, wanted in zip(params, clone.params, strict=True):
-            if tvm_ffi.structural_equal(param.ty, wanted.ty) or name == symbolic:
+        for param, its in zip(params, clone.params, strict=True):
+            wanted = in_symbols(its.ty)
+            if tvm_ffi.structural_equal(param.ty, wanted) or name == symbolic:
                 args.append(param)
                 continue
-            cast = rx.Var(f"{param.name}_{name}", wanted.ty)
-            bindings.append(rx.MatchCast(cast, param, wanted.ty))
+            cast = rx.Var(f"{param.name}_{name}", wanted)
+            bindings.append(rx.MatchCast(cast, param, wanted))
             args.append(cast)
         gvar = mod.get_global_var(name)
         rx.expr._update_type(gvar, clone.ty)  # passes that rename or add functions leave it empty

@@ -186,7 +186,9 @@ class _Emitter:
             return self._tile(at, start + first, rows, col, width)
 
         short: list[Any] = []
-        for size in _halves(rows):
+        if rows == 2:  # one row then; TVM drops both branches where the other one is a bare `if`
+            short = [self._tile(at, start, 1, col, width)]
+        for size in _halves(rows) if rows > 2 else []:
             first = start + count // (2 * size) * (2 * size)
             some = self._tile(at, first, size, col, width)
             # no branch: TVM hoists one that is alone in an `else` over the whole, `then` included

@@ -24,6 +24,7 @@ from tapml.errors import StageError
 
 from .. import codec
 from ..compat import tvm
+from ..dataflow import kernel_of, op_name
 from ..program import Program
 from .compare import FLOOR, relative_error
 
@@ -100,7 +101,7 @@ def shipped_kernels(library: Path, runs: Sequence[Callable[[Any], None]]) -> dic
 def carve(
     program: Program,
     packed: Sequence[np.ndarray],
-    cases: Mapping[str, Sequence[np.ndarray]],
+    cases: Mapping[str, Sequence[Any]],
     kernels: Mapping[str, Any],
     substitutes: Mapping[str, Substitute],
     target: Any,
@@ -108,7 +109,8 @@ def carve(
 ) -> list[Carved]:
     """Runs the unscheduled program on each case and compares every kernel that ships.
 
-    In:  packed weights in the order of main's parameters; inputs of each case in the order of io.
+    In:  packed weights in the order of main's parameters; of each case the tensors that come before
+         them, inputs and states.
     Out: one entry per call of a shipped kernel, in order of the calls; files below `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,12 +118,12 @@ def carve(
     main_only = tvm.relax.transform.DeadCodeElimination(["main"])(program.mod)
     machine = tvm.relax.VirtualMachine(tvm.relax.build(main_only, target), tvm.cpu())
     recorder = Recorder(
-        kernels, substitutes, _outputs_by_kernel(program.mod), _nodes_by_kernel(program), folder
+        kernels, substitutes, _written_by_kernel(program.mod), _nodes_by_kernel(program), folder
     )
     machine.set_instrument(recorder)
     for case, inputs in cases.items():
         recorder.start(case)
-        machine["main"](*(tvm.runtime.tensor(array) for array in inputs), *tensors)
+        machine["main"](*inputs, *tensors)
     return recorder.found
 
 
@@ -132,29 +134,38 @@ class Recorder:
         self,
         kernels: Mapping[str, Any],
         substitutes: Mapping[str, Substitute],
-        outputs: Mapping[str, int],
+        written: Mapping[str, tuple[int, ...]],
         nodes: Mapping[str, Sequence[Sequence[str]]],
         folder: Path,
     ) -> None:
         self.kernels, self.substitutes = kernels, substitutes
-        self.outputs, self.nodes, self.folder = outputs, nodes, folder
+        self.written, self.nodes, self.folder = written, nodes, folder
         self.found: list[Carved] = []
         self.spent = 0
         self.start("")
 
     def start(self, case: str) -> None:
         self.case, self.call = case, 0
+        self.before: dict[int, np.ndarray] = {}  # what the kernel is about to update in place
         self.seen: Counter[str] = Counter()
 
     def __call__(self, _func: Any, name: str, before_run: bool, _result: Any, *args: Any) -> None:
         substitute = self.substitutes.get(name)
         shipped = substitute.kernel if substitute else name
-        if before_run or name not in self.outputs or shipped not in self.kernels:
+        if name not in self.written or shipped not in self.kernels:
             return
         tensors = [at for at, arg in enumerate(args) if hasattr(arg, "numpy")]
-        written = tensors[-self.outputs[name] :]  # scalars, such as sizes, stand among the inputs
-        expected = [args[at].numpy() for at in written]
-        got = [tvm.runtime.tensor(poisoned(array)) for array in expected]
+        # scalars, such as sizes, stand among the inputs
+        written = [tensors[place] for place in self.written[name]]
+        if before_run:
+            in_place = [tensors[place] for place in self.written[name] if place >= 0]
+            self.before = {at: args[at].numpy() for at in in_place}
+            return
+        expected = {at: args[at].numpy() for at in written}
+        got = [
+            tvm.runtime.tensor(self.before.get(at, poisoned(array)))
+            for at, array in expected.items()
+        ]
         if substitute:
             inputs = [
                 args[a] if isinstance(a, int) else tvm.runtime.tensor(a)
@@ -166,14 +177,15 @@ class Recorder:
             self.kernels[shipped](*(outputs.get(at, arg) for at, arg in enumerate(args)))
         sites = self.nodes.get(name, ())
         nodes = tuple(sites[self.seen[name] % len(sites)]) if sites else ()
-        relative = max(_error(a.numpy(), b) for a, b in zip(got, expected, strict=True))
+        relative = max(_error(a.numpy(), b) for a, b in zip(got, expected.values(), strict=True))
         file = self._keep(name, args)
         self.found.append(Carved(self.case, self.call, name, shipped, nodes, relative, file))
         self.call += 1
         self.seen[name] += 1
 
     def _keep(self, name: str, args: Sequence[Any]) -> str:
-        arrays = {f"arg{i}": arg.numpy() for i, arg in enumerate(args) if hasattr(arg, "numpy")}
+        tensors = {i: arg.numpy() for i, arg in enumerate(args) if hasattr(arg, "numpy")}
+        arrays = {f"arg{i}": array for i, array in (tensors | self.before).items()}
         size = sum(array.nbytes for array in arrays.values())
         if self.spent + size > BUDGET_BYTES:
             return ""
@@ -200,16 +212,20 @@ def _error(got: np.ndarray, expected: np.ndarray) -> float:
         return math.inf
 
 
-def _outputs_by_kernel(mod: Any) -> dict[str, int]:
-    """How many tensors each kernel that a `call_tir` names writes."""
+def _written_by_kernel(mod: Any) -> dict[str, tuple[int, ...]]:
+    """Which of its tensors each kernel writes: its last ones (-1, …), or those it updates in place
+    (0, …).
+    """
     relax = tvm.relax
-    found: dict[str, int] = {}
+    found: dict[str, tuple[int, ...]] = {}
 
     def visit(node: Any) -> None:
-        if isinstance(node, relax.Call) and getattr(node.op, "name", "") == "relax.call_tir":
+        if op_name(node) == "relax.call_tir_inplace":
+            found[kernel_of(node)] = tuple(int(place) for place in node.attrs.inplace_indices)
+        elif kernel := kernel_of(node):
             out = node.ty
             count = len(out.fields) if isinstance(out, relax.TupleType) else 1
-            found[node.args[0].name_hint] = count
+            found[kernel] = tuple(range(-count, 0))
 
     for _, func in mod.functions_items():
         if isinstance(func, relax.Function):

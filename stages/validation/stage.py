@@ -62,7 +62,7 @@ class Validation(Stage):
     """
 
     name: ClassVar[str] = "validation"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     sections: ClassVar[Mapping[str, type[Frozen]]] = {"validation": Compare}
     inputs: ClassVar[Mapping[str, Kind]] = {
         "bundle": "bundle",

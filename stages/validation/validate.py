@@ -31,7 +31,10 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Case:
-    """One set of inputs: the recipe's own (`real`) or random ones, and what the reference gave."""
+    """One set of inputs: the recipe's own (`real`) or random ones, and what the reference gave.
+
+    after: the case whose states the call goes on from, where it does not begin anew
+    """
 
     id: str
     kind: str
@@ -40,6 +43,7 @@ class Case:
     original: Arrays
     pruned: Arrays
     unoptimized: Arrays
+    after: str = ""
 
 
 def validate(stage: Validation, inputs: Inputs, ctx: Context) -> Outputs:
@@ -52,7 +56,7 @@ def validate(stage: Validation, inputs: Inputs, ctx: Context) -> Outputs:
     threads = stage.target.device.threads
     with Runner("bundle", inputs["bundle"], threads) as ours:
         ctx.progress(1, 4, "comparing")
-        outputs = {case.id: ours.outputs(case.inputs) for case in cases}
+        outputs = {case.id: ours.outputs(case.inputs, goes_on=bool(case.after)) for case in cases}
         try:
             errors = _errors(cases, outputs)
         except StageError as error:
@@ -60,7 +64,7 @@ def validate(stage: Validation, inputs: Inputs, ctx: Context) -> Outputs:
         metric = _metric(stage, cases, outputs)
         ctx.progress(2, 4, "timing")
         peer_model = inputs["reference"] / meta["model"] if meta["model"] else None
-        latencies = _latencies(stage, ours, peer_model, _timed_cases(cases, source.io.buckets), ctx)
+        latencies = _latencies(stage, ours, peer_model, _timed_cases(cases, source.io), ctx)
     facts = {
         "metric": metric,
         "error": _error_facts(errors),
@@ -109,6 +113,7 @@ def load_cases(folder: Path) -> list[Case]:
             original=of(row["id"], "original"),
             pruned=of(row["id"], "pruned"),
             unoptimized=of(row["id"], "unoptimized"),
+            after=row["after"],
         )
         for row in codec.read_json(folder / "cases.json")
     ]
@@ -122,11 +127,15 @@ def _distinct_sizes(cases: Sequence[Case]) -> list[Case]:
     return list(found.values())
 
 
-def _timed_cases(cases: Sequence[Case], buckets: Sequence[Mapping[str, int]]) -> list[Case]:
-    """One case per bucket, and the smallest of a size that no bucket has."""
+def _timed_cases(cases: Sequence[Case], io: program.Io) -> list[Case]:
+    """One case per bucket, and the smallest of a size that no bucket has. With states every size:
+    one token, then prompts.
+    """
     distinct = _distinct_sizes(cases)
-    exact = [c for bucket in buckets for c in distinct if dict(c.sizes) == dict(bucket)]
-    other = [c for c in distinct if all(dict(c.sizes) != dict(b) for b in buckets)]
+    if io.states:
+        return sorted(distinct, key=lambda case: math.prod(case.sizes.values()))
+    exact = [c for bucket in io.buckets for c in distinct if dict(c.sizes) == dict(bucket)]
+    other = [c for c in distinct if all(dict(c.sizes) != dict(b) for b in io.buckets)]
     return exact + sorted(other, key=lambda c: math.prod(c.sizes.values()))[:1]
 
 
@@ -136,23 +145,43 @@ def _carve(
     weights = codec.read_weights(inputs["weights"])
     target = tvm_target(stage.target)
     packed = params.pack(source, weights, tvm_target(stage.target, 0))
-    order = [spec.name for spec in source.io.inputs]
-    chosen = {
-        case.id: [case.inputs[name] for name in order]
-        for case in _timed_cases(cases, source.io.buckets)
-    }
+    chosen = _carved_cases(cases, source.io)
     with np.load(inputs["bundle"] / "params.npz", allow_pickle=False) as data:
         shipped = [tvm.runtime.tensor(data[name]) for name in sorted(data.files)]
 
-    def run(arrays: Sequence[np.ndarray]) -> Any:
-        tensors = [tvm.runtime.tensor(array) for array in arrays]
-        return lambda machine: machine["main"](*tensors, *shipped)
+    def run(arguments: Sequence[Any]) -> Any:
+        return lambda machine: machine["main"](*arguments, *shipped)
 
     library = inputs["bundle"] / "lib.so"
-    kernels = carve.shipped_kernels(library, [run(arrays) for arrays in chosen.values()])
+    runs = [run(arguments) for arguments in _arguments(source.io, chosen).values()]
+    kernels = carve.shipped_kernels(library, runs)
+    shared = codec.read_json(inputs["bundle"] / "manifest.json")["shared_kernels"]
+    kernels |= {name: kernels[twin] for name, twin in shared.items() if twin in kernels}
     substitutes = _substitutes(inputs, weights)
-    found = carve.carve(source, packed, chosen, kernels, substitutes, target, folder)
+    arguments = _arguments(source.io, chosen)
+    found = carve.carve(source, packed, arguments, kernels, substitutes, target, folder)
     carve.write_index(folder, found)
+    return found
+
+
+def _carved_cases(cases: Sequence[Case], io: program.Io) -> list[Case]:
+    """The cases whose kernels are carved. With states: the first call, and the one after it."""
+    return list(cases[:2]) if io.states else _timed_cases(cases, io)
+
+
+def _arguments(io: program.Io, cases: Sequence[Case]) -> dict[str, list[Any]]:
+    """What `main` takes before its weights, by case; calls that go on from each other share states,
+    which are poisoned at first.
+    """
+    found: dict[str, list[Any]] = {}
+    states: list[Any] = []
+    for case in cases:
+        if not case.after:
+            shapes = [(program.concrete_shape(s, dict(case.sizes)), s.dtype) for s in io.states]
+            empty = [carve.poisoned(np.zeros(shape, dtype)) for shape, dtype in shapes]
+            states = [tvm.runtime.tensor(array) for array in empty]
+        inputs = [tvm.runtime.tensor(case.inputs[spec.name]) for spec in io.inputs]
+        found[case.id] = [*inputs, *states]
     return found
 
 

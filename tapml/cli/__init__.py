@@ -16,6 +16,7 @@ from ..terminal import printable
 from . import build as build
 from . import cache as cache
 from . import describe as describe
+from . import generate as generate
 from . import models as models
 from . import results as results
 from . import worker as worker

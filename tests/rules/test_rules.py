@@ -48,15 +48,19 @@ def test_dense_with_gelu_and_residual_is_right_at_odd_sizes(m: int, k: int, n: i
     assert_close(run(scheduled(func, "dense"), [x, pack(w), b, r], (m, n)), expected)
 
 
-def test_one_dense_binary_serves_every_number_of_rows() -> None:
+@pytest.mark.parametrize("vector_bits", [128, 256, 512])
+def test_one_dense_binary_serves_every_number_of_rows(vector_bits: int) -> None:
     k, n = 24, 40
+    target = BASELINE.model_copy(update={"vector_bits": vector_bits})
     m = tirx.Var("m", "int64")
     x, w = te.placeholder((m, k)), te.placeholder((3, k, 16))
     y = te_ops.dense(x, w, n)
     func = te.create_prim_func([x, w, te.compute(y.shape, lambda i, j: tirx.max(y[i, j], 0.0))])
-    kernel = kernels.build(scheduled(func, "dense"))
+    fast, rule = schedule(func, target)
+    assert rule == "dense"
+    kernel = kernels.build(fast)
     (weight,) = randoms((k, n))
-    for rows in (1, 2, 3, 5, 6, 7, 11, 12, 31, 97, 113, 230):
+    for rows in (1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 31, 97, 113, 230):
         (data,) = randoms((rows, k))
         expected = np.maximum(data.astype("float64") @ weight, 0)
         assert_close(run(kernel, [data, pack(weight)], (rows, n)), expected)

@@ -33,7 +33,13 @@ def write_reference(folder: Path, weights: dict[str, np.ndarray]) -> Path:
         inputs[f"{case}/x"] = x
         outputs[f"{case}/y"] = linear(x, weights).astype("float32")
         rows.append(
-            {"id": case, "kind": kind, "sizes": {"batch": batch}, "inputs": {"x": f"{case}/x"}}
+            {
+                "id": case,
+                "kind": kind,
+                "sizes": {"batch": batch},
+                "after": "",
+                "inputs": {"x": f"{case}/x"},
+            }
         )
     codec.write_npz(folder / "inputs.npz", inputs)
     for kind in ("original", "pruned", "unoptimized"):
