@@ -18,7 +18,6 @@ from ..huggingface.model import PLAIN, Loaded
 from .reader import reading
 
 
-
 def load(path: Path) -> Loaded:
     """The model of a file, each tensor dequantised by itself.
 

@@ -54,7 +54,7 @@ def test_missing_shards_are_named(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "model-2.safetensors").write_bytes(b"")
     assert missing_weights(folder) == ["model-00001-of-00002.safetensors"]
-    with pytest.raises(StageError, match="lacks model-00001-of-00002.safetensors"):
+    with pytest.raises(StageError, match=r"lacks model-00001-of-00002\.safetensors"):
         check(folder, None)
 
 

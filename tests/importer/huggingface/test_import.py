@@ -115,9 +115,9 @@ def test_a_window_and_padding_are_in_the_mask(model: Any, load: Load) -> None:
     got, expected = answer(outputs, given), theirs(made, given, "logits")
     np.testing.assert_allclose(got[mask > 0], expected[mask > 0], **TOLERANCE)
     given["attention_mask"] = np.ones_like(mask)
-    assert np.abs(answer(outputs, given) - got)[1].max() == 0  # causal: none sees what is padded
-    encoder_like = theirs(made, {"input_ids": given["input_ids"][:, :4]}, "logits")
-    assert np.abs(got[:, :4] - encoder_like).max() < 2e-5
+    unpadded = answer(outputs, given)
+    np.testing.assert_array_equal(unpadded[1, :6], got[1, :6])  # causal: none sees what follows
+    assert np.abs(unpadded[1, 6:] - got[1, 6:]).max() > 1e-3
 
 
 def test_an_encoder_sees_no_padding(model: Any, load: Load) -> None:
@@ -157,7 +157,7 @@ def test_what_the_weights_lack_is_refused_where_it_is_read(
     weights = load_file(path)
     del weights["lm_head.weight"]
     save_file(weights, path, {"format": "pt"})
-    with pytest.raises(StageError, match="lack 1 parameters that the model reads: lm_head.weight"):
+    with pytest.raises(StageError, match=r"lack 1 parameters .*: lm_head\.weight"):
         load()
 
 
