@@ -16,6 +16,7 @@ MULTIPLYING = frozenset(
         *("MatMul", "Gemm", "Conv", "ConvTranspose"),
         *("relax.matmul", "relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv3d"),
         *("relax.nn.conv1d_transpose", "relax.nn.conv2d_transpose"),
+        *("linear", "matmul", "mm", "bmm", "addmm", "convolution"),  # torch's
     }
 )
 

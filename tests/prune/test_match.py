@@ -46,6 +46,12 @@ def test_patterns_match_names_of_nodes_and_of_weights(
     assert match(patterns, LAYERS) == tuple(LAYERS[index] for index in indices)
 
 
+def test_what_torch_multiplies_by_is_a_layer() -> None:
+    linear = Origin("a", ("linear_1",), "linear", ("encoder.0.weight", "encoder.0.bias"))
+    shapes = {"encoder.0.weight": (8, 16), "encoder.0.bias": (8,)}
+    assert prunable((linear,), shapes) == (Layer("linear_1", "encoder.0.weight", (8, 16)),)
+
+
 def test_a_pattern_without_a_layer_offers_the_nearest_and_lists_all() -> None:
     with pytest.raises(RecipeError, match=r"'\*Dense_\*2' matches no layer") as caught:
         match(("*Dense_0", "*Dense_*2"), LAYERS)

@@ -300,6 +300,45 @@ def test_a_path_that_cannot_be_used_is_an_error_at_its_field(
     assert caught.value.exit_code == 2
 
 
+def test_a_folder_is_digested_by_those_of_its_files_that_count(
+    load: Load, whole: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    (folder / "below").mkdir(parents=True)
+    for name in ("config.json", "a.safetensors", "README.md", "below/config.json"):
+        (folder / name).write_text(name)
+    recipe, names = load(whole), ("config.json", "*.safetensors")
+    found = recipe.folder("folder", names=names, field="model.path")
+    assert sorted(found.files) == ["a.safetensors", "config.json"]
+    assert found.model_dump() == {"files": {n: one.model_dump() for n, one in found.files.items()}}
+    (folder / "README.md").write_text("other")
+    assert recipe.folder("folder", names=names, field="model.path") == found
+    (folder / "a.safetensors").write_text("other")
+    assert recipe.folder("folder", names=names, field="model.path") != found
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("foldr", r"no folder 'foldr'\n.*\n.*\n  did you mean 'folder'\?"),
+        ("model.onnx", "is a file, not a folder"),
+        ("empty", "'empty' holds none of config.json"),
+        ("linked", "'linked' leaves the folder by 'config.json'"),
+        ("..", "leaves the recipe's folder"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_an_error_at_its_field(
+    load: Load, whole: str, tmp_path: Path, path: str, message: str
+) -> None:
+    recipe = load(whole)
+    for name in ("folder", "empty", "linked"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "linked" / "config.json").symlink_to("/etc/passwd")
+    with pytest.raises(RecipeError, match=message) as caught:
+        recipe.folder(path, names=("config.json",), field="model.path")
+    assert caught.value.where.endswith("recipe.yaml:8:9")
+
+
 def test_an_absolute_path_is_allowed_on_the_command_line(load: Load, whole: str) -> None:
     recipe = load(whole, "model.path=/etc/passwd")
     assert recipe.file("/etc/passwd", field="model.path").path == "/etc/passwd"

@@ -49,12 +49,15 @@ def load(path: Path) -> Loaded:
 
 
 def write_tokenizer(path: Path, folder: Path) -> None:
-    """tokenizer.json and its settings, of the vocabulary in the file.
+    """tokenizer.json and its settings, of the vocabulary in the file, if it has one.
 
     Raises: StageError for a kind of vocabulary that is not known.
     """
     from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
 
+    folder.mkdir()
+    if "tokenizer.ggml.model" not in headers.read(path).metadata:
+        return
     try:
         architecture, vocabulary, settings = get_gguf_tokenizer(str(path))
         backend, more = convert_gguf_tokenizer(architecture, vocabulary)

@@ -19,17 +19,13 @@ def load(stage: Import, ctx: Context) -> Imported:
     Raises: RecipeError when inputs or outputs do not fit; StageError for a damaged file, and what
             cannot be imported.
     """
-    from ..huggingface.export import program_of  # torch and transformers, then TVM
-    from ..huggingface.model import demand
-    from .model import load, write_tokenizer
+    from ..huggingface.source import imported
+    from .model import load, write_tokenizer  # torch and transformers
 
     assert stage.file is not None
     path = Path(stage.file.path)
     loaded = load(path)
-    program, weights = program_of(loaded.model, stage, str(path))
-    demand(loaded.missing, frozenset(weights), str(path))
-    source, tokenizer = ctx.workdir / "source", ctx.workdir / "tokenizer"
-    loaded.model.config.save_pretrained(source)
-    write_tokenizer(path, tokenizer)
-    facts = {"kind": "huggingface", "architecture": type(loaded.model).__name__}
-    return Imported(program, weights, facts, {one.name: one for one in tokenizer.iterdir()})
+    loaded.model.config.save_pretrained(ctx.workdir / "source")
+    write_tokenizer(path, ctx.workdir / "tokenizer")
+    files = {one.name: one for one in (ctx.workdir / "tokenizer").iterdir()}
+    return imported(loaded, stage, ctx, str(path), files)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tapml.stage import Context
 
     from ..stage import Import
+    from .model import Loaded
 
 
 def load(stage: Import, ctx: Context) -> Imported:
@@ -27,20 +28,28 @@ def load(stage: Import, ctx: Context) -> Imported:
     where = str(folder) if stage.folder else f"{stage.id} at {(stage.revision or '')[:12]}"
     folders.check(folder, stage.architecture)
 
-    from . import export, generate  # torch and transformers, then TVM
-    from .model import demand, load
+    from .model import load  # torch and transformers
 
     loaded = load(folder, stage.architecture)
-    files = folders.tokenizer(folder)
-    if stage.task == "generate":
-        program, weights = generate.program_of(loaded.model, stage, where)
-        files |= {generate.FACTS: generate.write_facts(loaded.model, stage, ctx.workdir)}
-    else:
-        program, weights = export.program_of(loaded.model, stage, where)
-    demand(loaded.missing, frozenset(weights), where)
     source = ctx.workdir / "source"
     source.mkdir()
     shutil.copyfile(folder / CONFIG, source / CONFIG)
+    return imported(loaded, stage, ctx, where, folders.tokenizer(folder))
+
+
+def imported(
+    loaded: Loaded, stage: Import, ctx: Context, where: str, files: dict[str, Path]
+) -> Imported:
+    """What a model of transformers becomes, wherever its weights came from."""
+    from . import export, generate  # TVM
+    from .model import demand
+
+    if stage.task == "generate":
+        program, weights = generate.program_of(loaded.model, stage, where)
+        files = {**files, generate.FACTS: generate.write_facts(loaded.model, stage, ctx.workdir)}
+    else:
+        program, weights = export.program_of(loaded.model, stage, where)
+    demand(loaded.missing, frozenset(weights), where)
     facts = {"kind": "huggingface", "architecture": type(loaded.model).__name__}
     return Imported(program, weights, facts, files)
 
