@@ -25,8 +25,8 @@ def held_bytes(mod: Any, sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def _replay(func: Any, sizes: Mapping[str, int]) -> int:
-    symbols = {var.name for var in relax.analysis.defined_symbolic_vars(func)}
-    func = func.bind_symbolic_vars({name: sizes[name] for name in symbols & sizes.keys()})
+    symbols = relax.analysis.defined_symbolic_vars(func)  # two may have one name: after casts
+    func = func.bind_symbolic_vars({one: sizes[one.name] for one in symbols if one.name in sizes})
     pool, held = Counter[int](), 0
     references: dict[Any, int] = {}  # storage → how many variables keep it
     size_of: dict[Any, int] = {}
