@@ -17,7 +17,7 @@ from small_programs import HOST
 from tapml.stage import Context, Inputs
 from tapml_stages import codec, records
 from tapml_stages.codegen.stage import Codegen
-from tapml_stages.program import Program
+from tapml_stages.program import Bounds, Program
 from tapml_stages.relax.stage import RelaxPasses
 from tapml_stages.tensorir.stage import TensorIR
 
@@ -92,6 +92,45 @@ def decode(
             yield Answer(row, int(position[row]) - 1, logits[row])
         if wiped and not step:
             session = bundle.session(fill=0, **batch)
+
+
+TOLERANCE = 2e-5  # of the logits' range; seen: 3e-6
+# tokens of each row's prompt → calls of one token after it
+PROMPTS: dict[tuple[int, ...], int] = {(5,): 64, (1,): 8, (16,): 8, (7, 3): 8, (1, 1): 4}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A bundle of a family's tiny model with a free batch, and the model's own logits.
+
+    tokens [2, n]; expected [2, n, vocabulary]
+    """
+
+    bundle: Any
+    tokens: np.ndarray
+    expected: np.ndarray
+
+    def compare(self, prompts: Sequence[int], steps: int, **wrong: Any) -> Comparison:
+        answers = decode(self.bundle, self.tokens, prompts, steps, **wrong)
+        return compare(answers, self.expected, TOLERANCE)
+
+    def controls(self) -> dict[str, float]:
+        """Errors of what is done wrong on purpose: they must be large."""
+        shifted, wiped = self.compare((7,), 4, shift=1, fill=0), self.compare((7,), 4, wiped=True)
+        return {"position off by one": shifted.error, "wiped cache": wiped.error}
+
+
+def family(name: str, folder: Path) -> Family:
+    import torch
+    from families import CONTEXT, make
+
+    from tapml_stages.importer.huggingface.generate import decoder
+
+    model = make(name)
+    program, weights = decoder(model, CONTEXT, Bounds(1, 4), where=name)
+    tokens = torch.randint(256, (2, CONTEXT), generator=torch.Generator().manual_seed(1))
+    expected = model(input_ids=tokens, use_cache=False).logits.numpy()
+    return Family(build(program, dict(weights), folder), tokens.numpy(), expected)
 
 
 @dataclass(frozen=True)

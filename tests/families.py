@@ -1,4 +1,4 @@
-"""Tiny random models of every family, by declarative rows: `FAMILIES[name]` is its configuration."""
+"""Tiny random models of the families that decode: `FAMILIES[name]` is a configuration."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": CONTEXT,
         "word_embed_proj_dim": 64,
     },
-    # beyond the floor
+}
+FLOOR = tuple(FAMILIES)
+FAMILIES |= {
     "falcon": {
         "vocab_size": 256,
         "hidden_size": 64,

@@ -27,9 +27,13 @@ def adapted(model: PreTrainedModel, context: int) -> Iterator[None]:
     with ExitStack() as undo:
 
         def replace(owner: Any, name: str, value: Any) -> None:
-            undo.callback(setattr, owner, name, getattr(owner, name))
+            if name in vars(owner):
+                undo.callback(setattr, owner, name, vars(owner)[name])
+            else:  # the class has it
+                undo.callback(delattr, owner, name)
             setattr(owner, name, value)
 
+        module: Any
         for module in list(model.modules()):
             kind = type(module).__name__
             if kind in _WITH_ALIBI:
@@ -47,7 +51,7 @@ def adapted(model: PreTrainedModel, context: int) -> Iterator[None]:
 def _gptj(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
 ) -> tuple[Tensor, None]:
-    out, _ = attention(module, query, key, value, mask, scaling=1 / float(module.scale_attn))
+    out = attention(module, query, key, value, mask, scaling=1 / float(module.scale_attn))[0]
     return out.transpose(1, 2), None
 
 
@@ -74,7 +78,7 @@ def _falcon(
     rotate = import_module(type(module).__module__).apply_rotary_pos_emb
     query, key = rotate(query, key, *position_embeddings)
     key, value = layer_past.update(key, value, module.layer_idx)
-    out, _ = attention(module, query, key, value, attention_mask, scaling=module.inv_norm_factor)
+    out = attention(module, query, key, value, attention_mask, scaling=module.inv_norm_factor)[0]
     return module.dense(out.flatten(2)), None
 
 
@@ -89,15 +93,8 @@ def _bloom(
 ) -> tuple[Tensor, None]:
     query, key, value = module._reshape(module.query_key_value(hidden_states))
     key, value = layer_past.update(key, value, module.layer_idx)
-    out, _ = attention(
-        module,
-        query,
-        key,
-        value,
-        attention_mask,
-        scaling=module.inv_norm_factor,
-        bias=getattr(module, _BIAS),
-    )
+    options = {"scaling": module.inv_norm_factor, "bias": getattr(module, _BIAS)}
+    out = attention(module, query, key, value, attention_mask, **options)[0]
     return residual + module.dense(out.flatten(2)), None
 
 

@@ -89,7 +89,7 @@ def attend(
 
 @attend.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
-    batch, heads, n, _ = query.shape
+    batch, heads, n = query.shape[:3]
     return query.new_empty((batch, n, heads, value.shape[-1]))
 
 
@@ -145,7 +145,8 @@ class States(Cache):
     @contextmanager
     def serving(self, model: PreTrainedModel) -> Iterator[None]:
         """Within, the model's attention is ours; afterwards it is what it was."""
-        configs = {id(one.config): one.config for one in model.modules() if hasattr(one, "config")}
+        modules: list[Any] = list(model.modules())
+        configs = {id(one.config): one.config for one in modules if hasattr(one, "config")}
         before = {key: config._attn_implementation for key, config in configs.items()}
         token = _serving.set(self)
         try:

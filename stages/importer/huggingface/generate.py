@@ -1,8 +1,8 @@
 """Language models that decode: transformers' model → program with its cache as states.
 
 `main(input_ids [batch, n], position [batch], last [batch], *states, *params) → logits [batch,
-vocabulary]`: `position` is how many tokens a row's cache holds, `last` the index in this call of the
-row's last token, whose logits are given. Prefill is this program; decode is it at n = 1.
+vocabulary]`: `position` is how many tokens a row's cache holds, `last` the index in this call of
+the row's last token, whose logits are given. Prefill is this program; decode is it at n = 1.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def run(model: PreTrainedModel, input_ids: Tensor, last: Tensor, states: States)
         return (args[0].gather(1, index),)
 
     at = states.position[:, None] + torch.arange(input_ids.shape[1])
-    hook = model.get_output_embeddings().register_forward_pre_hook(pick)
+    head: Any = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(pick)
     try:
         with states.serving(model):
             out = model(
@@ -161,8 +162,8 @@ def check(model: PreTrainedModel, context: int, where: str) -> Shapes:
     """
     generator = torch.Generator().manual_seed(0)
     ends = [end for end in (4, 5, 6) if end <= context] or [1]
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    ids = torch.randint(vocabulary, (1, ends[-1]), generator=generator)
+    embeddings: Any = model.get_input_embeddings()
+    ids = torch.randint(len(embeddings.weight), (1, ends[-1]), generator=generator)
     held: dict[str, Tensor] = {}
     with torch.no_grad():
         expected = model(input_ids=ids, use_cache=False).logits[0]
