@@ -165,7 +165,9 @@ def _placed(order: Sequence[_Tensor]) -> list[_Storage]:
     storages: list[_Storage] = []
     for tensor in order:
         free = sorted((one for one in storages if one.is_free(tensor)), key=lambda one: one.bytes)
-        chosen = next((one for one in free if one.bytes >= tensor.bytes), free[-1] if free else None)
+        chosen = next(
+            (one for one in free if one.bytes >= tensor.bytes), free[-1] if free else None
+        )
         if chosen is None:
             storages.append(chosen := _Storage(0))
         chosen.bytes = max(chosen.bytes, tensor.bytes)

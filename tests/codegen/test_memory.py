@@ -28,7 +28,9 @@ op = rx.op
 STOCK = rx.transform.StaticPlanBlockMemory()
 
 
-def scheduled(body: Callable[..., Any], inputs: dict[str, tuple[int | str, ...]], **how: Any) -> Any:
+def scheduled(
+    body: Callable[..., Any], inputs: dict[str, tuple[int | str, ...]], **how: Any
+) -> Any:
     """A program as codegen gets it, with its default schedules."""
     program = graph(body, inputs, **how)
     mod = program.mod

@@ -58,7 +58,9 @@ def test_a_region_decodes_integers_and_main_makes_them_once():
     ]
     assert scheme(str(region.attrs[QUANTIZED])) == Scheme(8, 32, 1)
     main = dict(bindings(mod["main"]))
-    made = [value.args[0].name_hint for value in main.values() if op_name(value) == "relax.call_tir"]
+    made = [
+        value.args[0].name_hint for value in main.values() if op_name(value) == "relax.call_tir"
+    ]
     assert made == ["scales", "quantize"]
 
 
@@ -78,7 +80,9 @@ def test_one_kernel_reads_integers_decodes_and_multiplies_at_any_number_of_rows(
     matrix = dequantize(*to_integers(weights[0], how), how).astype(np.float64)
     for rows in (1, 3, 8):
         x = np.random.default_rng(rows).standard_normal((rows, 70)).astype(np.float32)
-        expected = np.maximum(x.astype(float) @ (matrix.T if transposed else matrix) + weights[1], 0)
+        expected = np.maximum(
+            x.astype(float) @ (matrix.T if transposed else matrix) + weights[1], 0
+        )
         # float32 sums of 70 products
         np.testing.assert_allclose(run(x), expected, atol=1e-5 * np.abs(expected).max())
 
@@ -161,7 +165,9 @@ WEIGHTS = arrays.arrays(
 
 @settings(deadline=None, max_examples=30)
 @given(WEIGHTS, st.sampled_from([4, 8]), st.sampled_from([2, 4, 32]), st.sampled_from([0, 1]))
-def test_rounding_is_within_half_a_step_and_rounding_twice_changes_nothing(weight, bits, group, axis):
+def test_rounding_is_within_half_a_step_and_rounding_twice_changes_nothing(
+    weight, bits, group, axis
+):
     how = Scheme(bits, group, axis)
     integers, scales = to_integers(weight, how)
     rounded = dequantize(integers, scales, how)
