@@ -47,7 +47,10 @@ def _pairwise(op: Any) -> Converter:
 
 def _dropout(_bb: Any, inputs: Any, _attrs: Mapping[str, Any], _opset: int) -> Any:
     """Nothing is dropped in inference; the mask, where something reads it, is all true."""
-    x = inputs[0]
+    x, _, training = ([*inputs, None, None])[:3]
+    known = isinstance(training, tvm.ir.GenericConst)
+    if training is not None and not (known and not training.value.numpy().any()):
+        raise ValueError("training_mode: it would drop at random")
     return rx.Tuple([x, rx.op.ones_like(x, "bool")])
 
 
