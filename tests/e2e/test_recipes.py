@@ -34,6 +34,16 @@ def test_a_torch_module_recognises_real_photos_at_every_batch(tapml: Callable) -
     assert answer.facts["carve"]["failed"] == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["ocr_line", "ocr_turn", "centerface", "silero_vad"])
+def test_a_model_with_real_weights_does_its_work(tapml: Callable, recipe: str) -> None:
+    """Reads the words, tells which way up they are, finds the face, hears the speech."""
+    answer = tapml("run", f"recipes/{recipe}.yaml", "--set", "tuning.trials=0")
+    assert answer.code == 0, answer.stderr
+    assert answer.facts["error"]["passed"]
+    assert list(answer.facts["metric"].values()) == [1.0]
+
+
 def test_the_points_of_a_matrix_share_what_does_not_differ(tapml: Callable) -> None:
     recipe, fixed = "recipes/operator_formats.yaml", ("--set", "sparsity.prune.density=0.1")
     assert len(tapml("plan", recipe).data["recipes"]) == 4

@@ -153,7 +153,7 @@ def test_an_equal_model_gives_equal_bytes(
 ) -> None:
     first = import_model(mlp, BATCH, batch=(1, 64)).artifacts
     before = {path.name: path.read_bytes() for path in first["program"].iterdir()}
-    for folder in ("source", "program"):
+    for folder in ("source", "program", "files"):
         first[folder].rename(first[folder].with_name(f"{folder}_before"))
     again = import_model(mlp, BATCH, batch=(1, 64)).artifacts
     assert {path.name: path.read_bytes() for path in again["program"].iterdir()} == before

@@ -36,6 +36,10 @@ onnx_frontend._axis_extent, onnx_frontend._coord_axis_extents = axis_extent, axi
 rx = tvm.relax
 _MARK = "tapml_end_of_node"
 UNKNOWN_SHAPE = "give the dims that it comes from fixed sizes in model.inputs, or buckets"
+LOWERED = {  # without a legalization, by other means: tensorir has orders and running sums
+    *("relax.call_tir", "relax.call_dps_packed", "relax.sort", "relax.argsort", "relax.topk"),
+    *("relax.cumsum", "relax.cumprod"),
+}
 UNLOWERED = "no kernel for it can be made: end the model before it, run it on the host"
 
 
@@ -279,5 +283,4 @@ def _unlowered(value: Any) -> str:
     if not isinstance(value, rx.Call) or not isinstance(value.op, tvm.ir.Op):
         return ""
     name = value.op.name
-    known = name in ("relax.call_tir", "relax.call_dps_packed")
-    return "" if known or value.op.get_attr("FLegalize") is not None else name
+    return "" if name in LOWERED or value.op.get_attr("FLegalize") is not None else name

@@ -47,7 +47,10 @@ def _pairwise(op: Any) -> Converter:
 
 def _dropout(_bb: Any, inputs: Any, _attrs: Mapping[str, Any], _opset: int) -> Any:
     """Nothing is dropped in inference; the mask, where something reads it, is all true."""
-    x = inputs[0]
+    x, _, training = ([*inputs, None, None])[:3]
+    known = isinstance(training, tvm.ir.GenericConst)
+    if training is not None and not (known and not training.value.numpy().any()):
+        raise ValueError("training_mode: it would drop at random")
     return rx.Tuple([x, rx.op.ones_like(x, "bool")])
 
 
@@ -108,17 +111,6 @@ def _pow(bb: Any, inputs: Any, _attrs: Mapping[str, Any], _opset: int) -> Any:
     if not str(x.ty.dtype).startswith("float"):
         result = bb.emit(rx.op.trunc(result))
     return rx.op.astype(result, x.ty.dtype)
-
-
-def _cumsum(bb: Any, inputs: Any, attrs: Mapping[str, Any], _opset: int) -> Any:
-    """Forward and inclusive along a known axis, as a kernel: TVM's operator is lowered too late."""
-    x, axis = inputs
-    if not isinstance(axis, tvm.ir.GenericConst):
-        raise ValueError("its axis is computed from data")
-    at = int(axis.value.numpy()) % len(x.ty.shape)
-    reverse, exclusive = bool(attrs.get("reverse", 0)), bool(attrs.get("exclusive", 0))
-    flip = (lambda value: bb.emit(rx.op.flip(value, at))) if reverse else (lambda value: value)
-    return flip(bb.emit_te(tvm.topi.cumsum, flip(x), at, str(x.ty.dtype), exclusive))
 
 
 def _reduce_bool(op: Any) -> Converter:
@@ -277,7 +269,6 @@ CONVERTERS: dict[str, Converter] = {
     "Clip": _clip,
     "ConvInteger": _conv_integer,
     "ConvTranspose": _conv_transpose,
-    "CumSum": _cumsum,
     "Dropout": _dropout,
     "Gather": _gather,
     "IsInf": _is_inf,

@@ -95,7 +95,7 @@ class _Round:
         small = _SMALL if tensor.data_type in _FLOATS else 4096
         inside = tensor.data_location != TensorProto.EXTERNAL
         if tensor.data_type in _KNOWN and inside and int(np.prod(tensor.dims)) <= small:
-            self.values[name] = _objects(numpy_helper.to_array(tensor))
+            self.values[name] = numpy_helper.to_array(tensor).astype(object)
 
     def run(self) -> bool:
         """Rewrites nodes in place; whether anything changed."""
@@ -190,7 +190,7 @@ class _Round:
         except Exception:  # whatever it cannot do is left to the importer
             return None
         result = np.asarray(result)
-        return _objects(result) if result.size <= 4096 else None
+        return result.astype(object) if result.size <= 4096 else None
 
     def _compare(self, op: str, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         def one(a: Any, b: Any) -> bool:
@@ -418,13 +418,6 @@ def _vector(sizes: Sequence[Any]) -> np.ndarray:
     vector = np.empty(len(sizes), dtype=object)
     vector[:] = sizes
     return vector
-
-
-def _objects(array: np.ndarray) -> np.ndarray:
-    """Python's numbers of an array."""
-    objects = np.empty(array.shape, dtype=object)
-    objects[...] = array.tolist() if array.ndim else array.item()
-    return objects
 
 
 def _symbolic(value: np.ndarray) -> bool:
