@@ -28,7 +28,7 @@ def table() -> dict[str, Any]:
 def _onnx() -> set[str]:
     from .onnx import convert
 
-    return {*convert.onnx_frontend._get_convert_map(), *convert._OWN, "Constant"}
+    return {*convert.known(), "Constant"}
 
 
 def _torch() -> set[str]:
