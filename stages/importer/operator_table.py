@@ -28,7 +28,7 @@ def table() -> dict[str, Any]:
 def _onnx() -> set[str]:
     from .onnx import convert
 
-    return set(convert.known())
+    return {*convert.known(), "Constant"}
 
 
 def _torch() -> set[str]:

@@ -1,4 +1,4 @@
-"""Archives of `torch.export.save`, as torch 2.13 writes them: layout, weights, and the graph's JSON.
+"""Archives of `torch.export.save`, as torch 2.13 writes them: layout, weights, the graph's JSON.
 
 torch's own loader evaluates expressions, resolves dotted names and unpickles objects of the file.
 What passes here has none of these but sizes, operators and plain tensors.

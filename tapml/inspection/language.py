@@ -39,12 +39,10 @@ def of_transformers(config: Mapping[str, Any]) -> Cache | None:
     if one.get("multi_query") is True and one.get("new_decoder_architecture") is not True:
         keys = 1
     width = _first(one, "head_dim", "d_kv") or hidden // heads
-    per_head = 2 * width
-    if latent := _first(one, "qk_nope_head_dim"):  # of the keys; the values have their own
-        per_head = (
-            latent + (_first(one, "qk_rope_head_dim") or 0) + (_first(one, "v_head_dim") or 0)
-        )
-    return Cache(layers, layers * keys * per_head * _BYTES, context_of(one))
+    numbers = keys * 2 * width
+    if latent := _first(one, "kv_lora_rank"):  # one compressed vector for all heads
+        numbers = latent + (_first(one, "qk_rope_head_dim") or 0)
+    return Cache(layers, layers * numbers * _BYTES, context_of(one))
 
 
 def context_of(config: Mapping[str, Any]) -> int | None:

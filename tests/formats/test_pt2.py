@@ -56,11 +56,11 @@ def test_what_torch_saves_here_is_read(tmp_path: Path) -> None:
     class Two(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.rnn = torch.nn.GRU(4, 6, batch_first=True)
-            self.wide = torch.nn.Parameter(torch.randn(6, 3).t())
+            self.layer = torch.nn.Linear(4, 6)
+            self.wide = torch.nn.Parameter(torch.randn(3, 6))
 
         def forward(self, x: torch.Tensor, pair: dict[str, torch.Tensor]) -> Any:
-            found, _ = self.rnn(torch.cat([x, x[:, :-1]], 1))
+            found = self.layer(torch.cat([x, x[:, :-1]], 1))
             return {"y": found @ self.wide.t(), "z": pair["a"].sum().item() + 1}
 
     dims = ({0: torch.export.Dim("n", min=2, max=9), 1: torch.export.Dim("m", min=3)}, {"a": {}})

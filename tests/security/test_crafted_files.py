@@ -134,7 +134,7 @@ def test_weights_of_a_model_do_not_come_from_outside_its_folder(
     model: Callable[[str], Path], location: str
 ) -> None:
     path = model(location)
-    with pytest.raises(StageError, match="no readable ONNX model"):
+    with pytest.raises(StageError, match=r"m\.onnx"):
         onnx_model.read(str(path))
     with pytest.raises(StageError, match="is refused"):
         inspection.inspect(str(path))
