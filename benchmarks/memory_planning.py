@@ -136,7 +136,7 @@ def peaks() -> dict[str, Any]:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        np.savez(folder / "packed.npz", allow_pickle=False, *packed)
+        np.savez(folder / "packed.npz", *packed, allow_pickle=False)
         specs = [(one.shape, one.dtype) for one in io.arguments]
         (folder / "io.json").write_text(json.dumps({"arguments": specs, "sizes": sizes}))
         for plan, how in plans().items():

@@ -74,8 +74,8 @@ class Alternative:
 
 
 def load(alternatives: Path, structure: Path) -> dict[str, Alternative]:
-    """Alternatives by id, from the two artifacts that sparsetir and libraries write. Modules are read when
-    asked for.
+    """Alternatives by id, from the two artifacts that sparsetir and libraries write. Modules are
+    read when asked for.
     """
     arrays = codec.read_npz(structure / "structure.npz")
     found = {}

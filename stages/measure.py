@@ -57,7 +57,7 @@ class Job:
     group:    candidates of one group are timed against each other ("" : a group of its own)
     like:     id of an earlier job of the group with equal arguments, whose outputs this must give
     tolerance: error allowed, relative to the largest magnitude expected
-    shim:     (function, shared library that exports it), where the kernel calls one
+    shim:     shared library that exports the function that the kernel calls ("" : none)
     """
 
     id: str
@@ -68,7 +68,7 @@ class Job:
     group: str = ""
     like: str = ""
     tolerance: float = 1e-4
-    shim: tuple[str, str] | None = None
+    shim: str = ""
 
 
 @dataclass(frozen=True)

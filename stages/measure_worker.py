@@ -67,8 +67,7 @@ def _job(row: dict[str, Any]) -> Job:
         arg if isinstance(arg, int) else Arg(**{**arg, "shape": tuple(arg["shape"])})
         for arg in row["args"]
     )
-    shim = tuple(row["shim"]) if row["shim"] else None
-    return Job(**{**row, "args": args, "shim": shim})
+    return Job(**{**row, "args": args})
 
 
 def _build(jobs: list[Job], target: Any, say: Callable[..., None]) -> dict[str, Any]:
@@ -77,8 +76,8 @@ def _build(jobs: list[Job], target: Any, say: Callable[..., None]) -> dict[str, 
     for job in jobs:
         say(at=job.id)
         try:
-            if job.shim is not None:
-                _offer(*job.shim)
+            if job.shim:
+                _offer(job.shim)
             func = load_json(job.module)[job.kernel].with_attr("global_symbol", job.kernel)
             built[job.id] = tvm.compile(tvm.IRModule({job.kernel: func}), target).jit()
         except Exception as error:  # the process boundary: what the compiler throws is the result
@@ -87,10 +86,9 @@ def _build(jobs: list[Job], target: Any, say: Callable[..., None]) -> dict[str, 
 
 
 @cache
-def _offer(function: str, library: str) -> None:
-    """Lets kernels call a function of a shared library, which stays loaded."""
-    found = tvm.runtime.load_module(library)[function]
-    tvm.register_global_func(function, found, override=True)
+def _offer(library: str) -> None:
+    """Lets kernels call what a shared library exports; it stays loaded."""
+    ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
 
 
 @dataclass

@@ -5,11 +5,6 @@
 
 __attribute__((constructor)) static void one_thread(void) { scipy_openblas_set_num_threads(1); }
 
-static const DLTensor* tensor(const TVMFFIAny* arg) {
-  if (arg->type_index == kTVMFFITensor) return TVMFFITensorGetDLTensorPtr(arg->v_obj);
-  return (const DLTensor*)arg->v_ptr;
-}
-
 static float* data(const DLTensor* t) { return (float*)((char*)t->data + t->byte_offset); }
 
 __attribute__((visibility("default"))) int __tvm_ffi_tapml_blas_dense(void* self,
@@ -17,11 +12,8 @@ __attribute__((visibility("default"))) int __tvm_ffi_tapml_blas_dense(void* self
                                                                       int32_t count,
                                                                       TVMFFIAny* result) {
   (void)self;
-  if (count != 6) {
-    TVMFFIErrorSetRaisedFromCStr("TypeError", "tapml_blas_dense takes six arguments");
-    return -1;
-  }
-  const DLTensor *x = tensor(&args[0]), *w = tensor(&args[1]), *y = tensor(&args[2]);
+  (void)count;
+  const DLTensor *x = args[0].v_ptr, *w = args[1].v_ptr, *y = args[2].v_ptr;
   const int64_t transposed = args[3].v_int64, share = args[4].v_int64, shares = args[5].v_int64;
   const int64_t m = x->shape[0], k = x->shape[1], n = y->shape[1];
   const int64_t first = n * share / shares, last = n * (share + 1) / shares;

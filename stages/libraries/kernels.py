@@ -51,7 +51,6 @@ def make(program: Program, name: str, library: Library, target: Target) -> Itera
             "region": region_name,
             "kind": "library",
             "library": name,
-            "function": library.function,
             "kernel": identifier.replace(".", "_"),
             "args": [
                 {"values": region.weight, "packer": "source"}
@@ -77,7 +76,9 @@ def _kernel(region: Region, library: Library, target: Target) -> tuple[Any, list
 
     def share(index: Any) -> Any:
         count = tirx.const(shares, "int64")
-        return tirx.Evaluate(tirx.call_packed(library.function, x, w, y, transposed, index, count))
+        return tirx.Evaluate(
+            tirx.call_cpacked(f"__tvm_ffi_{library.function}", x, w, y, transposed, index, count)
+        )
 
     body = _parallel("share", tirx.const(shares, "int64"), share)
     if epilogue is not None:

@@ -1,4 +1,4 @@
-"""Declaration of `libraries`: installed libraries as alternatives of the regions they can compute."""
+"""Declaration of `libraries`: installed libraries as alternatives of regions."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Rivals:
                 text = tvm.ir.save_json(module)
                 job = Job(found.id, text, found.kernel, args, site.outputs)
                 if found.kind == "library":
-                    job = replace(job, shim=(found.row["function"], str(found.libraries[0])))
+                    job = replace(job, shim=str(found.libraries[0]))
                 yield found.kind, job
 
     def _args(self, found: Alternative, func: Any, site: Site) -> Args | None:

@@ -1,9 +1,10 @@
-"""The memory of a call: workspaces lifted, tensors in shared storages, and what the allocator holds."""
+"""The memory of a call: workspaces lifted, storages shared, and what the allocator holds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -175,7 +176,7 @@ def test_tensors_that_live_at_once_never_share_and_equal_ones_use_as_few_storage
     tensors = [memory._Tensor(None, None, size, at, at + live) for size, at, live in rows]
     for storage in memory._assign(tensors):
         placed = sorted(storage.tensors, key=lambda one: one.first)
-        assert all(a.last < b.first for a, b in zip(placed, placed[1:], strict=False))
+        assert all(a.last < b.first for a, b in pairwise(placed))
         assert storage.bytes == max(one.bytes for one in placed)
     equal = [memory._Tensor(None, None, 1, at, at + live) for _, at, live in rows]
     alive = [sum(one.first <= at <= one.last for one in equal) for at in range(52)]

@@ -161,3 +161,41 @@ def test_new_weights_with_the_same_mask_re_tune_nothing(tapml: Callable, tmp_pat
     assert again.code == 0, again.stderr
     assert again.states["import"] == again.states["codegen"] == "ran"
     assert again.states["tensorir"] == again.states["metaschedule"] == "hit"
+
+
+def test_a_quantized_layer_is_a_quarter_of_the_bytes_and_passes_its_gates(tapml: Callable) -> None:
+    answer = tapml("run", "recipes/operator_quantized.yaml")
+    assert answer.code == 0, answer.stderr
+    plain = tapml("run", "recipes/operator_quantized.yaml", "--set", "relax.quantize=null")
+    assert plain.code == 0, plain.stderr
+    small, large = (codec.read_json(one.bundle / "manifest.json") for one in (answer, plain))
+    # 8 bits and a float per 32 weights, against 32 bits
+    assert small["params"]["bytes"] < 0.3 * large["params"]["bytes"]
+    # the numbers are compared with the rounded weights, the metric with the original ones
+    assert answer.facts["error"]["relative"] < 1e-5
+    assert 0.9999 < answer.facts["metric"]["cosine"] < 0.999999
+    assert plain.facts["metric"]["cosine"] > 0.999999
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["operator_quantized", "magika"])
+def test_one_bundle_takes_every_size_of_its_dims(tapml: Callable, recipe: str) -> None:
+    import tapml as api
+
+    answer = tapml("run", f"recipes/{recipe}.yaml", "--set", "tuning.trials=0")
+    assert answer.code == 0, answer.stderr
+    bundle = api.load(answer.bundle)
+    ((dim, bounds),) = bundle.manifest["dims"].items()
+    rng = np.random.default_rng(0)
+    (spec,) = bundle.manifest["inputs"]
+    rest = spec["shape"][1:]
+    shape = (bounds["max"], *rest)
+    ints = spec["dtype"].startswith("int")
+    x = rng.integers(0, 256, shape) if ints else rng.standard_normal(shape)
+    x = x.astype(spec["dtype"])
+    whole = next(iter(bundle(**{spec["name"]: x}).values()))
+    # rows are independent: each size must give what the largest gave for the same rows
+    for size in (1, 2, 5, bounds["max"] // 2 + 1, bounds["max"] - 1, bounds["max"]):
+        (got,) = bundle(**{spec["name"]: x[:size]}).values()
+        np.testing.assert_allclose(got, whole[:size], atol=1e-5 * np.abs(whole).max())
+    assert dim in spec["shape"]

@@ -120,7 +120,8 @@ def test_what_else_reads_the_weight_reads_the_values_that_the_integers_stand_for
     run = lowered_runner(lowered, weights, default_records(lowered.mod, V3))
     rounded = {"w": weights[0].copy()}
     (row,) = round_weights(program, rounded)
-    assert row.weight == "w" and 0 < row.error < 0.01
+    assert row.weight == "w"
+    assert 0 < row.error < 0.01
     ids = np.array([3, 0, 39], np.float32)
     expected = rounded["w"].astype(float)[[3, 0, 39]] @ rounded["w"].T
     np.testing.assert_allclose(run(ids), expected, atol=1e-5 * np.abs(expected).max())
