@@ -128,7 +128,7 @@ class Kernel:
             if producer.reduce or not producer.is_identity:
                 raise Unfit(f"{producer.name} can not be inlined")
             at = {
-                key(axis.var): index
+                key(axis.var): _unbound(index)
                 for axis, index in zip(producer.axes, load.indices, strict=True)
             }
             return self.value(producer, at, held)
@@ -140,7 +140,8 @@ class Kernel:
             for load in found:
                 name = tvm_ffi.StructuralKey(load)
                 counts[name] = counts.get(name, 0) + 1
-                if counts[name] == 2:
+                # TVM's analyzer wants an integer variable bound in one place; LLVM shares those
+                if counts[name] == 2 and str(load.ty.dtype).startswith("float"):
                     shared[name] = (tirx.Var("shared", load.ty.dtype), expand(load))
 
         def replace(load: Any) -> Expr:
@@ -279,6 +280,15 @@ def map_loads(value: Expr, replace: Callable[[Any], Expr]) -> Expr:
     if unfit:
         raise unfit[0]
     return result
+
+
+def _unbound(index: Expr) -> Expr:
+    """An index without `Let`: it may be put in several places, and a variable is bound in one."""
+
+    def inlined(let: Any) -> Expr:
+        return substitute(let.body, {key(let.var): let.value})
+
+    return tvm_ffi.structural_map(index, (tirx.Let, inlined))
 
 
 def substitute(value: Expr, at: Mapping[int, Expr]) -> Expr:

@@ -120,3 +120,21 @@ def test_a_sum_over_positions_of_symbolic_number_is_right() -> None:
         (x,) = randoms((2, n, 21))
         expected = x.astype("float64").sum(1)
         assert_close(run(kernel, [x], expected.shape), expected)
+
+
+def test_an_index_made_of_a_value_that_is_read_twice_is_right() -> None:
+    """The index is put wherever the producer uses its axis."""
+    te, size = tvm.te, 128
+    x, y = te.placeholder((N,), "int64", name="x"), te.placeholder((size,), name="y")
+    more = te.compute((N,), lambda i: x[i] * x[i] + 1, name="more")
+    place = te.compute((N,), lambda i: more[i] * more[i], name="place")
+    table = te.compute((size,), lambda k: y[k] + (k % 7).astype("float32") * k.astype("float32"))
+    func = te.create_prim_func([x, y, te.compute((N,), lambda i: table[place[i]], name="out")])
+    scheduled, rule = schedule(func, BASELINE)
+    assert rule == "elementwise"
+    kernel = kernels.build(scheduled)
+    rng = np.random.default_rng(0)
+    values, entries = rng.integers(0, 4, 21), rng.random(size).astype("float32")
+    index = (values * values + 1) ** 2
+    expected = entries[index].astype("float64") + index % 7 * index
+    assert_close(run(kernel, [values, entries], (21,)), expected)
