@@ -151,3 +151,26 @@ def test_new_weights_with_the_same_mask_re_tune_nothing(tapml: Callable, tmp_pat
     assert again.code == 0, again.stderr
     assert again.states["import"] == again.states["codegen"] == "ran"
     assert again.states["tensorir"] == again.states["metaschedule"] == "hit"
+
+
+@pytest.mark.slow
+def test_minilm_ranks_sentences_as_torch_does_and_brings_its_tokenizer(tapml: Callable) -> None:
+    answer = tapml("run", "recipes/minilm.yaml")
+    assert answer.code == 0, answer.stderr
+    assert answer.facts["metric"]["spearman"] >= 0.999
+    assert answer.facts["error"]["passed"]
+    manifest = codec.read_json(answer.bundle / "manifest.json")
+    assert "tokenizer.json" in manifest["files"]
+    assert (answer.bundle / "tokenizer.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("density", "code"), [(0.4, 0), (0.1, 4)])
+def test_pruned_minilm_ships_while_it_ranks_sentences_alike(
+    tapml: Callable, density: float, code: int
+) -> None:
+    chosen = f"sparsity.prune.density={density}"
+    answer = tapml("run", "recipes/minilm_sparse.yaml", "--set", "matrix=", "--set", chosen)
+    assert answer.code == code, answer.stderr
+    assert (answer.facts["metric"]["spearman"] >= 0.95) == (code == 0)
+    assert answer.facts["error"]["passed"]  # beside torch with the same pruned weights
