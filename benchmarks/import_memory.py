@@ -7,6 +7,7 @@ MiB: TVM, torch and transformers are there anyway.
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import subprocess
@@ -99,7 +100,7 @@ def measure(mib: float, dtype: str, folder: Path) -> dict[str, Any]:
     size = make(large, mib, dtype)
     before, most = peak(small), peak(large)
     wide = size * (2 if dtype == "BF16" else 1)  # as float32, which they become
-    taken = most - before + (small / "model.safetensors").stat().st_size
+    taken = most - before + (small / "model.safetensors").stat().st_size * wide // size
     return {
         "dtype": dtype,
         "file_mib": size >> 20,
@@ -111,16 +112,20 @@ def measure(mib: float, dtype: str, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--import"]:
-        print(_import(Path(sys.argv[2])))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("gib", type=float, nargs="?", default=2.0)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--import", type=Path, dest="folder", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.folder is not None:
+        print(_import(options.folder))
         return
-    gib = float(sys.argv[1]) if len(sys.argv) > 1 else 2.0
     with tempfile.TemporaryDirectory() as folder:
         rows = [
-            measure(gib * 1024 / (2 if dtype == "BF16" else 1), dtype, Path(folder) / dtype)
+            measure(options.gib * 1024 / (2 if dtype == "BF16" else 1), dtype, Path(folder) / dtype)
             for dtype in ("F32", "BF16")
         ]
-    RESULTS.write_text(json.dumps({"host": host.fingerprint(), "rows": rows}, indent=1) + "\n")
+    options.out.write_text(json.dumps({"host": host.fingerprint(), "rows": rows}, indent=1) + "\n")
     print(json.dumps(rows, indent=1))
 
 

@@ -199,3 +199,26 @@ def test_one_bundle_takes_every_size_of_its_dims(tapml: Callable, recipe: str) -
         (got,) = bundle(**{spec["name"]: x[:size]}).values()
         np.testing.assert_allclose(got, whole[:size], atol=1e-5 * np.abs(whole).max())
     assert dim in spec["shape"]
+
+
+@pytest.mark.slow
+def test_minilm_ranks_sentences_as_torch_does_and_brings_its_tokenizer(tapml: Callable) -> None:
+    answer = tapml("run", "recipes/minilm.yaml")
+    assert answer.code == 0, answer.stderr
+    assert answer.facts["metric"]["spearman"] >= 0.999
+    assert answer.facts["error"]["passed"]
+    manifest = codec.read_json(answer.bundle / "manifest.json")
+    assert "tokenizer.json" in manifest["files"]
+    assert (answer.bundle / "tokenizer.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("density", "code"), [(0.4, 0), (0.1, 4)])
+def test_pruned_minilm_ships_while_it_ranks_sentences_alike(
+    tapml: Callable, density: float, code: int
+) -> None:
+    chosen = f"sparsity.prune.density={density}"
+    answer = tapml("run", "recipes/minilm_sparse.yaml", "--set", "matrix=", "--set", chosen)
+    assert answer.code == code, answer.stderr
+    assert (answer.facts["metric"]["spearman"] >= 0.95) == (code == 0)
+    assert answer.facts["error"]["passed"]  # beside torch with the same pruned weights
