@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from small_programs import HOST
+from small_programs import HOST as PLAIN
 
 from tapml.stage import Context, Inputs
 from tapml_stages import codec, records
@@ -21,9 +21,12 @@ from tapml_stages.program import Bounds, Program
 from tapml_stages.relax.stage import RelaxPasses
 from tapml_stages.tensorir.stage import TensorIR
 
+HOST = PLAIN.model_copy(update={"vector_bits": 256, "vector_registers": 16})
+
 
 def lower(program: Program, folder: Path) -> dict[str, Path]:
     """Artifacts of tensorir, in `folder`."""
+    folder.mkdir(exist_ok=True)
     held = {"program": program.save(folder / "imported")}
     for stage in (RelaxPasses(), TensorIR(target=HOST)):
         held = dict(stage.run(Inputs(held), _context(folder / stage.name)).artifacts)

@@ -40,8 +40,7 @@ def adapted(model: PreTrainedModel, context: int) -> Iterator[None]:
                 table = tables.setdefault(module.num_heads, _alibi(module.num_heads, context))
                 module.register_buffer(_BIAS, table, persistent=False)
                 undo.callback(delattr, module, _BIAS)
-            if kind in _METHODS:
-                name, stand_in = _METHODS[kind]
+            for name, stand_in in _METHODS.get(kind, {}).items():
                 replace(module, name, partial(stand_in, module))
             if kind in _FUNCTIONS:
                 replace(import_module(type(module).__module__), *_FUNCTIONS[kind])
@@ -53,6 +52,11 @@ def _gptj(
 ) -> tuple[Tensor, None]:
     out = attention(module, query, key, value, mask, scaling=1 / float(module.scale_attn))[0]
     return out.transpose(1, 2), None
+
+
+def _gptj_table(module: Any, position_ids: Tensor) -> Tensor:
+    """Its sines for every row, not copied."""
+    return module.embed_positions.expand(len(position_ids), -1, -1)
 
 
 def _falcon(
@@ -130,12 +134,12 @@ def _deepseek_v2_rotate(query: Tensor, key: Tensor, angles: Tensor) -> tuple[Ten
 
 _BIAS = "bias_by_distance"
 _WITH_ALIBI = frozenset({"BloomAttention"})
-# class of a module: its method, or a function beside it, and what stands in for that
-_METHODS: dict[str, tuple[str, Callable[..., Any]]] = {
-    "GPTJAttention": ("_attn", _gptj),
-    "FalconAttention": ("forward", _falcon),
-    "BloomAttention": ("forward", _bloom),
-    "DeepseekV2RotaryEmbedding": ("forward", _deepseek_v2_angles),
+# class of a module: its methods, or a function beside it, and what stands in for them
+_METHODS: dict[str, dict[str, Callable[..., Any]]] = {
+    "GPTJAttention": {"_attn": _gptj, "_get_embed_positions": _gptj_table},
+    "FalconAttention": {"forward": _falcon},
+    "BloomAttention": {"forward": _bloom},
+    "DeepseekV2RotaryEmbedding": {"forward": _deepseek_v2_angles},
 }
 _FUNCTIONS: dict[str, tuple[str, Callable[..., Any]]] = {
     "DeepseekV2Attention": ("apply_rotary_emb", _deepseek_v2_rotate),

@@ -47,7 +47,7 @@ def plan(problem: Problem, target: Target) -> Plan:
     taps = prod(axis.static or MIN_SUM for axis in problem.anchor.reduce)
     width = max(1, problem.lane_count * 32 // target.vector_bits)
     positions = row.static if row is not None and row.static is not None else 1
-    most = min(positions, 8, target.vector_registers // (2 * width))
+    most = max(1, min(positions, 8, target.vector_registers // (2 * width)))
     rows = min(range(1, most + 1), key=lambda r: (-(-positions // r) * (1 + 0.5 / r), -r))
     tasks = prod(axis.static or 1 for axis in problem.outer if axis is not chunk)
     lines = 1
