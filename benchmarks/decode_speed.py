@@ -3,8 +3,8 @@
 A step reads all weights once, so the machine's own limit is the time that reading as many bytes
 takes: measured here by a kernel that adds up an array of that size, on the same threads, in turns
 with the steps. Tables that are looked up ([vocabulary, …]) are not counted: a step reads a row of
-them. Memory is that of a fresh process with the runtime alone that reads a prompt as long as its context, beside what the
-manifest states.
+them. Memory is that of a fresh process with the runtime alone that reads a prompt as long as its
+context, beside what the manifest states.
 """
 
 from __future__ import annotations

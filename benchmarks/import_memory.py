@@ -26,7 +26,7 @@ WIDTH, VOCABULARY = 2048, 8192
 
 
 def make(folder: Path, mib: float, dtype: str = "F32") -> int:
-    """A folder with a llama of about so many MiB, written tensor by tensor; bytes of its weights."""
+    """A folder with a llama of about so many MiB, written tensor by tensor; its bytes."""
     import torch
     import transformers
 

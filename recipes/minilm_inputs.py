@@ -1,4 +1,4 @@
-"""Real inputs of the MiniLM recipes: sentences of graded likeness, and how like the model finds them.
+"""Real inputs of the MiniLM recipes: sentences of graded likeness, and how like they are found.
 
 A line of minilm_sentences.txt has four sentences: one, the same in other words, one about something
 near, and one about something else. Four of their pairs are compared: 240 in all.

@@ -72,7 +72,7 @@ class Io:
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """Dims that say how much a call adds to the states (tokens): the states have none of them."""
+        """Dims that say how much a call adds to the states (tokens); no state has one of them."""
         held = {dim for spec in self.states for dim in spec.shape}
         return tuple(dim for dim in self.dims if dim not in held) if self.states else ()
 

@@ -1,5 +1,5 @@
-"""The fast kernels of the cache against NumPy in float64: poisoned outputs, poisoned slots past each
-row's tokens.
+"""The fast kernels of the cache against NumPy in float64: outputs poisoned, slots past each
+row's tokens poisoned too.
 """
 
 from __future__ import annotations
