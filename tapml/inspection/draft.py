@@ -13,15 +13,14 @@ _MAX_DIM, _BUCKET, _CONTEXT = 64, 32, 2048
 _SYMBOL = re.compile(r"[A-Za-z_]\w*")
 
 _VALIDATION = """\
-# Random inputs are used until you give real ones, and no quality is measured until you say how:
-# validation:
+# Random inputs are used until you give real ones, and no quality is measured until you say how;
+# in `validation`:
 #   inputs: {python: inputs.py:samples, reads: ["samples/**"]}  # samples() -> {input: array}
 #   metric: {python: inputs.py:score}        # score(outputs, reference, inputs) -> float
 #   gates: {metric: {min: 0.95}}
 """
 _GENERATE_VALIDATION = """\
-# Real prompts, and what must hold of what is written:
-# validation:
+# Real prompts, and what must hold of what is written; in `validation`:
 #   inputs: {python: inputs.py:prompts}
 #   metric: {python: inputs.py:score}
 """
@@ -38,6 +37,7 @@ def draft(model: Model, place: str | None = None) -> str:
 
     section: dict[str, Any] = {"source": model.kind, **_place(model, place)}
     comments: list[str] = []
+    validation: dict[str, Any] = {}
     if model.cache is not None:
         section |= {"task": "generate", "context": min(model.cache.context or _CONTEXT, _CONTEXT)}
         comments.append("# `context`: tokens that the cache holds, prompt included")
@@ -49,6 +49,10 @@ def draft(model: Model, place: str | None = None) -> str:
             if guessed:
                 comments.append(f"# `dims`: how large {', '.join(guessed)} may get is a guess")
             comments.append("# `buckets`: sizes tuned exactly; every other size runs too, slower")
+        whole = [one.name for one in model.inputs if one.dtype.startswith(("int", "uint"))]
+        if whole:
+            validation = {"random": {name: [0, 1] for name in whole}}
+            comments.append("# `random`: least and largest whole number that is valid; a guess")
         tail = _VALIDATION
     data = {
         "version": 1,
@@ -57,6 +61,7 @@ def draft(model: Model, place: str | None = None) -> str:
         "model": section,
         "target": {"preset": "cpu"},
         "tuning": {"trials": 0},
+        **({"validation": validation} if validation else {}),
     }
     text = yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=100)
     notes = [f"# {short(one.op)} ×{one.count} cannot be imported yet" for one in model.unsupported]

@@ -72,6 +72,14 @@ def test_a_draft_has_bounds_buckets_and_what_to_fill_in(tmp_path: Path) -> None:
     assert "#   metric:" in text
 
 
+def test_a_draft_says_which_whole_numbers_are_tried(tmp_path: Path) -> None:
+    import magika
+
+    shipped = Path(magika.__file__).parent / "models" / "standard_v3_3" / "model.onnx"
+    draft = inspection.draft(inspection.inspect(str(shipped)))
+    assert yaml.safe_load(draft)["validation"] == {"random": {"bytes": [0, 1]}}
+
+
 @pytest.mark.parametrize("kind", ["huggingface", "gguf"])
 def test_a_language_model_gets_a_recipe_that_generates(tmp_path: Path, kind: str) -> None:
     draft = inspection.draft(inspection.inspect(str(sound(kind, tmp_path / "m"))))
