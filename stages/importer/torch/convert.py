@@ -119,10 +119,10 @@ class _Importer(translator.ExportedProgramImporter):
         missing: dict[tuple[str, str], list[str]] = defaultdict(list)
         for node in self._calls():
             name = name_of(node)
-            if not _is_known(node, self._extra):
-                advice = own.REFUSED.get(name, "")
-            elif self.sizes.depend_on_data(node.meta.get("val")):
+            if self.sizes.depend_on_data(node.meta.get("val")):
                 advice = own.DATA_DEPENDENT
+            elif not _is_known(node, self._extra):
+                advice = own.REFUSED.get(name, "")
             else:
                 continue
             missing[name, advice].append(f"{node.name}{_place(node)}")

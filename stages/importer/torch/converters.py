@@ -51,6 +51,7 @@ CONVERTERS: dict[str, Converter] = {
         for name in ("max_pool2d_with_indices.default", "max_pool3d_with_indices.default")
     },
     "_log_softmax.default": network.softmax(op.nn.log_softmax),
+    "_native_batch_norm_legit.no_stats": network.batch_statistics_norm,
     "_native_batch_norm_legit_no_training.default": network.batch_norm,
     "_softmax.default": network.softmax(op.nn.softmax),
     "_to_copy.default": arithmetic.to_copy,

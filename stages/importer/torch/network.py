@@ -156,6 +156,21 @@ def batch_norm(call: Call) -> tuple[Any, None, None]:
     return call.emit(rx.TupleGetItem(call.emit(value), 0)), None, None
 
 
+def batch_statistics_norm(call: Call) -> tuple[Any, None, None]:
+    """_native_batch_norm_legit.no_stats: by the mean and variance of the input itself."""
+    x, shape = call.value("input"), call.meta("input").shape
+    axes, dtype = [axis for axis in range(len(shape)) if axis != 1], str(x.ty.dtype)
+    apart = call.emit(rx.op.subtract(x, rx.op.mean(x, axes, True)))
+    variance = rx.op.mean(rx.op.multiply(apart, apart), axes, True)
+    value = rx.op.multiply(apart, rx.op.rsqrt(rx.op.add(variance, rx.const(call["eps"], dtype))))
+    channels = call.sizes([1, shape[1], *[1] * (len(shape) - 2)])
+    if call["weight"] is not None:
+        value = rx.op.multiply(value, rx.op.reshape(call.value("weight"), channels))
+    if call["bias"] is not None:
+        value = rx.op.add(value, rx.op.reshape(call.value("bias"), channels))
+    return call.emit(value), None, None
+
+
 def _filled(call: Call, shape: list[Any], value: float, dtype: str) -> Any:
     return call.emit(rx.op.full(shape, rx.const(value, dtype), dtype))
 

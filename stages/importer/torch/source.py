@@ -92,6 +92,14 @@ def _of_file(stage: Import) -> tuple[ExportedProgram, dict[str, Wanted]]:
 def _wanted(stage: Import) -> dict[str, Wanted]:
     from .export import Wanted
 
+    for name, spec in stage.signature.items():
+        if spec.value is not None or spec.override:
+            field = "value" if spec.value is not None else "override"
+            raise RecipeError(
+                field=f"model.inputs.{name}.{field}",
+                message=f"source: torch takes no `{field}`",
+                hint="set it in the Python that returns the module and its example inputs",
+            )
     return {name: Wanted(spec.shape, spec.dtype) for name, spec in stage.signature.items()}
 
 

@@ -40,7 +40,6 @@ def selects(x: Tensor, y: Tensor, i: Tensor, m: Tensor) -> dict[str, Tensor]:
         "beyond both ends": x[:, -100:100],
         "every third": x[..., 1::3],
         "last of the batch, kept": x[-1:],
-        "half of the batch": x[: (x.shape[0] + 1) // 2],
         "a table by the batch": torch.arange(100.0)[x.shape[0] : 2 * x.shape[0]],
     }
 
@@ -144,7 +143,11 @@ def images(x: Tensor, y: Tensor, i: Tensor, m: Tensor) -> dict[str, Tensor]:
             image, image, image, (image > 0)[:, :1] | torch.eye(6, dtype=torch.bool)
         ),
         "upwards": F.conv_transpose2d(
-            image, torch.arange(72.0).view(4, 2, 3, 3).sin(), stride=2, padding=1, output_padding=1
+            image,
+            torch.arange(72.0).view(4, 2, 3, 3).sin().to(image),
+            stride=2,
+            padding=1,
+            output_padding=1,
         ),
     }
 

@@ -47,7 +47,7 @@ class UNet(nn.Module):
 def resnet() -> nn.Module:
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=5)
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
     return Logits(ResNetForImageClassification(config), "logits")
 
 
@@ -55,7 +55,7 @@ def efficientnet() -> nn.Module:
     from transformers import EfficientNetConfig, EfficientNetForImageClassification
 
     config = EfficientNetConfig(
-        width_coefficient=0.1, depth_coefficient=0.1, image_size=32, hidden_dim=128, num_labels=5
+        width_coefficient=0.1, depth_coefficient=0.1, image_size=32, hidden_dim=128
     )
     return Logits(EfficientNetForImageClassification(config), "logits")
 
@@ -63,7 +63,7 @@ def efficientnet() -> nn.Module:
 def mobilenet() -> nn.Module:
     from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
 
-    config = MobileNetV2Config(depth_multiplier=0.1, image_size=32, num_labels=5)
+    config = MobileNetV2Config(depth_multiplier=0.1, image_size=32)
     return Logits(MobileNetV2ForImageClassification(config), "logits")
 
 
@@ -77,7 +77,6 @@ def vit() -> nn.Module:
         intermediate_size=32,
         image_size=32,
         patch_size=8,
-        num_labels=5,
     )
     return Logits(ViTForImageClassification(config), "logits")
 
@@ -93,7 +92,6 @@ def detector() -> nn.Module:
         image_size=[32, 32],
         patch_size=8,
         num_detection_tokens=3,
-        num_labels=5,
     )
     return Logits(YolosForObjectDetection(config), "logits", "pred_boxes")
 
