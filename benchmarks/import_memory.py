@@ -26,7 +26,7 @@ WIDTH, VOCABULARY = 2048, 8192
 
 
 def make(folder: Path, mib: float, dtype: str = "F32") -> int:
-    """A folder with a llama of about so many MiB, written tensor by tensor; its bytes."""
+    """A folder with a llama of about so many MiB, written one by one; bytes of its weights."""
     import torch
     import transformers
 

@@ -31,7 +31,7 @@ def load(path: Path) -> Loaded:
             values = theirs.load_gguf_checkpoint(str(path))["config"]
             model_type = values.pop("model_type")
             config = transformers.AutoConfig.for_model(model_type, **values)
-            cls = transformers.AutoModelForCausalLM._model_mapping[type(config)]
+            cls: Any = transformers.AutoModelForCausalLM._model_mapping[type(config)]
             model = build(cls, config, **PLAIN)
             _refuse_unknown(header, model, values)
             given = theirs.load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)
@@ -53,7 +53,10 @@ def write_tokenizer(path: Path, folder: Path) -> None:
 
     Raises: StageError for a kind of vocabulary that is not known.
     """
-    from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import (
+        convert_gguf_tokenizer,
+        get_gguf_tokenizer,
+    )
 
     folder.mkdir()
     if "tokenizer.ggml.model" not in headers.read(path).metadata:
@@ -82,7 +85,7 @@ def _refuse_scaling(header: headers.Header) -> None:
 
 def _refuse_unknown(header: headers.Header, model: Any, values: dict[str, Any]) -> None:
     """Raises StageError that lists tensors which have no place in the model."""
-    architecture = header.metadata["general.architecture"]
+    architecture = str(header.metadata["general.architecture"])
     processor = theirs.TENSOR_PROCESSORS.get(architecture, theirs.TensorProcessor)(config=values)
     known = theirs.get_gguf_hf_weights_map(model, processor)
     kept = {"output.weight"} if architecture == "gpt2" else set()
