@@ -56,7 +56,7 @@ def _gptj(
 
 def _gptj_table(module: Any, position_ids: Tensor) -> Tensor:
     """Its sines for every row, not copied."""
-    return module.embed_positions.expand(len(position_ids), -1, -1)
+    return module.embed_positions.expand(position_ids.shape[0], -1, -1)
 
 
 def _falcon(

@@ -115,6 +115,7 @@ CONVERTERS: dict[str, Converter] = {
     "mv.default": network.matmul("vec"),
     "native_group_norm.default": network.native_group_norm,
     "native_layer_norm.default": network.native_layer_norm,
+    "topk.default": network.topk,
     "new_full.default": arithmetic.full(),
     "new_ones.default": arithmetic.full(1),
     "new_zeros.default": arithmetic.full(0),

@@ -99,6 +99,19 @@ def elu(call: Call) -> Any:
     return call.emit(rx.op.where(rx.op.greater(x, rx.const(0.0, call.dtype)), above, below))
 
 
+def topk(call: Call) -> Any:
+    """Sorted also where torch leaves the order open."""
+    found = rx.op.topk(
+        call.value("self"),
+        k=call["k"],
+        axis=call["dim"],
+        ret_type="both",
+        largest=call["largest"],
+        dtype="int64",
+    )
+    return call.emit(found)
+
+
 def layer_norm(call: Call) -> Any:
     return _layer_norm(call)
 
