@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import tvm_ffi
-
 from tapml.errors import StageError
 
 from ..compat import tvm
@@ -28,6 +26,7 @@ from .dense import pack_dense
 from .group_norm import lower_group_norm
 from .groups import Imported, groups
 from .layout import block_layout
+from .lifting import lift_packing
 from .ordering import lower_ordering
 
 TRANSFORM_ONLY = "tapml.transform"
@@ -64,7 +63,7 @@ def lower(program: Program, lanes: int, watch: Watch = lambda name, mod: None) -
         mod = shown(f"pack_dense_{name}", pack_dense(mod, name))
         mod = shown(f"lower_ordering_{name}", remove_noops(lower_ordering(mod, name), name))
     mod = remove_dead_code(mod, *clones)
-    mod = shown("lift_packing", _lift_packing(mod, tuple(clones)))
+    mod = shown("lift_packing", lift_packing(mod, tuple(clones)))
     legalized = shown("legalize", rx.transform.LegalizeOps()(mod))
     if left := unlowered_ops(mod, legalized):
         raise UnloweredOpError(stage="tensorir", ops=left)
@@ -100,23 +99,6 @@ def unlowered_ops(before: Any, after: Any) -> tuple[str, ...]:
 def _calls(func: Any) -> list[str | None]:
     """The kernel of every call of a lowered function, in order; None for a reshape (a view)."""
     return [kernel_of(value) or None for _, value in bindings(func) if isinstance(value, rx.Call)]
-
-
-def _lift_packing(mod: Any, clones: tuple[str, ...]) -> Any:
-    """`mod` whose clones take packed weights; one `main_transform_params` packs them for all."""
-    mod = rx.transform.LiftTransformParams()(mod)
-    lifted = [mod[f"{name}_transform_params"].without_attr("global_symbol") for name in clones]
-    for name, func in zip(clones, lifted, strict=True):
-        if not tvm_ffi.structural_equal(func, lifted[0], map_free_vars=True):
-            raise StageError(message=f"{name} packs its weights unlike {clones[0]}")
-    functions = {
-        gvar: func
-        for gvar, func in mod.functions.items()
-        if not gvar.name_hint.endswith("_transform_params")
-    }
-    out = tvm.IRModule(functions, attrs=mod.attrs)
-    out[TRANSFORM] = lifted[0].with_attr("global_symbol", TRANSFORM)
-    return out
 
 
 def _mark_primitive(mod: Any) -> Any:

@@ -292,3 +292,24 @@ def test_the_stage_writes_a_record_for_every_kernel_that_runs(tmp_path: Path):
     }
     assert transforms
     assert not transforms & running
+
+
+def test_clones_may_pack_their_weights_unlike_each_other() -> None:
+    """At a fixed size, the rows of a table that it takes are weights; otherwise they are not."""
+
+    def positions(emit, x, table, w):
+        rows = x.ty.shape.values[0]
+        first = emit(op.strided_slice(table, [0], [0], [rows], assume_inbound=True))
+        return emit(op.matmul(emit(op.add(x, first)), w))
+
+    program = graph(
+        positions,
+        {"x": ("batch", 16)},
+        {"table": (8, 16), "w": (16, 24)},
+        buckets=[{"batch": 3}, {"batch": 5}],
+    )
+    result = assert_same_numbers(program, (3, 16), (5, 16), (7, 16), scheduled=True)
+    packed = result.mod["main_transform_params"].ret_ty.fields
+    shapes = sorted(tuple(int(n) for n in one.shape.values) for one in packed)
+    assert shapes.count((3, 16)) == shapes.count((5, 16)) == shapes.count((8, 16)) == 1
+    assert len(shapes) == 4  # the matrix is packed once for all
