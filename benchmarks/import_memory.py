@@ -100,7 +100,7 @@ def measure(mib: float, dtype: str, folder: Path) -> dict[str, Any]:
     size = make(large, mib, dtype)
     before, most = peak(small), peak(large)
     wide = size * (2 if dtype == "BF16" else 1)  # as float32, which they become
-    taken = most - before + (small / "model.safetensors").stat().st_size * wide // size
+    taken = most - before + (small / "model.safetensors").stat().st_size  # float32, held once
     return {
         "dtype": dtype,
         "file_mib": size >> 20,
