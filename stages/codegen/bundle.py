@@ -7,6 +7,7 @@ import importlib.metadata
 import math
 import platform
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def write_bundle(stage: Codegen, inputs: Inputs, ctx: Context) -> Outputs:
     beside = tuple(shutil.copyfile(path, folder / path.name) for path in libraries)
     build_library(lowered, target, folder / "lib.so", Linking(compiler(), beside))
     ctx.progress(2, 3, "writing the bundle")
-    names = [f"p{i:04d}" for i in range(len(shipped_params))]
+    names = _names(shipped_params)
     codec.write_npz(folder / "params.npz", dict(zip(names, shipped_params, strict=True)))
     for name in ("run.py", "generate.py") if source.io.states else ("run.py",):
         shutil.copyfile(Path(__file__).with_name(name), folder / name)
@@ -117,6 +118,17 @@ def _alternatives(
     return replacements, arrays, list(libraries.values())
 
 
+def _names(arrays: Sequence[np.ndarray]) -> list[str]:
+    """A name for each parameter; equal ones are kept once (a table that is looked up and tied)."""
+    seen: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+    found = []
+    for k, array in enumerate(arrays):
+        digest = hashlib.sha256(np.ascontiguousarray(array).data).digest()
+        key = (str(array.dtype), array.shape, digest)
+        found.append(seen.setdefault(key, f"p{k:04d}"))
+    return found
+
+
 def _state_bytes(io: program.Io) -> int:
     """Bytes of the states, symbolic dims at their largest."""
     sizes = {name: bounds.max for name, bounds in io.dims.items()}
@@ -156,7 +168,7 @@ def _manifest(
         "params": {
             "file": "params.npz",
             "names": names,
-            "bytes": int(sum(array.nbytes for array in arrays)),
+            "bytes": sum({n: a.nbytes for n, a in zip(names, arrays, strict=True)}.values()),
         },
         "regions": [
             {"region": region.region, "clone": region.clone, "chosen": region.chosen}

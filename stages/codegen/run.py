@@ -50,7 +50,9 @@ class Bundle:
         library = runtime.load_module(str(self.folder / self.manifest["library"]))
         self._machine = machine(library, runtime.cpu())
         with np.load(self.folder / self.manifest["params"]["file"], allow_pickle=False) as params:
-            self._params = [self._tensor(params[name]) for name in self.manifest["params"]["names"]]
+            names = self.manifest["params"]["names"]
+            tensors = {name: self._tensor(params[name]) for name in dict.fromkeys(names)}
+            self._params = [tensors[name] for name in names]
 
     def __call__(self, **arrays: np.ndarray) -> dict[str, np.ndarray]:
         """Outputs by name, as NumPy arrays. States, where there are any, begin as zeros.

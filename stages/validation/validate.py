@@ -147,7 +147,9 @@ def _carve(
     packed = params.pack(source, weights, tvm_target(stage.target, 0))
     chosen = _carved_cases(cases, source.io)
     with np.load(inputs["bundle"] / "params.npz", allow_pickle=False) as data:
-        shipped = [tvm.runtime.tensor(data[name]) for name in sorted(data.files)]
+        manifest = codec.read_json(inputs["bundle"] / "manifest.json")
+        tensors = {name: tvm.runtime.tensor(data[name]) for name in data.files}
+        shipped = [tensors[name] for name in manifest["params"]["names"]]
 
     def run(arguments: Sequence[Any]) -> Any:
         return lambda machine: machine["main"](*arguments, *shipped)
@@ -155,8 +157,8 @@ def _carve(
     library = inputs["bundle"] / "lib.so"
     runs = [run(arguments) for arguments in _arguments(source.io, chosen).values()]
     kernels = carve.shipped_kernels(library, runs)
-    shared = codec.read_json(inputs["bundle"] / "manifest.json")["shared_kernels"]
-    kernels |= {name: kernels[twin] for name, twin in shared.items() if twin in kernels}
+    shared = manifest["shared_kernels"].items()
+    kernels |= {name: kernels[twin] for name, twin in shared if twin in kernels}
     substitutes = _substitutes(inputs, weights)
     arguments = _arguments(source.io, chosen)
     found = carve.carve(source, packed, arguments, kernels, substitutes, target, folder)

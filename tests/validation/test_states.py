@@ -97,7 +97,7 @@ def test_prefill_and_every_step_are_compared_carved_and_timed(tmp_path: Path) ->
     assert facts["carve"]["checked"] >= 30
     timed = [row["sizes"]["n"] for row in facts["latency"]]
     assert timed[0] == 1
-    assert timed[1] > 1
+    assert max(timed) > 1
 
 
 @pytest.mark.slow
