@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,6 @@ MODELS = {
     "tiny llama": Model("llama", {}, 64),
     "tiny gemma2": Model("gemma2", {}, 64),
 }
-GIVEN = ("input_ids", "position", "last")  # of a call; the rest of its arguments are the cache
 LARGE = Model("llama", {}, 64, batch=4096)  # tiny weights, hundreds of megabytes of activations
 
 
@@ -68,7 +67,7 @@ def applied(model: Model) -> tuple[Any, Any, list[np.ndarray]]:
     from tapml_stages import params, records
     from tapml_stages.codegen.apply import apply, with_schedules
     from tapml_stages.codegen.share import share_kernels
-    from tapml_stages.importer.huggingface.generate import convert_decoder
+    from tapml_stages.importer.huggingface.generate import decoder
     from tapml_stages.program import Bounds
     from tapml_stages.relax.passes import passes
     from tapml_stages.target import tvm_target
@@ -78,10 +77,7 @@ def applied(model: Model) -> tuple[Any, Any, list[np.ndarray]]:
 
     network = families.make(model.family, **model.changes)
     rows = Bounds(1, model.batch) if model.batch > 1 else 1
-    program, weights = convert_decoder(network, model.context, rows, model.family)
-    caches = tuple(spec for spec in program.io.arguments if spec.name not in GIVEN)
-    given = tuple(spec for spec in program.io.arguments if spec.name in GIVEN)
-    program = replace(program, io=replace(program.io, inputs=given, states=caches))
+    program, weights = decoder(network, model.context, rows, where=model.family)
     mod = program.mod
     for _, transform in passes():
         mod = transform(mod)
