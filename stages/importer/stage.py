@@ -98,6 +98,7 @@ class InputSpec(Frozen):
         description="A constant instead of the input: what depends on it alone is folded, branches "
         "that it decides too (source: onnx)",
         examples=[16000],
+        json_schema_extra={"unit": "the input's"},
     )
     override: bool = Field(
         False,

@@ -19,6 +19,7 @@ def io(dtype: str = "float32", shape: tuple[int | str, ...] = ("batch", 3)) -> d
     return {
         "inputs": [{"name": "x", "shape": list(shape), "dtype": dtype}],
         "outputs": [],
+        "states": [],
         "dims": {"batch": {"min": 1, "max": 64}},
         "buckets": [{"batch": 1}, {"batch": 16}],
     }

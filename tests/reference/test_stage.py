@@ -17,6 +17,7 @@ from tapml_stages.reference.stage import Reference
 IO = {
     "inputs": [{"name": "x", "shape": ["batch", 3], "dtype": "float32"}],
     "outputs": [{"name": "y", "shape": ["batch", 2], "dtype": "float32"}],
+    "states": [],
     "dims": {"batch": {"min": 1, "max": 8}},
     "buckets": [{"batch": 4}],
 }

@@ -23,7 +23,6 @@ CALLS = {
     "os.popen",
     "joblib.load",
     "joblib.dump",
-    "torch.load",
     "pandas.read_pickle",
     "pd.read_pickle",
     "yaml.load",
@@ -63,6 +62,10 @@ def dangers(source: str) -> Iterator[str]:
                     allowed = given.get("allow_pickle")
                     if not (isinstance(allowed, ast.Constant) and allowed.value is False):
                         yield name
+                if name == "torch.load":
+                    only = given.get("weights_only")
+                    if not (isinstance(only, ast.Constant) and only.value is True):
+                        yield name
                 if name.startswith("subprocess."):
                     shell = given.get("shell")
                     if shell is not None and not (
@@ -95,6 +98,8 @@ def test_no_source_can_run_what_it_reads(path: Path) -> None:
         "yaml.load(x)",
         "np.load(x)",
         "np.load(x, allow_pickle=True)",
+        "torch.load(x)",
+        "torch.load(x, weights_only=False)",
         "joblib.load(x)",
         "subprocess.run(x, shell=True)",
         "tar.extractall(x)",

@@ -128,7 +128,7 @@ def test_scalar_arguments_of_a_kernel_keep_their_place(tmp_path: Path) -> None:
     def scaled(x: tvm.runtime.Tensor, factor: int, out: tvm.runtime.Tensor) -> None:
         out.copyfrom(x.numpy() * factor)
 
-    recorder = Recorder({"scaled": scaled}, {}, {"scaled": 1}, {}, tmp_path)
+    recorder = Recorder({"scaled": scaled}, {}, {"scaled": (-1,)}, {}, tmp_path)
     x, out = np.ones(3, "float32"), np.full(3, 5, "float32")
     args = (tvm.runtime.tensor(x), 5, tvm.runtime.tensor(out))
     recorder(None, "scaled", False, None, *args)
