@@ -67,7 +67,19 @@ def shared_buffers(func: Any) -> list[Any]:
     nests = list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
     users = [_accessed(nest) for nest in nests]
     several = [key for key in set().union(*users) if sum(key in one for one in users) > 1]
-    return [buffer for buffer in root.block.alloc_buffers if _key(buffer) in several]
+    told = {
+        dim.name
+        for param in func.params
+        if hasattr(param.ty, "shape")
+        for dim in param.ty.shape
+        if isinstance(dim, tirx.Var)
+    }  # sizes that a caller's shapes tell; of `batch * n` alone it cannot say which is which
+
+    def known(buffer: Any) -> bool:
+        symbols = [var for dim in buffer.ty.shape for var in tirx.analysis.undefined_vars(dim)]
+        return all(var.name in told for var in symbols)
+
+    return [one for one in root.block.alloc_buffers if _key(one) in several and known(one)]
 
 
 def _accessed(nest: Any) -> set[int]:
