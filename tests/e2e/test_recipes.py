@@ -222,3 +222,16 @@ def test_pruned_minilm_ships_while_it_ranks_sentences_alike(
     assert answer.code == code, answer.stderr
     assert (answer.facts["metric"]["spearman"] >= 0.95) == (code == 0)
     assert answer.facts["error"]["passed"]  # beside torch with the same pruned weights
+
+
+@pytest.mark.slow
+def test_smollm2_decodes_as_transformers_does_and_writes(tapml: Callable) -> None:
+    answer = tapml("run", "recipes/smollm2.yaml")
+    assert answer.code == 0, answer.stderr
+    assert answer.facts["error"]["passed"]
+    assert len(answer.facts["error"]["cases"]) == 71
+    assert answer.facts["carve"]["failed"] == []
+    prompt = "The capital of France is"
+    written = tapml("generate", answer.bundle, prompt, "--max-tokens", "8")
+    assert "Paris" in written.data["text"]
+    assert written.data["decode"]["tokens"] == 7
