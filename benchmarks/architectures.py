@@ -9,11 +9,13 @@ writes the JSON after every row, and benchmarks/zoo.md from it.
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -40,10 +42,19 @@ def code() -> dict[str, int]:
     return {name: registry.stage_class(name).version for name in wanted}
 
 
+def facts_of(row: rows.Row) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "model": row.model,
+        "paper": row.paper,
+        "dynamic": sorted(row.dims),
+    }
+
+
 def result(row: rows.Row, store: Path) -> dict[str, Any]:
     """What became of a row: its errors by size, or the reason why it failed."""
     start = time.monotonic()
-    found: dict[str, Any] = {"name": row.name, "model": row.model, "paper": row.paper}
+    found = facts_of(row)
     try:
         with tempfile.TemporaryDirectory() as folder:
             errors = line.errors(row, line.run(row, Path(folder), store))
@@ -53,7 +64,6 @@ def result(row: rows.Row, store: Path) -> dict[str, Any]:
     except Exception as error:  # a bug of ours is a row as well, not the end of the run
         traceback.print_exc()
         found |= {"error": None, "reason": f"{type(error).__name__}: {error}"}
-    found["dynamic"] = sorted(row.dims)
     return found | {"seconds": round(time.monotonic() - start, 1), "code": code()}
 
 
@@ -94,28 +104,50 @@ def markdown(results: Iterable[dict[str, Any]]) -> str:
 @click.argument("names", nargs=-1, metavar="[ROW ...]")
 @click.option("--store", type=click.Path(path_type=Path), default=ROOT / "artifacts")
 @click.option("--again", is_flag=True, help="Run rows that have a result, too.")
-def main(names: tuple[str, ...], store: Path, again: bool) -> None:
+@click.option("--jobs", default=2, show_default=True, help="Rows at a time.")
+@click.option("--one", is_flag=True, hidden=True, help="Print the result of one row.")
+def main(names: tuple[str, ...], store: Path, again: bool, jobs: int, one: bool) -> None:
     """Runs ROWs (default: all) and writes the table."""
     known = {row.name: row for row in rows.ROWS}
     if unknown := set(names) - known.keys():
         raise click.UsageError(f"no rows {sorted(unknown)}; known: {', '.join(known)}")
+    if one:
+        print(json.dumps(result(known[names[0]], store)))
+        return
     there = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
-    results = {one["name"]: one for one in there if one["name"] in known}
-    for name in names or known:
-        if again or results.get(name, {}).get("code") != code():
-            results[name] = result(known[name], store)
-        one = results[name]
-        error = "failed" if one["error"] is None else f"{one['error']:.1e}"
-        print(f"{name:<14} {error:>8} {one['seconds']:>7.1f} s  {one['reason'][:140]}", flush=True)
-        ordered = [results[row.name] for row in rows.ROWS if row.name in results]
-        facts = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "host": host.fingerprint(),
-            "tools": {tool: version(tool) for tool in ("apache-tvm", "torch", "transformers")},
-            "rows": ordered,
-        }
-        RESULTS.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        TABLE.write_text(markdown(ordered), encoding="utf-8")
+    results = {row["name"]: row for row in there if row["name"] in known}
+    todo = [name for name in names or known if again or results.get(name, {}).get("code") != code()]
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(apart, name, store) for name in todo]
+        for future in as_completed(futures):
+            row = future.result()
+            results[row["name"]] = row
+            error = "failed" if row["error"] is None else f"{row['error']:.1e}"
+            line = f"{row['name']:<14} {error:>8} {row['seconds']:>7.1f} s  {row['reason'][:140]}"
+            print(line, flush=True)
+            save([results[name] for name in known if name in results])
+
+
+def apart(name: str, store: Path) -> dict[str, Any]:
+    """The result of a row, in a process of its own: one that dies takes no other with it."""
+    command = [sys.executable, __file__, "--one", "--store", str(store), name]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode == 0:
+        return json.loads(answer.stdout.splitlines()[-1])
+    row = next(row for row in rows.ROWS if row.name == name)
+    reason = f"the process ended with {answer.returncode}: {answer.stderr[-200:]}"
+    return {**facts_of(row), "error": None, "reason": reason, "seconds": 0.0, "code": code()}
+
+
+def save(ordered: list[dict[str, Any]]) -> None:
+    facts = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": host.fingerprint(),
+        "tools": {tool: version(tool) for tool in ("apache-tvm", "torch", "transformers")},
+        "rows": ordered,
+    }
+    RESULTS.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    TABLE.write_text(markdown(ordered), encoding="utf-8")
 
 
 if __name__ == "__main__":
