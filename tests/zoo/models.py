@@ -31,9 +31,10 @@ def randomize(model: Any) -> None:
     """Weights of unit gain, scales near 1 and statistics that are no identity: the small weights
     of an untrained model make attention uniform and outputs vanish, and then no error shows.
     """
-    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+    parameters, saved = dict(model.named_parameters()), model.state_dict().keys()
+    for name, value in [*parameters.items(), *model.named_buffers()]:
         last = name.rpartition(".")[2]
-        if last in _KEPT or not value.is_floating_point():
+        if last in _KEPT or name not in saved or not value.is_floating_point():
             continue
         with torch.no_grad():
             if last == "running_var":
@@ -42,7 +43,7 @@ def randomize(model: Any) -> None:
                 value.normal_(std=0.1)
             elif value.ndim >= 2:
                 value.normal_(std=float(value[0].numel()) ** -0.5)
-            elif name in dict(model.named_parameters()):
+            elif name in parameters:
                 value.add_(torch.randn_like(value), alpha=0.1)
 
 
