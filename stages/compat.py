@@ -8,6 +8,7 @@ walks all of
 - `tvm_ffi` imports torch where it is installed (2.5 s a worker). tapml hands TVM no torch tensors,
 so it is hidden
   for the time of the import, unless torch is already loaded.
+- legalizing `full` of an infinity looks for "float" in a type that is no text.
 """
 
 from __future__ import annotations
@@ -40,6 +41,13 @@ def _import_tvm() -> ModuleType:
 
 
 tvm = _import_tvm()
+
+
+def _full(shape: Any, dtype: Any, fill_value: Any) -> Any:
+    return _topi_full(shape, str(dtype), fill_value)
+
+
+_topi_full, tvm.topi.full = tvm.topi.full, _full
 
 
 def load_json(text: str) -> Any:
