@@ -22,7 +22,7 @@ from tapml.errors import RecipeError, StageError, nearest
 from tapml.stage import Context, PythonFunction
 
 from ..compat import tvm
-from ..program import Bounds
+from ..program import Bounds, Program
 from .finish import Node, finish
 from .source import Imported
 from .stage import Import
@@ -77,22 +77,34 @@ def load(stage: Import, ctx: Context) -> Imported:
     """
     assert stage.python is not None
     operator = call(stage.python)
-    func = operator.mod["main"]
-    inputs = {param.name: param for param in func.params if param.name not in operator.weights}
-    _check_weights(operator, func)
+    program, weights = finished(stage, operator.mod, operator.weights, operator.outputs)
+    return Imported(program, weights, write_source(stage.python, ctx.workdir / "source"))
+
+
+def finished(
+    stage: Import, mod: Any, weights: Arrays, outputs: Sequence[str]
+) -> tuple[Program, dict[str, np.ndarray]]:
+    """Program and weights of a module whose `main` takes inputs, and parameters that `weights`
+    names.
+
+    Raises: RecipeError when the recipe's inputs and dims do not fit; StageError when weights do
+            not.
+    """
+    func = mod["main"]
+    inputs = {param.name: param for param in func.params if param.name not in weights}
+    _check_weights(weights, func)
     _check_signature(stage, inputs)
     bindings = [binding for block in func.body.blocks for binding in block.bindings]
-    program, weights = finish(
-        operator.mod,
+    return finish(
+        mod,
         inputs=list(inputs),
-        outputs=operator.outputs,
-        weights=operator.weights,
-        params={name: name for name in operator.weights},
+        outputs=outputs,
+        weights=weights,
+        params={name: name for name in weights},
         sources={one.var.name: Node(one.var.name, _op(one.value)) for one in bindings},
         dims={name: Bounds(bounds.min, bounds.max) for name, bounds in stage.dims.items()},
         buckets=stage.buckets,
     )
-    return Imported(program, weights, write_source(stage.python, ctx.workdir / "source"))
 
 
 def call(function: PythonFunction) -> Operator:
@@ -128,12 +140,12 @@ def _op(value: Any) -> str:
     return type(value).__name__
 
 
-def _check_weights(operator: Operator, func: Any) -> None:
+def _check_weights(weights: Arrays, func: Any) -> None:
     params = {param.name: param.ty for param in func.params}
-    for name, array in operator.weights.items():
+    for name, array in weights.items():
         if name not in params:
             hint = nearest(name, list(params), noun="parameters")
-            raise StageError(message=f"the operator's main has no parameter {name!r}", hint=hint)
+            raise StageError(message=f"main has no parameter {name!r}", hint=hint)
         ty = params[name]
         shape, dtype = tuple(int(dim) for dim in ty.shape.values), str(ty.dtype)
         if (array.shape, str(array.dtype)) != (shape, dtype):
@@ -143,7 +155,7 @@ def _check_weights(operator: Operator, func: Any) -> None:
             )
     names = [one.var.name for block in func.body.blocks for one in block.bindings]
     if shared := sorted({name for name in names if names.count(name) > 1}):
-        raise StageError(message=f"bindings of the operator's main share names: {shared}")
+        raise StageError(message=f"bindings of main share names: {shared}")
 
 
 def _check_signature(stage: Import, inputs: Mapping[str, Any]) -> None:

@@ -75,7 +75,7 @@ _SOURCES: dict[str, _Source] = {
         needs=("torch", "transformers", "gguf"),
         extra="gguf",
     ),
-    "relax": _Source(_either("path")),
+    "relax": _Source(_either("path"), frozenset({"outputs"})),
     "operator": _Source(_either("python")),
 }
 
@@ -137,7 +137,8 @@ class Model(Frozen):
     )
     path: str | None = Field(
         None,
-        description="The model file, or the folder of a Hugging Face model",
+        description="The model file (Relax: its weights in a .safetensors of the same name), or the "
+        "folder of a Hugging Face model",
         examples=["${package:magika}/models/standard_v3_3/model.onnx"],
     )
     python: str | None = Field(
@@ -269,6 +270,8 @@ class Import(Stage):
             file = recipe.file(model.path, field="model.path")
             if model.source == "onnx":
                 files = _beside(recipe, model.path, file)
+            elif model.source == "relax":
+                files = _weights_of(recipe, model.path, file)
         if model.python is not None:
             python = recipe.python(PythonRef(python=model.python, reads=()), field="model.python")
         return cls(
@@ -389,3 +392,12 @@ def check_dims(model: Model) -> None:
         raise errors[0]
     if errors:
         raise RecipeErrors(errors=tuple(errors), message=f"{len(errors)} mistakes in model")
+
+
+def _weights_of(recipe: Recipe, path: str, file: File) -> dict[str, File]:
+    """The weights of a Relax module: the .safetensors of its name beside it, if there is one."""
+    weights = Path(file.path).with_suffix(".safetensors")
+    if not weights.is_file():
+        return {}
+    beside = str(Path(path).with_suffix(weights.suffix))
+    return {weights.name: recipe.file(beside, field="model.path")}

@@ -36,6 +36,11 @@ def make(facts: Mapping[str, Any], source: Path, threads: int) -> Runner:
             from .onnx import OnnxRunner
 
             return OnnxRunner(source / facts["model"], outputs, threads)
+        case "relax":
+            from .relax import RelaxRunner
+
+            module, params = source / facts["module"], tuple(facts["params"])
+            return RelaxRunner(module, params, outputs, threads)
         case "operator":
             from .operator import NumpyRunner
 
