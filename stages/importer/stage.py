@@ -137,7 +137,7 @@ class Model(Frozen):
     )
     path: str | None = Field(
         None,
-        description="The model file (Relax: its weights in a .safetensors of the same name), or the "
+        description="The model file (Relax: its weights in a .safetensors of its name), or the "
         "folder of a Hugging Face model",
         examples=["${package:magika}/models/standard_v3_3/model.onnx"],
     )

@@ -106,6 +106,11 @@ def decoder(name: str, model: str, config: Mapping[str, Any], paper: str = "") -
     return Row(name, model, config, TEXT, paper=paper)
 
 
+def recurrent(name: str, model: str, config: Mapping[str, Any], paper: str = "") -> Row:
+    """A decoder whose code walks over its tokens one by one in Python: its length is fixed."""
+    return Row(name, model, config, {"input_ids": Tensor(("batch", 13), TOKENS)}, paper=paper)
+
+
 def encoder(name: str, model: str, config: Mapping[str, Any], output: str = "logits") -> Row:
     return Row(name, model, config, MASKED, output)
 
@@ -135,7 +140,7 @@ ROWS = (
             "max_position_embeddings": 64,
         },
     ),
-    decoder(
+    recurrent(
         "rwkv",
         "RwkvForCausalLM",
         {
@@ -200,7 +205,7 @@ ROWS = (
     ),
     decoder("deepseek_v2", "DeepseekV2ForCausalLM", MLA),
     decoder("deepseek_v3", "DeepseekV3ForCausalLM", MLA),
-    decoder(
+    recurrent(
         "mamba",
         "MambaForCausalLM",
         {
@@ -210,7 +215,7 @@ ROWS = (
             "state_size": 8,
         },
     ),
-    decoder(
+    recurrent(
         "mamba2",
         "Mamba2ForCausalLM",
         {
