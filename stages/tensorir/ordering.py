@@ -23,7 +23,7 @@ def lower_ordering(mod: Any, name: str = "main") -> Any:
 
 def _visit(writer: Writer, _var: Any, value: Any) -> Any:
     name = op_name(value)
-    if not name or writer.is_weight(value):
+    if not name:
         return None
     attrs = value.attrs
     if name in RUNNING:

@@ -127,6 +127,7 @@ CONVERTERS: dict[str, Converter] = {
     "prod.default": arithmetic.reduction(op.prod),
     "prod.dim_int": arithmetic.reduction(op.prod),
     "remainder.Scalar_Tensor": _BINARY["remainder"],
+    "repeat.default": indexing.repeat,
     "reshape.default": indexing.reshape,
     "scalar_tensor.default": arithmetic.scalar_tensor,
     "scaled_dot_product_attention.default": network.attention,

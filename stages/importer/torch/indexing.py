@@ -317,3 +317,14 @@ def _placed(call: Call, source: Any, axis: int, begin: Any, step: int, length: A
     end = begin + (length - 1) * step + 1
     bounds = [rx.prim_value(one) for one in (call.size(begin), call.size(end), step)]
     return call.emit(rx.op.slice_scatter(x, source, *bounds, axis=axis))
+
+
+def repeat(call: Call) -> Any:
+    """The tensor laid side by side along each axis; how often may depend on a dim."""
+    sizes = call.sizes(call.meta("self").shape)
+    counts = [call.size(call.plain(count)) for count in call["repeats"]]
+    sizes = [1] * (len(counts) - len(sizes)) + sizes
+    narrow = [size for one in sizes for size in (1, one)]
+    wide = [size for pair in zip(counts, sizes, strict=True) for size in pair]
+    apart = call.emit(rx.op.broadcast_to(call.emit(rx.op.reshape(call.value("self"), narrow)), wide))
+    return call.emit(rx.op.reshape(apart, call.shape))

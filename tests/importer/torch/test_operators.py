@@ -39,6 +39,8 @@ def selects(x: Tensor, y: Tensor, i: Tensor, m: Tensor) -> dict[str, Tensor]:
         "between": x[:, 1:-1, -3:-1],
         "beyond both ends": x[:, -100:100],
         "every third": x[..., 1::3],
+        "side by side": x.repeat(2, 1, 3),
+        "side by side by the batch": x[:1].repeat(x.shape[0], 2, 1, 1),
         "last of the batch, kept": x[-1:],
         "a table by the batch": torch.arange(100.0)[x.shape[0] : 2 * x.shape[0]],
     }
