@@ -102,6 +102,8 @@ class Imported:
         main = mod["main"]
         count = num_input(main)
         self.results = [leaf.name for leaf in operands(main.body.body)]
+        # several results in one value: nothing is computed for it
+        self.tuples = {var.name for var, value in bindings(main) if isinstance(value, rx.Tuple)}
         self.inputs = {param.name for param in main.params[:count]}
         self.names = self.reads.keys() | {param.name for param in main.params}
 
@@ -174,7 +176,7 @@ def groups(
                     {"call": len(rows), "kernel": kernel, "values": ordered, "nodes": nodes}
                 )
                 cone = set()
-        if lost := varying - covered:
+        if lost := varying - covered - imported.tuples:
             raise StageError(
                 stage="tensorir", message=f"{clone}: no kernel covers {', '.join(sorted(lost))}"
             )
