@@ -27,7 +27,9 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Row:
-    """An architecture. `paper`: the model of the TapML paper that it is, or stands in for."""
+    """An architecture. `paper`: the model of the TapML paper that it is, or stands in for;
+    `refused`: how the message begins by which it is refused today.
+    """
 
     name: str
     model: str
@@ -35,6 +37,7 @@ class Row:
     inputs: Mapping[str, Tensor]
     output: str = "logits"
     paper: str = ""
+    refused: str = ""
     sub_configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Any])
 
     @property
