@@ -29,15 +29,16 @@ def lift_packing(mod: Any, clones: Sequence[str]) -> Any:
     }
     out = tvm.IRModule(functions, attrs=mod.attrs)
     for name, where in zip(clones, taken, strict=True):
-        func = mod[name]
+        func, own, writer = mod[name], dict[int, Any](), Writer(mod, mod[name].params)
         count = num_input(func)
-        params = list(func.params)
-        own = dict(zip(where, params[count:], strict=True))
+        for k, param in zip(where, func.params[count:], strict=True):
+            writer.values[param] = own.setdefault(k, param)  # a weight that is read twice
+        func = writer.write(func, lambda _writer, _var, _value: None)
         packed = [
             own[k] if k in own else rx.Var(f"packed_{k}", ty) for k, ty in enumerate(union.types())
         ]
         out[name] = rx.Function(
-            [*params[:count], *packed], func.body, func.ret_ty, func.is_pure, func.attrs
+            [*func.params[:count], *packed], func.body, func.ret_ty, func.is_pure, func.attrs
         )
     out[TRANSFORM] = union.function().with_attr("global_symbol", TRANSFORM)
     return out

@@ -313,3 +313,12 @@ def test_clones_may_pack_their_weights_unlike_each_other() -> None:
     shapes = sorted(tuple(int(n) for n in one.shape.values) for one in packed)
     assert shapes.count((3, 16)) == shapes.count((5, 16)) == shapes.count((8, 16)) == 1
     assert len(shapes) == 4  # the matrix is packed once for all
+
+
+def test_a_weight_that_two_products_read_is_packed_once() -> None:
+    def twice(emit, x, w):
+        return emit(op.matmul(emit(op.nn.relu(emit(op.matmul(x, w)))), w))
+
+    program = graph(twice, {"x": ("batch", 8)}, {"w": (8, 8)}, buckets=[{"batch": 1}])
+    result = assert_same_numbers(program, (1, 8), (5, 8), scheduled=True)
+    assert len(result.mod["main_transform_params"].ret_ty.fields) == 1
