@@ -123,11 +123,17 @@ def call(function: PythonFunction) -> Operator:
 
 
 def write_source(function: PythonFunction, folder: Path) -> dict[str, str]:
-    """Copies the Python file and the modules beside it, so that the reference can call it."""
+    """Copies the Python file, the modules beside it and what it reads, so that the reference can
+    call it.
+    """
     folder.mkdir()
     path = Path(function.path)
-    for module in sorted(path.parent.glob("*.py")):
-        shutil.copyfile(module, folder / module.name)
+    beside = [path.parent / name for name in function.files]
+    for file in sorted({*path.parent.glob("*.py"), *filter(Path.is_file, beside)}):
+        if file.is_relative_to(path.parent) and ".." not in file.parts:
+            copy = folder / file.relative_to(path.parent)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
     return {"kind": "operator", "module": path.name, "function": function.function}
 
 

@@ -148,6 +148,11 @@ class Model(Frozen):
         "module and example inputs (source: torch)",
         examples=["operator_sparse.py:linear"],
     )
+    reads: tuple[str, ...] = Field(
+        (),
+        description="Files (globs) that the function reads, such as weights; they enter the key",
+        examples=[["weights.pth"]],
+    )
     id: str | None = Field(
         None,
         pattern=r"^[\w.-]+/[\w.-]+$",
@@ -217,6 +222,8 @@ class Model(Frozen):
         for one in ("architecture", "task", "context", "outputs"):
             if getattr(self, one) and one not in _SOURCES[self.source].options:
                 raise ValueError(f"source: {self.source} takes no `{one}`")
+        if self.reads and self.python is None:
+            raise ValueError("`reads` names what `python` reads, and there is no `python`")
         if (self.task == "generate") != (self.context is not None):
             raise ValueError("`task: generate` and `context` (size of the cache) go together")
         return self
@@ -273,7 +280,9 @@ class Import(Stage):
             elif model.source == "relax":
                 files = _weights_of(recipe, model.path, file)
         if model.python is not None:
-            python = recipe.python(PythonRef(python=model.python, reads=()), field="model.python")
+            python = recipe.python(
+                PythonRef(python=model.python, reads=model.reads), field="model.python"
+            )
         return cls(
             source=model.source,
             file=file,

@@ -35,7 +35,7 @@ from tvm.relax.frontend.onnx import onnx_frontend  # isort: skip  # after compat
 onnx_frontend._axis_extent, onnx_frontend._coord_axis_extents = axis_extent, axis_extents
 rx = tvm.relax
 _MARK = "tapml_end_of_node"
-UNKNOWN_SHAPE = "give the dims that it comes from fixed sizes in model.inputs, or buckets"
+UNKNOWN_SHAPE = "give the dims that it comes from fixed sizes in model.inputs"
 LOWERED = {  # without a legalization, by other means: tensorir has orders and running sums
     *("relax.call_tir", "relax.call_dps_packed", "relax.sort", "relax.argsort", "relax.topk"),
     *("relax.cumsum", "relax.cumprod"),
