@@ -116,7 +116,8 @@ def _head(found: Model) -> str:
     if found.operators is not None and found.macs is not None:
         unknown = sum(one.count for one in found.operators if one.macs is None)
         more = f"; the sizes of {unknown} operators are not known" if unknown else ""
-        rows.append(("compute", f"{number(2 * found.macs / 1e6, 'MFLOP')}{at}{more}"))
+        known = "unknown" if unknown and not found.macs else number(2 * found.macs / 1e6, "MFLOP")
+        rows.append(("compute", f"{known}{at}{more}"))
     if found.activations is not None:
         how = "as planned" if found.kind == "bundle" else f"{at}, before fusion".lstrip()
         rows.append(("activations", f"{size(found.activations)} {how}"))
