@@ -59,7 +59,7 @@ def result(row: rows.Row, store: Path) -> dict[str, Any]:
     try:
         with tempfile.TemporaryDirectory() as folder:
             errors = line.errors(row, line.run(row, Path(folder), store))
-        found |= {"errors": errors, "error": max(errors.values()), "reason": ""}
+        found |= {"errors": errors, "error": max(errors.values()), "reason": row.wrong}
     except TapmlError as error:
         found |= {"error": None, "reason": f"{error.message}"}
     except Exception as error:  # a bug of ours is a row as well, not the end of the run

@@ -28,7 +28,8 @@ class Tensor:
 @dataclass(frozen=True)
 class Row:
     """An architecture. `paper`: the model of the TapML paper that it is, or stands in for;
-    `refused`: how the message begins by which it is refused today.
+    `refused`: words of the message by which it is refused today; `wrong`: what is known to be wrong
+    with its numbers.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Row:
     output: str = "logits"
     paper: str = ""
     refused: str = ""
+    wrong: str = ""
     sub_configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Any])
 
     @property
@@ -486,6 +488,7 @@ ROWS = (
             "pixel_values": Tensor(("batch", 3, 64, 64)),
         },
         "logits_per_image",
+        wrong="a NaN in the library's output",
         sub_configs={
             "text_config": {**BASE, **SPECIAL},
             "vision_config": {
@@ -506,6 +509,7 @@ ROWS = (
             "input_ids": Tensor(("batch", "n"), 250),
         },
         paper="llava",
+        refused="cannot be exported by torch",
         sub_configs={
             "text_config": {"model_type": "llama", **BASE, **KV2},
             "vision_config": {
