@@ -42,6 +42,26 @@ class Names:
         return fresh
 
 
+def attribute(
+    bindings: Iterable[Any], mark: str, order: Sequence[Node], sources: dict[str, Node], last: Node
+) -> None:
+    """Writes into `sources` which node each binding comes from.
+
+    In: a binding named `mark` holds the place in `order` of the node that made those before it; one
+        that repeats a value is that value's; what no mark follows is `last`'s.
+    """
+    pending: list[str] = []
+    for binding in bindings:
+        if binding.var.name.startswith(mark):
+            sources.update(dict.fromkeys(pending, order[int(binding.value.value.numpy())]))
+            pending = []
+        elif isinstance(binding.value, rx.Var) and binding.value.name in sources:
+            sources[binding.var.name] = sources[binding.value.name]
+        else:
+            pending.append(binding.var.name)
+    sources.update(dict.fromkeys(pending, last))
+
+
 def finish(
     mod: Any,
     *,

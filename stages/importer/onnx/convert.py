@@ -23,7 +23,7 @@ from tapml.errors import StageError
 from ...compat import tvm
 from ...onnx_file import Model
 from ...program import Bounds, Program
-from ..finish import Node, finish
+from ..finish import Node, attribute, finish
 from ..source import Unsupported, refuse
 from . import model as onnx_model
 from . import symbolic
@@ -158,7 +158,13 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
             warnings.simplefilter("ignore")
             mod = self.from_onnx(self._graph, opset)  # pyright: ignore[reportArgumentType]  # it wants a graph
         for block in mod["main"].body.blocks:
-            self._attribute(block.bindings)
+            attribute(
+                block.bindings,
+                _MARK,
+                self._order,
+                self.sources,
+                Node(self._graph.output[0].name, "Output"),
+            )
         return mod
 
     def _parse_graph_initializers(self, graph: GraphProto) -> None:
@@ -199,21 +205,6 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
                     source = self.sources[binding.var.name]
                     rows[f"{source.op} ({name})"][source.node] = None
         return [Unsupported(op, tuple(nodes), UNLOWERED) for op, nodes in rows.items()]
-
-    def _attribute(self, bindings: Any) -> None:
-        """A binding belongs to the node whose mark follows it; an output repeats another one."""
-        pending: list[str] = []
-        for binding in bindings:
-            if binding.var.name.startswith(_MARK):
-                source = self._order[int(binding.value.value.numpy())]
-                self.sources.update(dict.fromkeys(pending, source))
-                pending = []
-            elif isinstance(binding.value, rx.Var) and binding.value.name in self.sources:
-                self.sources[binding.var.name] = self.sources[binding.value.name]
-            else:
-                pending.append(binding.var.name)
-        outputs = Node(self._graph.output[0].name, "Output")
-        self.sources.update(dict.fromkeys(pending, outputs))
 
     def _convert_operator(
         self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int

@@ -23,7 +23,7 @@ from tapml.errors import StageError
 
 from ...compat import tvm
 from ...program import Bounds, Program
-from ..finish import Node, finish
+from ..finish import Node, attribute, finish
 from ..source import Unsupported, refuse
 from . import converters as own
 from . import rewrite
@@ -154,7 +154,7 @@ class _Importer(translator.ExportedProgramImporter):
             self.block_builder.emit_func_output(value)
         mod = self.block_builder.get()
         for block in mod["main"].body.blocks:
-            self._attribute(block.bindings)
+            attribute(block.bindings, _MARK, self._order, self.sources, Node("output", "output"))
         return mod
 
     def _weight_params(self) -> list[Any]:
@@ -234,19 +234,6 @@ class _Importer(translator.ExportedProgramImporter):
             return self.block_builder.emit(rx.op.astype(value, dtype))
         return value
 
-    def _attribute(self, bindings: Any) -> None:
-        """A binding belongs to the node whose mark follows it; an output repeats another one."""
-        pending: list[str] = []
-        for binding in bindings:
-            if binding.var.name.startswith(_MARK):
-                source = self._order[int(binding.value.value.numpy())]
-                self.sources.update(dict.fromkeys(pending, source))
-                pending = []
-            elif isinstance(binding.value, rx.Var) and binding.value.name in self.sources:
-                self.sources[binding.var.name] = self.sources[binding.value.name]
-            else:
-                pending.append(binding.var.name)
-        self.sources.update(dict.fromkeys(pending, Node("output", "output")))
 
 
 def _is_known(node: fx.Node, extra: Mapping[str, Converter]) -> bool:
