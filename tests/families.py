@@ -4,37 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from zoo.rows import BASE, MLA
+
 CONTEXT = 80
-_BASE = {
-    "vocab_size": 256,
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 128,
-    "max_position_embeddings": CONTEXT,
-}
+_BASE = {**BASE, "max_position_embeddings": CONTEXT}
 _OWN = {"vocab_size": 256, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}
 _TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 _KV = {"num_key_value_heads": 2}
 _HEAD = {"head_dim": 16}
 _EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
-_DEEPSEEK = {
-    **_BASE,
-    **_TOKENS,
-    "num_key_value_heads": 4,
-    "q_lora_rank": 32,
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 16,
-    "v_head_dim": 16,
-    "n_routed_experts": 4,
-    "n_shared_experts": 1,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32,
-    "first_k_dense_replace": 1,
-    "n_group": 1,
-    "topk_group": 1,
-}
+_DEEPSEEK = {**MLA, "max_position_embeddings": CONTEXT}
 _GEMMA = {**_BASE, **_KV, **_HEAD, "sliding_window": 4, "query_pre_attn_scalar": 16}
 
 FAMILIES: dict[str, dict[str, Any]] = {
