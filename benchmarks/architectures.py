@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -56,15 +57,18 @@ def result(row: rows.Row, store: Path) -> dict[str, Any]:
     """What became of a row: its errors by size, or the reason why it failed."""
     start = time.monotonic()
     found = facts_of(row)
+    folder = tempfile.mkdtemp()
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            errors = line.errors(row, line.run(row, Path(folder), store))
+        errors = line.errors(row, line.run(row, Path(folder), store))
         found |= {"errors": errors, "error": max(errors.values()), "reason": row.wrong}
     except TapmlError as error:
-        found |= {"error": None, "reason": f"{error.message}"}
+        found |= {"error": None, "reason": error.message}
     except Exception as error:  # a bug of ours is a row as well, not the end of the run
         traceback.print_exc()
         found |= {"error": None, "reason": f"{type(error).__name__}: {error}"}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    found["reason"] = found["reason"].replace(f"{folder}/", "")
     return found | {"seconds": round(time.monotonic() - start, 1), "code": code()}
 
 
