@@ -235,7 +235,6 @@ class _Importer(translator.ExportedProgramImporter):
         return value
 
 
-
 def _is_known(node: fx.Node, extra: Mapping[str, Converter]) -> bool:
     """Whether an operator has a converter: given, ours, or one of TVM's that is right."""
     name = name_of(node)

@@ -326,5 +326,7 @@ def repeat(call: Call) -> Any:
     sizes = [1] * (len(counts) - len(sizes)) + sizes
     narrow = [size for one in sizes for size in (1, one)]
     wide = [size for pair in zip(counts, sizes, strict=True) for size in pair]
-    apart = call.emit(rx.op.broadcast_to(call.emit(rx.op.reshape(call.value("self"), narrow)), wide))
+    apart = call.emit(
+        rx.op.broadcast_to(call.emit(rx.op.reshape(call.value("self"), narrow)), wide)
+    )
     return call.emit(rx.op.reshape(apart, call.shape))
