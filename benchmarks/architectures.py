@@ -84,7 +84,7 @@ def markdown(results: Iterable[dict[str, Any]]) -> str:
         "Written by `python benchmarks/architectures.py`. Each row: a tiny random model of "
         f"transformers {version('transformers')}, saved as a Hugging Face folder, through",
         "`tapml run` (untuned), its library called at every size; one bundle for all sizes. "
-        "The error is the largest difference from transformers' own eager output,",
+        "The error is the largest difference from the source's own output (transformers' eager),",
         f"relative to the output's range, over {len(rows.LENGTHS)} lengths × "
         f"{len(rows.BATCHES)} batches (lengths {', '.join(map(str, rows.LENGTHS))}; "
         f"batches {', '.join(map(str, rows.BATCHES))}).",

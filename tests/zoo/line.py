@@ -1,9 +1,8 @@
-"""A row of the zoo through the whole line, and how far its library is from transformers."""
+"""A row of the zoo through the whole line, and how far its library is from its source."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -14,31 +13,15 @@ from zoo.rows import BATCHES, LENGTHS, Row
 import tapml
 
 
-@dataclass(frozen=True)
-class Result:
-    """Largest error over all sizes, relative to the output's range; `reason` where it failed."""
-
-    name: str
-    error: float | None
-    sizes: tuple[dict[str, int], ...] = ()
-    dynamic: tuple[str, ...] = ()
-    kernels: int = 0
-    seconds: float = 0.0
-    reason: str = ""
-
-
 def recipe(row: Row, folder: Path) -> Path:
     """The recipe of a row, beside its model."""
-    models.save(row, folder / "model")
     data = {
         "version": 1,
         "name": f"zoo-{row.name.replace('_', '-')}",
         "workflow": "deploy",
         "model": {
-            "source": "huggingface",
-            "path": "model",
-            "architecture": row.model,
-            "outputs": [row.output],
+            "source": row.source,
+            **models.save(row, folder),
             "inputs": {
                 name: {
                     "shape": list(one.shape),
@@ -73,7 +56,7 @@ def run(row: Row, folder: Path, store: Path) -> Path:
 
 
 def errors(row: Row, bundle: Path) -> dict[str, float]:
-    """Error at each size, relative to the range of transformers' output there; NaN is infinite."""
+    """Error at each size, relative to the range of the source's output there; NaN is infinite."""
     model, library = models.build(row), tapml.load(bundle)
     found: dict[str, float] = {}
     for seed, sizes in enumerate(sizes_of(row)):

@@ -1,17 +1,19 @@
-"""A row of the zoo as a folder that Hugging Face would write, inputs for it, and transformers' own
-answer.
-"""
+"""A row of the zoo as its source would write it, inputs for it, and the source's own answer."""
 
 from __future__ import annotations
 
+import shutil
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import torch
 import transformers
+from zoo import networks
 from zoo.rows import Row
 
 Arrays = dict[str, np.ndarray]
@@ -20,6 +22,10 @@ _KEPT = ("A_log", "D", "dt_bias", "time_decay", "time_first", "position_ids", "i
 
 def build(row: Row) -> Any:
     """The model with random weights that make every layer count, in evaluation mode."""
+    if row.source == "onnx":
+        return onnxruntime.InferenceSession(getattr(networks, row.model)().SerializeToString())
+    if row.source == "torch":
+        return getattr(networks, row.model)()[0]
     cls = getattr(transformers, row.model)
     torch.manual_seed(zlib.crc32(row.name.encode()))
     model = cls(cls.config_class(**row.config, **row.sub_configs)).eval()
@@ -47,10 +53,16 @@ def randomize(model: Any) -> None:
                 value.add_(torch.randn_like(value), alpha=0.1)
 
 
-def save(row: Row, folder: Path) -> Path:
-    """config.json and model.safetensors."""
-    build(row).save_pretrained(folder, safe_serialization=True)
-    return folder
+def save(row: Row, folder: Path) -> dict[str, Any]:
+    """Writes the model into `folder`; where a recipe there says that it is."""
+    if row.source == "onnx":
+        onnx.save(getattr(networks, row.model)(), folder / "model.onnx")
+        return {"path": "model.onnx"}
+    if row.source == "torch":
+        shutil.copy(Path(networks.__file__), folder / "networks.py")
+        return {"python": f"networks.py:{row.model}"}
+    build(row).save_pretrained(folder / "model", safe_serialization=True)
+    return {"path": "model", "architecture": row.model, "outputs": [row.output]}
 
 
 def inputs(row: Row, sizes: Mapping[str, int], seed: int) -> Arrays:
@@ -68,7 +80,9 @@ def inputs(row: Row, sizes: Mapping[str, int], seed: int) -> Arrays:
 
 
 def answer(row: Row, model: Any, arrays: Arrays) -> np.ndarray:
-    """transformers' own output, eager, without cache."""
+    """The source's own output: transformers' eager and without cache."""
+    if row.source == "onnx":
+        return model.run([row.output], arrays)[0]
     with torch.inference_mode():
         given = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return model(**given)[row.output].numpy()

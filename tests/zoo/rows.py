@@ -1,7 +1,8 @@
 """The zoo: one row for each architecture, tiny and with random weights. No code for any model here.
 
 A row names a class of transformers, the fields of its configuration, and its inputs; what a family
-needs to be exported is the importer's business.
+needs to be exported is the importer's business. The few that transformers lacks are functions of
+networks.py.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Tensor:
 class Row:
     """An architecture. `paper`: the model of the TapML paper that it is, or stands in for;
     `refused`: words of the message by which it is refused today; `wrong`: what is known to be wrong
-    with its numbers.
+    with its numbers; `source`: of the recipe, and so who answers for it.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Row:
     refused: str = ""
     wrong: str = ""
     sub_configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Any])
+    source: str = "huggingface"
 
     @property
     def dims(self) -> dict[str, tuple[int, int]]:
@@ -523,5 +525,17 @@ ROWS = (
                 "projection_dim": 32,
             },
         },
+    ),
+    Row("unet", "unet", {}, image(), source="torch"),
+    Row(
+        "gcn",
+        "gcn",
+        {},
+        {
+            "x": Tensor((24, 16)),
+            "start": Tensor(("edges", 1), 24),
+            "end": Tensor(("edges", 1), 24),
+        },
+        source="onnx",
     ),
 )

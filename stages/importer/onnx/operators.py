@@ -231,10 +231,10 @@ def axis_extent(bb: Any, data: Any, axis: int, dtype: str) -> Any:
     return bb.emit(rx.op.astype(bb.emit(rx.op.reshape(one, [])), dtype))
 
 
-def axis_extents(bb: Any, data: Any, indices: Any, first: int) -> Any:
+def axis_extents(bb: Any, data: Any, indices: Any, start_axis: int) -> Any:
     """As `axis_extent`, for the axes that the coordinates of GatherND and ScatterND count."""
     count, dtype = int(indices.ty.shape.values[-1]), str(indices.ty.dtype)
-    dims = [axis_extent(bb, data, first + axis, dtype) for axis in range(count)]
+    dims = [axis_extent(bb, data, start_axis + axis, dtype) for axis in range(count)]
     rows = [bb.emit(rx.op.reshape(one, [1])) for one in dims]
     return rows[0] if count == 1 else bb.emit(rx.op.concat(rows, 0))
 

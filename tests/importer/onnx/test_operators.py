@@ -50,6 +50,20 @@ def test_a_model_of_quantise_and_dequantise_is_right_to_one_step(
     assert worst < 0.11  # one step of 0.1, of outputs of one and more: sums may round otherwise
 
 
+def test_coordinates_may_count_from_the_end(make_model: MakeModel, difference: Difference) -> None:
+    nodes = [
+        helper.make_node("GatherND", ["x", "at"], ["rows"]),
+        helper.make_node("ScatterND", ["x", "at", "rows"], ["y"], reduction="add"),
+    ]
+    model = make_model(nodes, {"x": [4, 3], "at": (["n", 1], "int64")}, {})
+    calls = [
+        {"x": RNG.standard_normal((4, 3), dtype=np.float32), "at": np.array(at)[:, None]}
+        for at in ([-1], [0, -4, 2, 2])
+    ]
+    shapes = {"x": ((4, 3), "float32"), "at": (("n", 1), "int64")}
+    assert difference(model, calls, shapes, n=(1, 8)) < 1e-6
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("op", "attrs"), [("QLinearConv", {"pads": [1, 1, 1, 1]}), ("QLinearMatMul", {})]
