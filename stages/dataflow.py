@@ -89,7 +89,9 @@ class Writer:
             new = visit(self, var, value)
             new = value if new is None else new
             if var in results:
-                new = self._bind(self._take_back(new), var.name, rx.Var)
+                written, new = new, self._bind(self._take_back(new), var.name, rx.Var)
+                same = [one for one, value in self.values.items() if written.same_as(value)]
+                self.values.update(dict.fromkeys(same, new))  # what else stands for it
             elif not isinstance(new, rx.Var) and scalar_value(new) is None:
                 new = self._bind(new, var.name, rx.DataflowVar)
             self.values[var] = new

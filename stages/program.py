@@ -150,6 +150,12 @@ def io_from_json(data: dict[str, Any]) -> Io:
     )
 
 
+def source_names(mod: Any, io: Io) -> dict[str, str]:
+    """Weight variable of `main` → its source name."""
+    params = mod["main"].params[len(io.arguments) :]
+    return {var.name: spec.name for var, spec in zip(params, io.params, strict=True)}
+
+
 def load_provenance(folder: Path) -> tuple[Origin, ...]:
     rows = codec.read_jsonl(folder / "provenance.jsonl")
     return tuple(

@@ -38,7 +38,7 @@ def quantize(weight: np.ndarray, how: Scheme) -> tuple[np.ndarray, np.ndarray]:
     """Integers (int8, shaped as the weight) and scales (float32, one per group along the axis).
 
     A group's largest magnitude becomes the largest integer, so that rounding twice changes nothing
-    but the last bit of a scale. A group of zeros has scale 1.
+    but the last bit of a scale. A group whose scale would be zero has scale 1.
     """
     scales = _largest(weight, how) / np.float32(LARGEST[how.bits])
     scales = np.where(scales > 0, scales, np.float32(1)).astype(np.float32)

@@ -15,7 +15,7 @@ from typing import Any
 import tvm_ffi
 
 from .compat import tvm
-from .program import REGION
+from .program import REGION, Program, source_names
 
 rx, tirx = tvm.relax, tvm.tirx
 # an epilogue beyond this would be computed over and over: values used twice are inlined twice
@@ -55,12 +55,12 @@ class Region:
         return _evaluate(self.rows_of_call, sizes)
 
 
-def region_calls(mod: Any, params: Mapping[str, str]) -> Iterator[tuple[Any, Any, dict[int, str]]]:
+def region_calls(program: Program) -> Iterator[tuple[Any, Any, dict[int, str]]]:
     """Region functions with the weights that they are called with.
 
-    In:  `params`: name of a weight variable of `main` → source name.
     Out: call, function and {parameter index: source name}, in order of the calls.
     """
+    mod, params = program.mod, source_names(program.mod, program.io)
     for block in mod["main"].body.blocks:
         for binding in block.bindings:
             call = binding.value

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from .errors import EnvironmentalError, RecipeError, nearest
@@ -15,6 +16,7 @@ from .stage import Frozen, Stage
 
 GROUP = "tapml.stages"
 _BUILT_IN = ("tapml", "tapml_stages")
+_SOURCES = (".py", ".c", ".cc", ".cpp", ".cu", ".h", ".hpp")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +71,7 @@ def sections() -> dict[str, list[type[Frozen]]]:
 
 
 def package_digest(cls: type[Stage], known: dict[str, str] | None = None) -> str | None:
-    """Digest of the Python files of the package that `cls` comes from; None for tapml's own stages.
+    """Digest of the sources of the package that `cls` comes from; None for tapml's own stages.
 
     A plug-in has no fingerprint test, so that its code is in the key of its stages.
     In: `known`: digests of packages that were read already, which it adds to.
@@ -83,18 +85,39 @@ def package_digest(cls: type[Stage], known: dict[str, str] | None = None) -> str
     return known[top]
 
 
+def extensions(group: str) -> dict[str, str]:
+    """What other packages register in `group` → digest of the package's sources, which a stage that
+    asks the group has in its key. Nothing of them is imported.
+    """
+    found = {one.name: one.module.partition(".")[0] for one in metadata.entry_points(group=group)}
+    return {name: _digest(top) for name, top in found.items() if top not in _BUILT_IN}
+
+
 def _digest(top: str) -> str:
-    module = sys.modules[top]
-    folders = [Path(folder) for folder in getattr(module, "__path__", ())]
-    files = [(folder, path) for folder in folders for path in folder.rglob("*.py")]
-    if not folders and module.__file__:
-        files = [(Path(module.__file__).parent, Path(module.__file__))]
+    folders, file = _place(top)
+    files = [
+        (folder, path)
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.suffix in _SOURCES and path.is_file()
+    ]
+    if not folders and file:
+        files = [(Path(file).parent, Path(file))]
     total = hashlib.sha256()
     for relative, path in sorted(
         (path.relative_to(folder).as_posix(), path) for folder, path in files
     ):
         total.update(f"{relative}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+def _place(top: str) -> tuple[list[Path], str | None]:
+    """The folders of a package, and the file of a module; of what was not imported as well."""
+    if (module := sys.modules.get(top)) is not None:
+        return [Path(folder) for folder in getattr(module, "__path__", ())], module.__file__
+    if (spec := find_spec(top)) is None:
+        return [], None
+    return [Path(folder) for folder in spec.submodule_search_locations or ()], spec.origin
 
 
 @cache

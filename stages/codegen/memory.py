@@ -60,12 +60,7 @@ def _share(func: Any) -> Any | None:
     tensors = _tensors(func, bindings, sizes)
     storages = _assign(tensors)
     used = {one.call.args[0] for one in tensors}
-    others = {
-        b.value.args[0]
-        for b in bindings
-        if op_name(b.value) == "relax.memory.alloc_tensor" and b.value.args[0] in used
-    } - {one.call.args[0] for one in tensors}
-    if others or _total(storages) >= sum(sizes[var] for var in used):
+    if _total(storages) >= sum(sizes[var] for var in used):
         return None
     return _rewritten(func, bindings, storages, used)
 

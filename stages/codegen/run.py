@@ -81,7 +81,7 @@ class Bundle:
 
     def _prepared(self, arrays: Mapping[str, np.ndarray], states: list[Any]) -> Callable[[], Any]:
         names = [spec["name"] for spec in self.manifest["inputs"]]
-        tensors = [self._tensor(np.ascontiguousarray(arrays[name])) for name in names]
+        tensors = [self._tensor(np.asarray(arrays[name], order="C")) for name in names]
         entry = self._machine[self.manifest["entry"]]
         arguments = (*tensors, *states, *self._params)
         return lambda: entry(*arguments)

@@ -29,10 +29,8 @@ class Made:
 
 def make(program: Program, name: str, library: Library, target: Target) -> Iterator[Made]:
     """A kernel for each region whose product the library's pattern matches."""
-    params = program.mod["main"].params[len(program.io.inputs) :]
-    names = {var.name: spec.name for var, spec in zip(params, program.io.params, strict=True)}
     pattern = library.pattern()
-    for call, func, used in region_calls(program.mod, names):
+    for call, func, used in region_calls(program):
         region_name = call.op.name_hint
         try:
             if QUANTIZED in func.attrs:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
+from tapml.registry import extensions
 from tapml.stage import Context, Frozen, Inputs, Kind, Outputs, Recipe, Report, Stage, Table, Target
 
 from ..toolchain import compiler_version, demand_compiler
@@ -57,9 +58,9 @@ class Libraries(Stage):
 
     @classmethod
     def tool_versions(cls) -> Mapping[str, str]:
-        from .library import versions
+        from .library import GROUP, versions
 
-        return {"compiler": compiler_version(), **versions()}
+        return {"compiler": compiler_version(), **versions(), **extensions(GROUP)}
 
     def check(self) -> None:
         from .library import libraries

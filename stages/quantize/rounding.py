@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..program import QUANTIZED, Program
+from ..program import QUANTIZED, Program, source_names
 from ..quantization import Scheme, dequantize, quantize, scheme, stored_bytes
 
 
@@ -34,9 +34,7 @@ class Rounded:
 
 def schemes(program: Program) -> dict[str, Scheme]:
     """Source name of each weight that regions read as integers → how it is stored."""
-    inputs = len(program.io.inputs)
-    params = program.mod["main"].params[inputs:]
-    names = {var.name: spec.name for var, spec in zip(params, program.io.params, strict=True)}
+    names = source_names(program.mod, program.io)
     return {
         names[str(func.attrs["tapml.weight"])]: scheme(str(func.attrs[QUANTIZED]))
         for _, func in sorted(program.mod.functions.items(), key=lambda one: one[0].name_hint)

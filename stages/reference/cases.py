@@ -173,7 +173,7 @@ def _real_cases(io: Io, real: Real) -> Iterator[Case]:
         origin = real.origin if len(batches) == 1 else f"{real.origin}, batch {index}"
         _demand_names(io, origin, arrays)
         sizes = _fit(io, origin, arrays)
-        ordered = {spec.name: np.ascontiguousarray(arrays[spec.name]) for spec in io.inputs}
+        ordered = {spec.name: np.asarray(arrays[spec.name], order="C") for spec in io.inputs}
         yield Case(f"real/{index}", "real", sizes, ordered)
 
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..compat import tvm
-from ..dataflow import Writer, op_name, rewrite, rx, scalar_value
+import numpy as np
+import tvm_ffi
 
+from ..compat import tvm
+from ..dataflow import Writer, op_name, rewrite, rx, same_shape, scalar_value, shape_of
+
+topi = tvm.topi
+_FLOATS = ("float16", "float32", "float64")
 LIMITS = {"relax.maximum": -math.inf, "relax.minimum": math.inf}
 
 
@@ -17,23 +22,27 @@ def canonicalize(mod: Any, *, reciprocal: bool = True) -> Any:
     - ONNX's Clip (isnan, where and call_tir of a maximum or minimum) → `relax.clip`, `maximum`,
       `minimum`
     - ONNX's Max and Min (broadcast_to, stack, reduce) → `relax.maximum`, `minimum`
-    - `reciprocal`: x / c → x * (1 / c) for constants and weights; differs by at most one unit in
-      the last place
+    - `reciprocal`: x / c → x * (1 / c) for a number c; differs by at most one unit in the last
+      place
     """
 
     def visit(writer: Writer, _var: Any, value: Any) -> Any:
         name = op_name(value)
         if name in ("relax.isnan", "relax.where"):
             return _fold_constant(value)
+        if name == "relax.divide":
+            return _reciprocal(value) if reciprocal else None
+        new = None
         if name == "relax.call_tir":
-            return _extremum(writer, _from_tensorir(writer, value))
-        if name in LIMITS:
-            return _extremum(writer, value)
-        if name in ("relax.max", "relax.min"):
-            return _from_stack(writer, value)
-        if name == "relax.divide" and reciprocal:
-            return _reciprocal(writer, value)
-        return None
+            new = _extremum(writer, _from_tensorir(writer, value))
+        elif name in LIMITS:
+            new = _extremum(writer, value)
+        elif name in ("relax.max", "relax.min"):
+            new = _from_stack(writer, value)
+        if new is None:
+            return None
+        before, after = (shape_of(writer.typed(one)) for one in (value, new))
+        return new if same_shape(before, after) else None  # an operand alone gave it its shape
 
     return rewrite(mod, visit)
 
@@ -49,23 +58,17 @@ def _fold_constant(value: Any) -> Any:
 
 
 def _from_tensorir(writer: Writer, value: Any) -> Any:
-    """maximum or minimum for a call_tir whose PrimFunc stores just that, else the call itself."""
-    store = writer.mod[value.args[0]].body
-    while not isinstance(store, tvm.tirx.BufferStore):  # one loop nest around one block
-        inner = getattr(store, "block", None) or getattr(store, "body", None)
-        if inner is None:
-            return value
-        store = inner
-    args = value.args[1].fields
-    kinds = {tvm.tirx.Max: rx.op.maximum, tvm.tirx.Min: rx.op.minimum}
-    if len(args) != 2 or type(store.value) not in kinds:
+    """maximum or minimum for a call_tir of TOPI's, as ONNX's Clip has it, else the call itself."""
+    func, args = writer.mod[value.args[0]], value.args[1].fields
+    shape = shape_of(writer.typed(value))
+    if len(args) != 2 or any(arg.ty.ndim and not same_shape(shape_of(arg), shape) for arg in args):
         return value
-    sides = (store.value.a, store.value.b)
-    if not all(isinstance(side, tvm.ir.TensorLoad) for side in sides):
-        return value
-    if any(len(side.indices) not in (0, len(store.indices)) for side in sides):
-        return value
-    return kinds[type(store.value)](*(_defined_constant(writer, arg) for arg in args))
+    for kernel, op in ((topi.maximum, rx.op.maximum), (topi.minimum, rx.op.minimum)):
+        builder = rx.BlockBuilder()
+        call = builder.call_te(kernel, *args)
+        if tvm_ffi.structural_equal(func, builder.get()[call.args[0]], map_free_vars=True):
+            return op(*(_defined_constant(writer, arg) for arg in args))
+    return value
 
 
 def _extremum(writer: Writer, value: Any) -> Any:
@@ -129,13 +132,12 @@ def _from_stack(writer: Writer, value: Any) -> Any:
     return _extremum(writer, op(left, right))
 
 
-def _reciprocal(writer: Writer, value: Any) -> Any:
+def _reciprocal(value: Any) -> Any:
     numerator, divisor = value.args
-    number = scalar_value(divisor)
-    if number is not None and isinstance(number, float) and divisor.ty.ndim == 0 and number != 0:
-        return rx.op.multiply(numerator, rx.const(1.0 / number, divisor.ty.dtype))
-    floats = str(divisor.ty.dtype).startswith("float")
-    if number is None and floats and writer.is_weight(divisor) and not writer.is_weight(numerator):
-        inverse = writer.emit(rx.op.divide(rx.const(1.0, divisor.ty.dtype), divisor))
-        return rx.op.multiply(numerator, inverse)
-    return None
+    number, dtype = scalar_value(divisor), str(divisor.ty.dtype)
+    if not isinstance(number, float) or divisor.ty.ndim or not number or dtype not in _FLOATS:
+        return None
+    inverse, kind = 1.0 / number, np.finfo(dtype)
+    if not float(kind.tiny) <= abs(inverse) <= float(kind.max):  # it would lose digits
+        return None
+    return rx.op.multiply(numerator, rx.const(inverse, dtype))

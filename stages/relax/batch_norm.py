@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tapml.errors import StageError
+
 from ..dataflow import Writer, op_name, rewrite, rx, shape_of, use_counts
 
 OUTPUT_AXIS = {
@@ -19,12 +21,19 @@ def fold_batch_norm(mod: Any) -> Any:
     y = (conv(x, W) + b - mean) * s + beta with s = gamma / sqrt(variance + epsilon) is conv(x, W *
     s) + (b - mean) * s + beta. All of it is written in Relax on the weights, so that it is
     computed once, when they are packed.
+
+    Raises: StageError for one in training mode.
     """
     uses = use_counts(mod["main"])
 
-    def visit(writer: Writer, _var: Any, value: Any) -> Any:
-        if op_name(value) != "relax.nn.batch_norm" or value.attrs.training:
+    def visit(writer: Writer, var: Any, value: Any) -> Any:
+        if op_name(value) != "relax.nn.batch_norm":
             return None
+        if value.attrs.training:
+            raise StageError(
+                message=f"{var.name}: a BatchNorm in training mode normalises by its own batch",
+                hint="write it with training=False; model.eval() in torch",
+            )
         x, gamma, beta, mean, variance = value.args
         axis, rank, emit = int(value.attrs.axis), x.ty.ndim, writer.emit
         deviation = emit(

@@ -51,7 +51,7 @@ def elementwise_before_take(mod: Any) -> Any:
         if op_name(value) not in ELEMENTWISE:
             return None
         takes = [take for arg in value.args if (take := _row_lookup(writer, arg)) is not None]
-        if not takes or any(not take.args[1].same_as(takes[0].args[1]) for take in takes):
+        if not takes or any(not _looks_up_alike(take, takes[0]) for take in takes):
             return None
         if not same_shape(shape_of(writer.typed(value)), shape_of(takes[0])):
             return None
@@ -63,6 +63,15 @@ def elementwise_before_take(mod: Any) -> Any:
         return rx.op.take(table, takes[0].args[1], axis=0, mode=takes[0].attrs.mode)
 
     return rewrite(mod, visit)
+
+
+def _looks_up_alike(take: Any, other: Any) -> bool:
+    """Whether two lookups, of tables of as many rows, take the same ones."""
+    return (
+        take.args[1].same_as(other.args[1])
+        and shape_of(take.args[0])[0] == shape_of(other.args[0])[0]
+        and take.attrs.mode == other.attrs.mode
+    )
 
 
 def _counts_up(expr: Any) -> bool:

@@ -22,7 +22,7 @@ from ..dataflow import (
     rx,
 )
 from ..layers import Layer, match
-from ..program import QUANTIZED, REGION, Io, Origin
+from ..program import QUANTIZED, REGION, Io, Origin, source_names
 from ..quantization import LARGEST, Bits, Scheme
 
 te, tirx = tvm.te, tvm.tirx
@@ -152,12 +152,6 @@ def parts(region: Any) -> tuple[Any, Any, int]:
     return product, weight, 0
 
 
-def source_names(mod: Any, io: Io) -> dict[str, str]:
-    """Parameter of `main` → source name of its weight."""
-    params = mod["main"].params[num_input(mod["main"]) :]
-    return {param.name: spec.name for param, spec in zip(params, io.params, strict=True)}
-
-
 def _at(how: Scheme, along: Any, other: Any) -> tuple[Any, Any]:
     return (along, other) if how.axis == 0 else (other, along)
 
@@ -178,11 +172,12 @@ def _scales(weight: Any, how: Scheme) -> Any:
     shape = _at(how, groups, weight.shape[1 - how.axis])
     largest = te.compute(shape, magnitude, "largest")
     most = tirx.const(LARGEST[how.bits], weight.dtype)
-    return te.compute(
-        shape,
-        lambda *at: tirx.Select(largest(*at) > zero, largest(*at) / most, zero + 1),
-        "scales",
-    )
+
+    def scale(*at: Any) -> Any:
+        value = largest(*at) / most
+        return tirx.Select(value > zero, value, zero + 1)
+
+    return te.compute(shape, scale, "scales")
 
 
 def _integers(weight: Any, scales: Any, how: Scheme) -> Any:

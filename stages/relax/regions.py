@@ -176,9 +176,9 @@ def _flatten_rows(mod: Any) -> Any:
     """`mod` whose products of [..., K] with a weight, epilogues included, are 2-D in reshapes."""
     rows: dict[Any, Any] = {}  # variable of more than two axes → the same values as [M, N]
 
-    def flat(writer: Writer, expr: Any, width: Any) -> Any | None:
-        """`expr` as an operand of a 2-D elementwise call, or None."""
-        if expr in rows:
+    def flat(writer: Writer, expr: Any, shape: Any) -> Any | None:
+        """`expr` as an operand of a 2-D elementwise call of these values, or None."""
+        if expr in rows and same_shape(shape_of(expr), shape):
             return rows[expr]
         if not (isinstance(expr, rx.Var) or is_constant(expr)) or expr.ty.ndim == 0:
             return expr
@@ -212,7 +212,7 @@ def _flatten_rows(mod: Any) -> Any:
                 and arg not in rows
                 and not writer.is_weight(arg)
                 and same_shape(shape_of(arg), shape)
-                else flat(writer, arg, shape[-1])
+                else flat(writer, arg, shape)
                 for arg in value.args
             ]
             if any(arg is None for arg in args):

@@ -30,6 +30,10 @@ def run_pass(mod: Any, function: PythonFunction, field: str) -> Any:
     _check(mod, made, f"{function.path}: {function.function}")
     for name, value in (mod.attrs or {}).items():  # what later rooms read, whatever it kept
         made = made.with_attr(name, value)
+    main = made["main"]
+    for name, value in (mod["main"].attrs or {}).items():
+        main = main.with_attr(name, value)
+    made.update_func(made.get_global_var("main"), main)
     return made
 
 

@@ -84,9 +84,7 @@ def generate(
     Raises: StageError when a kernel computes something else than the region.
     """
     out, io = Generated(), program.io
-    params = program.mod["main"].params[len(io.arguments) :]
-    names = {var.name: spec.name for var, spec in zip(params, io.params, strict=True)}
-    calls = list(region_calls(program.mod, names))
+    calls = list(region_calls(program))
     for done, (call, func, used) in enumerate(calls):
         name = call.op.name_hint
         progress(done, len(calls), name)

@@ -12,10 +12,10 @@ from tapml.stage import Target
 from .. import records
 from ..compat import tvm
 from .kernel import Unfit, as_int, read
+from .stage import RULES
 
 Rule = Callable[[Any, Target], Any]  # an unscheduled PrimFunc → a scheduled one, or None to decline
 
-GROUP = "tapml.schedule_rules"
 ORDER = (
     "cached_attention",
     "attention",
@@ -40,7 +40,7 @@ def rules() -> tuple[tuple[str, Rule], ...]:
     def place(name: str) -> int:
         return ORDER.index(name) if name in ORDER else -1
 
-    found = sorted(entry_points(group=GROUP), key=lambda entry: (place(entry.name), entry.name))
+    found = sorted(entry_points(group=RULES), key=lambda entry: (place(entry.name), entry.name))
     return tuple((entry.name, entry.load()) for entry in found)
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Self
 
+from tapml.registry import extensions
 from tapml.stage import Context, Inputs, Kind, Outputs, Recipe, Report, Stage, Table, Target
 
 if TYPE_CHECKING:
     from ..program import Program
     from ..records import Record
+
+RULES = "tapml.schedule_rules"  # entry points: the group that `schedule` asks
 
 
 class TensorIR(Stage):
@@ -36,6 +39,10 @@ class TensorIR(Stage):
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Self:
         return cls(target=recipe.target)
+
+    @classmethod
+    def tool_versions(cls) -> Mapping[str, str]:
+        return extensions(RULES)
 
     def run(self, inputs: Inputs, ctx: Context) -> Outputs:
         from ..program import load

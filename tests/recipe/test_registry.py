@@ -48,6 +48,23 @@ def test_the_code_of_a_plug_in_has_a_digest(
     assert registry.package_digest(cls) != first
 
 
+def test_what_another_package_registers_has_the_digest_of_its_sources_unimported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package, info = tmp_path / "fast_rules", tmp_path / "fast_rules-1.dist-info"
+    for folder in (package, info):
+        folder.mkdir()
+    (package / "__init__.py").write_text("raise AssertionError('imported')\n")
+    (package / "shim.c").write_text("int one;\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fast-rules\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[tapml.schedule_rules]\nfast = fast_rules:rule\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = registry.stage_class("tensorir").tool_versions()
+    assert set(before) == {"fast"}  # and none of tapml's own
+    (package / "shim.c").write_text("int two;\n")
+    assert registry.stage_class("tensorir").tool_versions() != before
+
+
 def test_tapmls_own_stages_have_no_code_digest() -> None:
     assert registry.package_digest(Stage) is None
 

@@ -12,6 +12,7 @@ from graphs import assert_golden, graph, random_weights, run, rx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tapml.errors import StageError
 from tapml.stage import Context, Inputs
 from tapml_stages.compat import tvm
 from tapml_stages.dataflow import bindings, op_name, remove_dead_code
@@ -75,6 +76,35 @@ def test_bounds_that_cross_are_no_clip():
     assert operators(canonicalize(graph(crossed, {"x": (4,)}).mod)) == ["maximum", "minimum"]
 
 
+def test_a_bound_that_gives_the_result_its_shape_stays():
+    """One row and a bound of four are four rows, also where the bound is one number."""
+
+    def bounded(emit, x, bound):
+        four = emit(op.broadcast_to(rx.const(bound), (4, 5)))
+        return op.sum(emit(op.maximum(x, four)), axis=0)
+
+    for bound in (0.25, -np.inf):
+        before = graph(lambda emit, x, c=bound: bounded(emit, x, c), {"x": (1, 5)})
+        after = before.with_mod(remove_dead_code(canonicalize(before.mod)))
+        x = np.random.default_rng(0).uniform(-1, 1, (1, 5)).astype("float32")
+        np.testing.assert_array_equal(run(after.mod, [x], []), run(before.mod, [x], []))
+
+
+def test_a_maximum_of_other_elements_than_its_own_stays_tensorir():
+    te = tvm.te
+
+    def crossed(a, b):
+        return te.compute(a.shape, lambda i, j: tvm.tirx.max(a[i, j], b[j, i]))
+
+    builder = rx.BlockBuilder()
+    params = [rx.Var(name, rx.TensorType((4, 4), "float32")) for name in "ab"]
+    with builder.function("main", params):
+        with builder.dataflow():
+            out = builder.emit_output(builder.call_te(crossed, *params))
+        builder.emit_func_output(out)
+    assert operators(canonicalize(builder.get())) == ["call_tir"]
+
+
 def test_an_infinite_bound_is_none():
     before = graph(
         lambda emit, x: op.abs(emit(op.maximum(rx.const(-np.inf), x))), {"x": ("batch", 4)}
@@ -96,6 +126,13 @@ def test_division_by_a_constant_is_multiplication():
     before = graph(lambda emit, x: op.divide(x, rx.const(4.0)), {"x": (3,)})
     expected = graph(lambda emit, x: op.multiply(x, rx.const(0.25)), {"x": (3,)})
     assert same(canonicalize(before.mod), expected.mod)
+
+
+def test_division_by_a_constant_whose_inverse_loses_digits_stays():
+    for dtype, number in (("float32", 1e-40), ("float16", 60000.0)):
+        divisor = rx.const(number, dtype)
+        before = graph(lambda emit, x, c=divisor: op.divide(x, c), {"x": (3,)}, dtype=dtype)
+        assert operators(canonicalize(before.mod)) == ["divide"]
 
 
 def test_division_stays_when_the_recipe_says_so():
@@ -281,3 +318,48 @@ def test_the_stage_writes_its_program_reports_regions_and_views(tmp_path: Path):
     assert operator_counts(written.mod)["relax.matmul"] == 1
     assert outputs.report.tables[1].rows == (("region_0", "w", "batch × 8", "batch × 6", 5),)
     assert len(list((tmp_path / "views").glob("*.after.py"))) == len(passes())
+
+
+def test_a_batch_norm_that_trains_is_refused():
+    def trained(emit, x, *statistics):
+        return emit(rx.TupleGetItem(emit(op.nn.batch_norm(x, *statistics, axis=1)), 0))
+
+    four = dict.fromkeys("abcd", (3,))
+    with pytest.raises(StageError, match="BatchNorm in training mode"):
+        fold_batch_norm(graph(trained, {"x": (2, 3, 4, 4)}, four).mod)
+
+
+def test_tables_of_other_heights_are_looked_up_apart():
+    def looked_up(emit, ids, left, right):
+        return op.add(emit(op.take(left, ids, axis=0)), emit(op.take(right, ids, axis=0)))
+
+    tables = {"left": (10, 4), "right": (20, 4)}
+    mod = elementwise_before_take(graph(looked_up, {"ids": (3,)}, tables, dtype="int32").mod)
+    assert operators(mod) == ["take", "take", "add"]
+
+
+@pytest.mark.parametrize("batch", ["batch", 2])
+def test_rows_that_are_added_to_rows_of_every_token_are_not_flattened_with_them(batch):
+    """A time embedding: x[b, 3, K] @ W + y[b, 1, K] @ V."""
+
+    def conditioned(emit, x, y, w, v):
+        return op.add(emit(op.matmul(x, w)), emit(op.matmul(y, v)))
+
+    shapes = {"x": (batch, 3, 8), "y": (batch, 1, 8)}
+    before = graph(conditioned, shapes, {"w": (8, 4), "v": (8, 4)})
+    rng, weights = np.random.default_rng(0), random_weights(before)
+    inputs = [rng.uniform(-1, 1, (2, n, 8)).astype("float32") for n in (3, 1)]
+    after = run(relax_all(before), inputs, weights)
+    np.testing.assert_allclose(after, run(before.mod, inputs, weights), rtol=1e-5, atol=1e-6)
+
+
+def test_a_result_that_is_another_value_leaves_that_value_to_its_readers():
+    builder = rx.BlockBuilder()
+    x = rx.Var("x", rx.TensorType((2, 3), "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            a = builder.emit(op.abs(x))
+            same_again = builder.emit_output(op.reshape(a, (2, 3)))
+            twice = builder.emit_output(op.multiply(a, rx.const(2.0)))
+        builder.emit_func_output(rx.Tuple([same_again, twice]))
+    rx.analysis.well_formed(remove_noops(builder.get()))  # or it raises

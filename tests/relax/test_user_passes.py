@@ -29,6 +29,12 @@ class AsClass:
     def transform_module(self, mod, ctx):
         return erf_to_tanh(mod)
 
+def forgets(mod):
+    main = relax.Function(mod["main"].params, mod["main"].body, mod["main"].ret_ty)
+    out = type(mod)({})
+    out["main"] = main.with_attr("global_symbol", "main")
+    return out
+
 def raises(mod):
     raise ValueError("not today")
 
@@ -79,6 +85,12 @@ def test_a_pass_runs_before_regions_are_marked_and_is_shown(tmp_path: Path, name
     assert any(line.startswith("-") and "R.erf" in line for line in lines)
     assert any(line.startswith("+") and "R.tanh" in line for line in lines)
     assert [path.name for path in sorted(views.glob("*.diff"))][-1].endswith("mark_regions.diff")
+
+
+def test_what_a_pass_forgets_of_main_is_put_back(tmp_path: Path):
+    program, _ = run(tmp_path, "forgets")
+    assert program.mod["main"].attrs["num_input"] == 1
+    assert "region_0" in {gvar.name_hint for gvar in program.mod.get_global_vars()}
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ class RelaxRunner:
 
         def run(inputs: Arrays) -> dict[str, np.ndarray]:
             held = {**weights, **inputs}
-            arguments = [np.ascontiguousarray(held[name]) for name in self._params]
+            arguments = [np.asarray(held[name], order="C") for name in self._params]
             result = machine["main"](*map(tvm.runtime.tensor, arguments))
             values = [result] if hasattr(result, "numpy") else list(result)
             return {name: value.numpy() for name, value in zip(self._outputs, values, strict=True)}
