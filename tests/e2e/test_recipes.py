@@ -13,6 +13,7 @@ from tapml_stages import codec
 
 pytestmark = pytest.mark.e2e
 MAGIKA = Path("recipes/magika.yaml")
+SHIPPED = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("recipe", ["ocr_detect", "operator_sparse", "magika_sparse"])
@@ -42,6 +43,17 @@ def test_a_model_with_real_weights_does_its_work(tapml: Callable, recipe: str) -
     assert answer.code == 0, answer.stderr
     assert answer.facts["error"]["passed"]
     assert list(answer.facts["metric"].values()) == [1.0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", SHIPPED)
+def test_no_kernel_of_a_shipped_recipe_allocates_more_than_scratch_of_a_chunk(
+    tapml: Callable, recipe: str
+) -> None:
+    """Codegen looks at every PrimFunc as LLVM gets it (stages/codegen/scratch.py)."""
+    changed = ("--set", "matrix=", "--set", "tuning.trials=0")
+    answer = tapml("run", f"recipes/{recipe}.yaml", *changed, "--to", "codegen")
+    assert answer.code == 0, answer.stderr
 
 
 def test_the_points_of_a_matrix_share_what_does_not_differ(tapml: Callable) -> None:
