@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
+import numpy as np
 import tvm_ffi
 
 from tapml.errors import StageError
@@ -16,22 +18,21 @@ tirx = tvm.tirx
 
 ALLOCATE = "tirx.TVMBackendAllocWorkspace"  # what is below 1 KiB lies on the stack instead
 MOST = 4 << 20  # bytes of a chunk; second-level caches hold less
-ROW = 1 << 10  # bytes of each element of a row whose length the call decides
+ROW = 1 << 10  # bytes of each element of a row that is as long as a size of the call
 
 
 @dataclass(frozen=True)
 class Scratch:
     """An allocation of a kernel while it runs.
 
-    degree: how many sizes of the call it is a product of: 1 for a row of scores
-    bytes:  those sizes taken as 1
+    bytes:  a polynomial of the call's sizes: constant, for each of a size, for each of a product of
+            two sizes, …
     shared: by the chunks of a parallel loop: it is allocated outside of these
     loop:   a loop within the chunk that repeats it, or ""
     """
 
     kernel: str
-    degree: int
-    bytes: int
+    bytes: tuple[int, ...]
     shared: bool
     loop: str
 
@@ -42,11 +43,12 @@ class Scratch:
             return f"anew in each turn of its loop {self.loop!r}"
         if self.shared:
             return "outside of its parallel loops"
-        if self.degree > 1:
-            return f"of a size that is a product of {self.degree} sizes of the call"
-        if self.bytes > (ROW if self.degree else MOST):
-            return f"of {self.bytes / 1024:.0f} KiB" + (" times a size" if self.degree else "")
-        return ""
+        constant, row, *more = (*self.bytes, 0)
+        if any(more):
+            return f"that grows with a product of {len(self.bytes) - 1} sizes of the call"
+        if constant > MOST:
+            return f"of {constant / 2**20:.1f} MiB"
+        return f"of {row} bytes for each of a size of the call" if row > ROW else ""
 
 
 def demand_bounded(mod: Any) -> None:
@@ -92,7 +94,7 @@ def scratch(kernel: str, func: Any) -> list[Scratch]:
                     yield from within(node.else_case, shared, loop)
             case _:
                 for size in _allocated(node):
-                    yield Scratch(kernel, *_measure(size, sizes), shared, loop)
+                    yield Scratch(kernel, _polynomial(size, sizes), shared, loop)
 
     return list(within(func.body, any(map(_is_parallel, loops)), ""))
 
@@ -108,24 +110,27 @@ def _allocated(statement: Any) -> list[Any]:
     return [call.args[2] for call in calls if getattr(call.op, "name", "") == ALLOCATE]
 
 
-def _measure(size: Any, known: Mapping[Any, Any]) -> tuple[int, int]:
-    """(degree, bytes where its symbols are 1) of a size over constants, names and symbols."""
+def _polynomial(size: Any, known: Mapping[Any, Any]) -> tuple[int, ...]:
+    """Coefficients that bound a size, by how many of the call's sizes are multiplied."""
     match size:
         case tirx.IntImm():
-            return 0, int(size)
+            return (abs(int(size)),)
         case tirx.Cast():
-            return _measure(size.value, known)
+            return _polynomial(size.value, known)
         case tirx.Var() if size in known:
-            return _measure(known[size], known)
+            return _polynomial(known[size], known)
         case tirx.Mul():
-            (m, a), (n, b) = _measure(size.a, known), _measure(size.b, known)
-            return m + n, a * b
+            a, b = _polynomial(size.a, known), _polynomial(size.b, known)
+            return tuple(int(one) for one in np.convolve(a, b))
         case tirx.Min():
-            return min(_measure(size.a, known), _measure(size.b, known))
+            return min(_polynomial(size.a, known), _polynomial(size.b, known), key=_largest_last)
         case tirx.Add() | tirx.Sub() | tirx.Max():
-            (m, a), (n, b) = _measure(size.a, known), _measure(size.b, known)
-            return max(m, n), a + b
-        case tirx.Div() | tirx.FloorDiv():
-            (m, a), (_, b) = _measure(size.a, known), _measure(size.b, known)
-            return m, -(-a // max(b, 1))
-    return 1, 1
+            pair = zip_longest(*(_polynomial(one, known) for one in (size.a, size.b)), fillvalue=0)
+            return tuple(map(sum, pair))
+        case tirx.Div() | tirx.FloorDiv() if isinstance(size.b, tirx.IntImm):
+            return tuple(-(-one // int(size.b)) for one in _polynomial(size.a, known))
+    return (0, 1)
+
+
+def _largest_last(polynomial: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+    return len(polynomial), tuple(reversed(polynomial))
