@@ -1,4 +1,4 @@
-"""Hostile files from seeds through the import stage itself, which loads what the checks let pass."""
+"""Hostile files from seeds through the import stage, which loads what the checks let pass."""
 
 from __future__ import annotations
 

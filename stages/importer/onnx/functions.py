@@ -36,9 +36,7 @@ def inline(model: ModelProto, path: str) -> ModelProto:
             sizes[name] = _size(functions[name].node, calls[name], sizes)
     except CycleError as error:
         names = ", ".join(sorted({name for _, name, _ in error.args[1]}))
-        raise StageError(
-            message=f"{path}: local functions that call themselves: {names}"
-        ) from None
+        raise StageError(message=f"{path}: local functions that call themselves: {names}") from None
     nodes, copied = _size((), _calls(model.graph, functions), sizes)
     if nodes > MOST_NODES or copied > MOST_BYTES:
         raise StageError(
