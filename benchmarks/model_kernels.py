@@ -1,20 +1,24 @@
 """Kernels of models by their share of the time: `benchmarks/model_kernels.py [MODEL...]`.
 
-Each model (model_zoo.py) goes from torch through the rooms with symbolic sizes; every kernel's
-default schedule is timed at the sizes of the model, with its rule and its ratio to what the machine
-allows: the larger of multiply-adds at the FMA peak and bytes at the read bandwidth. A kernel with
-more than 1 % of the time that no rule but `fallback` took, or whose machine code has no vectors, is
-flagged, and the script ends with 1. `--whole` times the models themselves too, beside torch.
+Each model (of model_zoo.py, from torch with symbolic sizes; or a shipped recipe by its name) goes
+through the rooms; every kernel's default schedule is timed at the sizes of the model, with its rule
+and its ratio to what the machine allows: the larger of multiply-adds at the FMA peak and bytes at
+the read bandwidth. A kernel with more than 1 % of the time of its clone that no rule but `fallback`
+took, or whose machine code has no vectors, is flagged, and the script ends with 1. `--whole` times
+the models of the zoo themselves too, beside torch.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
@@ -31,16 +35,18 @@ from tapml.stage import Target
 from tapml.target import TargetSection, resolve
 
 RESULTS = Path(__file__).parent / "results"
+RECIPES = {path.stem: path for path in Path(__file__).parents[1].glob("recipes/*.yaml")}
 SHARE = 0.01  # of a model's time, from which a kernel counts
 PACKED = re.compile(r"\b(?:v\w+p[sd]|vp\w+[bwdq]|vmovup[sd]|vmovdqu\w*)\b[^#]*%[xyz]mm")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One kernel at one size. `ratio`: its time over the bound; `vectors`: whether its machine code
-    works on vectors.
+    """One kernel at one size. `share`: of its clone's time; `vectors`: whether its machine code
+    works on vectors, asked where the share counts.
     """
 
+    clone: str
     kernel: str
     rule: str
     calls: int
@@ -93,16 +99,41 @@ def lowered(imported: Any, target: Target) -> tuple[Any, list[Any]]:
     return low, default_records(low.mod, target)
 
 
+def of_zoo(name: str, target: Target) -> tuple[Any, list[Any]]:
+    """The lowered program of a model, with its sizes, and its default records."""
+    from tapml_stages.program import Bounds
+
+    imported, _, made = program(name)
+    dims = {dim: Bounds(size, size) for dim, size in made.sizes.items()}
+    low, records = lowered(imported, target)
+    return replace(low, io=replace(low.io, dims=dims)), records
+
+
+def of_recipe(name: str) -> tuple[Any, list[Any]]:
+    """The lowered program of a shipped recipe, whose dims are timed in their middle, and its
+    default records.
+    """
+    import tapml
+    from tapml.store import Store
+    from tapml_stages import program, records
+
+    store = Path(os.environ.get("TAPML_STORE", RESULTS.parents[1] / "artifacts"))
+    untuned = ["tuning.trials=0", "matrix="]
+    done = tapml.run(RECIPES[name], set=untuned, to=["tensorir"], store=store, track="off")
+    outputs = done.steps["tensorir"].outputs
+    with tempfile.TemporaryDirectory() as folder:
+        Store(store).materialise(outputs["program"], Path(folder, "program"))
+        Store(store).materialise(outputs["records"], Path(folder, "records.jsonl"))
+        found = program.load(Path(folder, "program"))
+        return found, records.load(Path(folder, "records.jsonl"))
+
+
 def rows(name: str, target: Target, peak: float, read: float, seconds: float) -> list[Row]:
     """Kernels of a model, the most expensive first."""
     from tapml_stages.measure import Bench, Job
     from tapml_stages.metaschedule.kernels import find_kernels
-    from tapml_stages.program import Bounds
 
-    imported, _, made = program(name)
-    dims = {dim: Bounds(size, size) for dim, size in made.sizes.items()}  # the sizes to time at
-    low, records = lowered(imported, target)
-    low = replace(low, io=replace(low.io, dims=dims))
+    low, records = of_recipe(name) if name in RECIPES else of_zoo(name, target)
     jobs, sites = [], {}
     for kernel in find_kernels(low, records):
         for number, site in enumerate(kernel.sites):
@@ -117,28 +148,31 @@ def rows(name: str, target: Target, peak: float, read: float, seconds: float) ->
             sites[job.id] = kernel, site
     with Bench(target) as bench:
         times = {timing.id: timing for timing in bench.run(jobs, seconds=seconds)}
-    found: list[tuple[float, Row]] = []
+    totals = Counter[str]()
+    for job in jobs:
+        if times[job.id].error:
+            raise RuntimeError(f"{name}: {job.id}: {times[job.id].error}")
+        _, site = sites[job.id]
+        totals[site.clone] += min(times[job.id].bursts_ms) * site.count
+    found: list[Row] = []
     for job in jobs:
         kernel, site = sites[job.id]
-        timing = times[job.id]
-        if timing.error:
-            raise RuntimeError(f"{name}: {job.id}: {timing.error}")
-        ms = min(timing.bursts_ms)
+        ms = min(times[job.id].bursts_ms)
         operations, moved = work(kernel.func, site.args)
+        share = ms * site.count / totals[site.clone]
         row = Row(
+            site.clone,
             kernel.name,
             kernel.default.rule,
             site.count,
             ms,
             1e3 * max(operations / peak, moved / read),
-            0.0,
-            has_vectors(kernel.default, target),
+            share,
+            share <= SHARE or has_vectors(kernel.default, target),
             " ".join("×".join(map(str, a.shape)) for a in site.args if not isinstance(a, int)),
         )
-        found.append((ms * site.count, row))
-    total = sum(ms for ms, _ in found)
-    found.sort(key=lambda one: -one[0])
-    return [replace(row, share=ms / total) for ms, row in found]
+        found.append(row)
+    return sorted(found, key=lambda row: (row.clone, -row.share))
 
 
 def work(func: Any, args: Sequence[Any]) -> tuple[float, float]:
@@ -263,7 +297,7 @@ def table(found: Sequence[Row], least: float = 0.004) -> Iterator[str]:
             mark = "  << scalar" if row.flagged else ""
             yield (
                 f"  {row.share:6.1%} {row.kernel[:44]:44} {row.rule:16} {row.calls:5} "
-                f"{row.ms:8.4f} {ratio:8.1f}{mark}"
+                f"{row.ms:8.4f} {ratio:8.1f} {row.clone}{mark}"
             )
 
 
@@ -271,17 +305,16 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(model_zoo.MODELS))
+    known_names = [*model_zoo.MODELS, *sorted(RECIPES)]
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(known_names))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=0.1, help="of each kernel")
     parser.add_argument("--whole", action="store_true", help="whole models too, beside torch")
     parser.add_argument("--time", choices=("tapml", "torch"), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=RESULTS / "model_kernels.json")
     options = parser.parse_args(arguments)
-    if unknown := set(options.models) - set(model_zoo.MODELS):
-        parser.error(
-            f"no model {', '.join(sorted(unknown))}; there are {', '.join(model_zoo.MODELS)}"
-        )
+    if unknown := set(options.models) - set(known_names):
+        parser.error(f"no model {', '.join(sorted(unknown))}; there are {', '.join(known_names)}")
     resolved = resolve(TargetSection())
     device = resolved.device.model_copy(update={"threads": options.threads})
     target = resolved.model_copy(update={"device": device})
@@ -302,13 +335,13 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{name}: {len(found)} kernels, {total:.2f} ms")
         print("\n".join(table(found)), flush=True)
         times = {}
-        if options.whole:
+        if options.whole and name in model_zoo.MODELS:
             times = {kind: whole(name, kind, options.threads) for kind in ("tapml", "torch")}
             print(f"  whole model: {times['tapml']:.2f} ms, torch eager {times['torch']:.2f} ms")
         flagged += sum(row.flagged for row in found)
         result["models"][name] = {
             "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "sizes": model_zoo.MODELS[name]().sizes,
+            "sizes": model_zoo.MODELS[name]().sizes if name in model_zoo.MODELS else {},
             "kernels_ms": total,
             "whole_ms": times,
             "kernels": [asdict(row) for row in found if row.share >= 0.001],

@@ -72,6 +72,12 @@ def graph(
     return Program(mod, io, tuple(Origin(value, (f"node/{value}",), "Op") for value in values))
 
 
+def assert_same(mod: Any, expected: Any, name: str = "main") -> None:
+    """Functions of two modules are the same, names of values and attributes of functions aside."""
+    pair = [rx.Function(f.params, f.body, f.ret_ty, f.is_pure) for f in (mod[name], expected[name])]
+    tvm.ir.assert_structural_equal(*pair, map_free_vars=True)
+
+
 def random_weights(program: Program, seed: int = 0) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     return [

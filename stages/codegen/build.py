@@ -11,6 +11,7 @@ from typing import Any
 from ..compat import tvm
 from ..views import Watch
 from .memory import plan_memory
+from .scratch import demand_bounded
 from .tuples import open_tuples
 from .workspace import lift_workspaces
 
@@ -18,6 +19,7 @@ relax = tvm.relax
 
 
 CUDA_GRAPH = "relax.backend.use_cuda_graph"
+PIPELINE = "tapml"  # what TVM's build of kernels knows ours by
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,38 @@ def finish() -> Any:
     )
 
 
+def compile_kernels() -> tuple[Any, Callable[[], Pass], Callable[[], Pass]]:
+    """TVM's own pipeline, and what it does to kernels of the host and of the device at its end;
+    between its last passes on the host, what kernels allocate is looked at.
+    """
+    from tvm.s_tir.pipeline import default_s_tir_pipeline
+
+    pipeline, _, finish_device = default_s_tir_pipeline()
+
+    def finish_host(mod: Any) -> Any:
+        mod = tvm.tirx.transform.LowerTVMBuiltin()(mod)
+        demand_bounded(mod)
+        return tvm.tirx.transform.LowerIntrin()(mod)
+
+    return pipeline, lambda: finish_host, finish_device
+
+
+tvm.tirx.register_tir_pipeline(PIPELINE, compile_kernels)
+
+
+def build_executable(lowered: Any, target: Any) -> Any:
+    """What the virtual machine runs of a lowered module.
+
+    Raises: StageError for a kernel that allocates more than bounded scratch of a chunk.
+    """
+    return relax.build(lowered, target, relax_pipeline=finish(), tir_pipeline=PIPELINE)
+
+
 def build_library(lowered: Any, target: Any, path: Path, linking: Linking) -> None:
     """Builds a lowered module and links it as a shared library at `path`."""
     from tvm.support import cc
 
-    executable = relax.build(lowered, target, relax_pipeline=finish())
+    executable = build_executable(lowered, target)
     link = functools.partial(cc.create_shared, cc=linking.compiler)
     if linking.libraries:  # nothing refers to them but names that the runtime looks up
         beside = ["-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed", f"-L{path.parent}"]

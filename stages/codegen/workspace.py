@@ -5,6 +5,7 @@ activations.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import tvm_ffi
@@ -22,16 +23,16 @@ def lift_workspaces(mod: Any) -> Any:
     A kernel that is called in another way than by a plain call_tir is left alone.
     Source: workspace lifting of Relax (arXiv 2311.02103 §4.4), there for library calls.
     """
-    lifted: dict[str, tuple[Any, list[Any]]] = {}  # kernel → its new global, what it takes more
+    lifted: dict[str, _Lifted] = {}
     out, plain = tvm.IRModule({}, attrs=mod.attrs), _plainly_called(mod)
     for gvar, func in mod.functions_items():
         if not isinstance(func, tirx.PrimFunc):
             continue
         if gvar.name_hint in plain and (buffers := shared_buffers(func)):
-            func = _with_parameters(func, buffers)
+            params, func = func.params, _with_parameters(func, buffers)
             gvar = tvm.ir.GlobalVar(gvar.name_hint)
             relax.expr._update_type(gvar, func.ty)  # call_tir wants a typed callee
-            lifted[gvar.name_hint] = gvar, buffers
+            lifted[gvar.name_hint] = _Lifted(gvar, params, buffers)
         out.update_func(gvar, func)
     if not lifted:
         return mod
@@ -41,8 +42,17 @@ def lift_workspaces(mod: Any) -> Any:
     return relax.transform.Normalize()(out)
 
 
+@dataclass(frozen=True)
+class _Lifted:
+    """A kernel's new global, the parameters that it had, and those that it takes besides."""
+
+    gvar: Any
+    params: Sequence[Any]
+    buffers: Sequence[Any]
+
+
 def _plainly_called(mod: Any) -> set[str]:
-    """Kernels whose every call is a call_tir of tensors alone."""
+    """Kernels whose every call is a call_tir, its sizes among the arguments where it has any."""
     found: dict[str, bool] = {}
 
     def visit(node: Any) -> None:
@@ -67,19 +77,7 @@ def shared_buffers(func: Any) -> list[Any]:
     nests = list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
     users = [_accessed(nest) for nest in nests]
     several = [key for key in set().union(*users) if sum(key in one for one in users) > 1]
-    told = {
-        dim.name
-        for param in func.params
-        if hasattr(param.ty, "shape")
-        for dim in param.ty.shape
-        if isinstance(dim, tirx.Var)
-    }  # sizes that a caller's shapes tell; of `batch * n` alone it cannot say which is which
-
-    def known(buffer: Any) -> bool:
-        symbols = [var for dim in buffer.ty.shape for var in tirx.analysis.undefined_vars(dim)]
-        return all(var.name in told for var in symbols)
-
-    return [one for one in root.block.alloc_buffers if _key(one) in several and known(one)]
+    return [one for one in root.block.alloc_buffers if _key(one) in several]
 
 
 def _accessed(nest: Any) -> set[int]:
@@ -106,36 +104,38 @@ def _with_parameters(func: Any, buffers: Sequence[Any]) -> Any:
 class _Calls(relax.PyExprMutator):
     """Calls of lifted kernels with the workspaces as further outputs, which nobody reads."""
 
-    def __init__(self, lifted: Mapping[str, tuple[Any, list[Any]]]) -> None:
+    def __init__(self, lifted: Mapping[str, _Lifted]) -> None:
         super().__init__()
         self.lifted = lifted
 
     def visit_call_(self, call: Any) -> Any:
         if op_name(call) != "relax.call_tir" or call.args[0].name_hint not in self.lifted:
             return super().visit_call_(call)
-        gvar, buffers = self.lifted[call.args[0].name_hint]
+        kernel = self.lifted[call.args[0].name_hint]
         args, (made,) = list(call.args[1].fields), call.ty_args
         outputs = list(made.fields) if isinstance(made, relax.TupleType) else [made]
-        at = _sizes(gvar.ty.params, [*(arg.ty for arg in args), *outputs])
+        at = _sizes(kernel.params, [*args, *outputs])
         workspaces = [
             relax.TensorType(
                 [tvm_ffi.structural_map(n, (tirx.Var, at.__getitem__)) for n in buffer.ty.shape],
                 str(buffer.ty.dtype),
             )
-            for buffer in buffers
+            for buffer in kernel.buffers
         ]
-        both = self.builder_.emit(relax.call_tir(gvar, args, out_ty=[*outputs, *workspaces]))
+        both = self.builder_.emit(relax.call_tir(kernel.gvar, args, out_ty=[*outputs, *workspaces]))
         results = [relax.TupleGetItem(both, index) for index in range(len(outputs))]
         return results[0] if len(results) == 1 else relax.Tuple(results)
 
 
 def _sizes(params: Sequence[Any], given: Sequence[Any]) -> dict[Any, Any]:
-    """Symbol of a kernel → the size that its caller gives it."""
+    """Symbol of a kernel → the size that its caller gives it, by arguments and types of outputs."""
     found: dict[Any, Any] = {}
-    for param, ty in zip(params, given, strict=False):  # the workspaces come last
-        if not hasattr(param, "shape"):
+    for param, one in zip(params, given, strict=True):
+        if not hasattr(param.ty, "shape"):
+            found.setdefault(param, one)
             continue
-        for own, size in zip(param.shape.values, ty.shape.values, strict=True):
+        shape = (one.ty if isinstance(one, relax.Expr) else one).shape
+        for own, size in zip(param.ty.shape, shape.values, strict=True):
             if isinstance(own, tirx.Var):
                 found.setdefault(own, size)
     return found

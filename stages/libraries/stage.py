@@ -98,6 +98,9 @@ class Libraries(Stage):
                     continue
                 mod = tvm.IRModule({made.row["kernel"]: made.func})
                 codec.save_module(folder / f"{made.row['id']}.json", mod)
+                if ctx.views is not None:
+                    view = ctx.views / f"{made.row['id']}.py"
+                    view.write_text(f"{mod.script()}\n", encoding="utf-8")
                 index["alternatives"].append({**made.row, "files": files})
         codec.write_json(folder / "index.json", index)
         count = sum(not declined for *_, declined in rows)

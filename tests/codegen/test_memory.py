@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapml_stages.codegen import memory
-from tapml_stages.codegen.build import CUDA_GRAPH, lower
+from tapml_stages.codegen.build import CUDA_GRAPH, build_executable, lower
 from tapml_stages.codegen.footprint import held_bytes
 from tapml_stages.codegen.memory import plan_memory
 from tapml_stages.codegen.tuples import open_tuples
@@ -84,6 +84,26 @@ def shared_buffers_of(func: Any) -> list[Any]:
     return shared_buffers(func) if isinstance(func, tvm.tirx.PrimFunc) else []
 
 
+def router(emit: Any, x: Any) -> Any:
+    """Its kernel is told `batch` by a number: by a shape of 8 * batch it is not."""
+    batch = x.ty.shape.values[0]
+    found = emit(op.topk(emit(op.reshape(x, (8 * batch, 4))), 2, ret_type="values"))
+    return op.multiply(found, rx.const(2.0))
+
+
+def test_a_workspace_has_the_size_that_a_kernel_is_told_by_a_number():
+    mod = scheduled(router, {"x": ("batch", 8, 4)})
+    assert shared_buffers(mod["topk"])
+    lifted = lift_workspaces(mod)
+    assert not shared_buffers(lifted["topk"])
+    call = next(
+        value for _, value in bindings(lifted["main"]) if op_name(value) == "relax.call_tir"
+    )
+    (batch,) = rx.analysis.defined_symbolic_vars(lifted["main"])
+    workspace = call.ty_args[0].fields[-1].shape.values[0]
+    assert tvm.sym.Analyzer().can_prove_equal(workspace, 8 * batch)
+
+
 def test_a_kernel_without_workspaces_is_left_as_it_is():
     mod = scheduled(chain, {"x": ("batch", 64)})
     assert lift_workspaces(mod) is mod
@@ -102,11 +122,17 @@ def test_with_workspaces_lifted_and_memory_shared_a_program_computes_the_same():
         np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
-def built(lowered: Any) -> Any:
-    from tapml_stages.codegen.build import finish
+@pytest.mark.slow
+def test_a_kernel_that_is_told_its_size_by_a_number_computes_the_same_with_its_workspace_lifted():
+    machine = built(lower(scheduled(router, {"x": ("batch", 8, 4)}), TVM_TARGET))
+    for batch in (1, 5):
+        x = np.random.default_rng(batch).standard_normal((batch, 8, 4)).astype(np.float32)
+        got = machine["main"](tvm.runtime.tensor(x)).numpy()
+        np.testing.assert_array_equal(got, 2 * np.sort(x.reshape(-1, 4))[:, :1:-1])
 
-    executable = rx.build(lowered, TVM_TARGET, relax_pipeline=finish())
-    return rx.VirtualMachine(executable, tvm.cpu())
+
+def built(lowered: Any) -> Any:
+    return rx.VirtualMachine(build_executable(lowered, TVM_TARGET), tvm.cpu())
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from graphs import TVM_TARGET, graph, rx
 
-from tapml_stages.codegen.build import finish, lower
+from tapml_stages.codegen.build import build_executable, lower
 from tapml_stages.compat import tvm
 from tapml_stages.dataflow import bindings, op_name
 from tapml_stages.relax.passes import passes
@@ -20,8 +20,7 @@ op = rx.op
 
 
 def machine(mod: Any) -> Any:
-    executable = rx.build(lower(mod, TVM_TARGET), TVM_TARGET, relax_pipeline=finish())
-    return rx.VirtualMachine(executable, tvm.cpu())
+    return rx.VirtualMachine(build_executable(lower(mod, TVM_TARGET), TVM_TARGET), tvm.cpu())
 
 
 def test_a_kernel_and_a_library_call_are_bindings_of_one_program() -> None:

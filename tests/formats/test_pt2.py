@@ -309,3 +309,10 @@ def test_an_archive_that_lies_is_refused(write: Write, data: bytes, match: str) 
     with pytest.raises(StageError, match=match) as caught:
         pt2.read(path)
     assert str(path) in caught.value.message
+
+
+@pytest.mark.parametrize("data", [one for one, _ in (*ZIPS.values(), *TENSORS.values())])
+def test_what_lies_is_refused_within_5_s_and_1_gb(write: Write, data: bytes) -> None:
+    outcome = models.inspected(write("model.pt2", data).parent, "pt2")
+    assert outcome.problems == ()
+    assert outcome.codes == (1,)

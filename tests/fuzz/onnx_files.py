@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import random
-import resource
-import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
-
-from tapml.errors import TapmlError
-from tapml.stage import Context, File, Inputs
 
 LOCATIONS = ("../secret", "/etc/passwd", "/dev/zero", "link", "", "a/../../secret", "missing", ".")
 HUGE = (0, -1, 2**31, 2**40, 2**62)
@@ -108,36 +101,3 @@ def _declare(model: ModelProto, rng: random.Random) -> None:
             model.graph.output.append(
                 helper.make_tensor_value_info("zeros", TensorProto.FLOAT, None)
             )
-
-
-def examine(seed: int) -> tuple[str, float, float]:
-    """What became of a seed: refused, imported, or an exception; seconds, and MiB at the peak."""
-    from tapml_stages.importer.stage import Import
-
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _mib("VmRSS")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        path = write(seed, folder)
-        (work := folder / "work").mkdir()
-        stage = Import(source="onnx", file=File(path=str(path), sha256="0"))
-        context = Context(workdir=work, logger=logging.getLogger("fuzz"), database=work)
-        start = time.process_time()
-        try:
-            stage.run(Inputs({}), context)
-            result = "imported"
-        except TapmlError as error:
-            result = "refused" if str(error) else "refused without a word"
-        except Exception as error:
-            result = f"{type(error).__name__}: {error}"[:300]
-        return result, time.process_time() - start, _mib("VmHWM") - before
-
-
-def _mib(field: str) -> float:
-    status = Path("/proc/self/status").read_text()
-    return int(next(x for x in status.splitlines() if x.startswith(field)).split()[1]) / 1024
-
-
-def start() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
-    examine(4711 * 6 + 4)  # warm: what is imported is imported

@@ -218,8 +218,10 @@ def test_alternatives_that_were_there_are_kept(tmp_path: Path, registered: Libra
         "alternatives": given,
         "structure": structure,
     }
-    ctx = Context(tmp_path / "work", logging.getLogger("test"), tmp_path)
+    views = tmp_path / "views"
+    ctx = Context(tmp_path / "work", logging.getLogger("test"), tmp_path, views=views)
     ctx.workdir.mkdir()
+    views.mkdir()
     out = Libraries(target=V3).run(Inputs(inputs), ctx).artifacts
     found = alternatives.load(Path(out["alternatives"]), Path(out["structure"]))
     assert {one.id: one.kind for one in found.values()} == {
@@ -228,6 +230,7 @@ def test_alternatives_that_were_there_are_kept(tmp_path: Path, registered: Libra
     }
     assert [path.name for path in found["region_0.naive"].libraries] == ["libnaive_shim.so"]
     assert "indptr" in found["region_0.csr"].structure
+    assert "@T.prim_func" in (views / "region_0.naive.py").read_text()
 
 
 def entries(**ms: float) -> Sequence[Entry]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tapml.stage import Target
+from tapml_stages.codegen.build import compile_kernels
+from tapml_stages.codegen.scratch import Scratch, scratch
 from tapml_stages.compat import tvm
 from tapml_stages.target import tvm_target
 
@@ -21,13 +23,12 @@ _FMA = re.compile(r"\bvfn?m(?:add|sub)\w*ps\b[^#]*%ymm")
 class Facts:
     """innermost_fma: most FMA instructions on ymm registers in one innermost loop · fma: all of
     them
-    · parallel: it launches tasks · allocations: workspace allocations inside loops of a parallel
-    body."""
+    · parallel: it launches tasks · repeated: allocations that a loop of a chunk repeats."""
 
     innermost_fma: int
     fma: int
     parallel: bool
-    allocations: int
+    repeated: int
 
 
 def facts(func: Any, target: Target) -> Facts:
@@ -38,7 +39,7 @@ def facts(func: Any, target: Target) -> Facts:
         innermost_fma=max((_count_fma(body) for body in innermost_loops(text)), default=0),
         fma=_count_fma(text.splitlines()),
         parallel="TVMBackendParallelLaunch@" in text,
-        allocations=allocations_in_loops(func, target),
+        repeated=sum(bool(one.loop) for one in allocations(func, target)),
     )
 
 
@@ -63,35 +64,16 @@ def _count_fma(body: list[str]) -> int:
     return sum(bool(_FMA.search(line)) for line in body)
 
 
-def allocations_in_loops(func: Any, target: Target) -> int:
-    """Workspace allocations that a serial loop within a parallel one repeats, as LLVM gets them."""
-    return sum(repeated_allocations(one.body) for one in _lowered(func, target).functions.values())
-
-
-def repeated_allocations(node: Any, parallel: bool = False, repeated: bool = False) -> int:
-    """The same, in a lowered statement."""
-    inside = (parallel, repeated)
-    if isinstance(node, tvm.tirx.For):
-        is_parallel = int(node.kind) == int(tvm.tirx.ForKind.PARALLEL)
-        inside = (parallel or is_parallel, repeated or (parallel and not is_parallel))
-    if isinstance(node, (tvm.tirx.For, tvm.tirx.AttrStmt)):
-        return repeated_allocations(node.body, *inside)
-    if isinstance(node, tvm.tirx.SeqStmt):
-        return sum(repeated_allocations(one, *inside) for one in node.seq)
-    if isinstance(node, tvm.tirx.IfThenElse):
-        branches = [node.then_case, *([node.else_case] if node.else_case is not None else [])]
-        return sum(repeated_allocations(one, *inside) for one in branches)
-    if isinstance(node, tvm.tirx.DeclBuffer):
-        return int(repeated and "TVMBackendAllocWorkspace" in str(node.data))
-    return 0
+def allocations(func: Any, target: Target) -> list[Scratch]:
+    """What a kernel allocates while it runs."""
+    functions = _lowered(func, target).functions_items()
+    return [one for gvar, func in functions for one in scratch(gvar.name_hint, func)]
 
 
 def _lowered(func: Any, target: Target) -> Any:
-    """The kernel as LLVM gets it."""
-    from tvm.s_tir.pipeline import default_s_tir_pipeline
-
+    """The kernel as codegen looks at it."""
     mod = tvm.IRModule({"kernel": func.with_attr("global_symbol", "kernel")})
     host = tvm_target(target)
     mod = tvm.tirx.transform.BindTarget(host.with_host(host))(mod)
-    passes, finalize_host, _ = default_s_tir_pipeline()
-    return tvm.ir.transform.Sequential([passes, finalize_host()])(mod)
+    pipeline, *_ = compile_kernels()
+    return tvm.tirx.transform.LowerTVMBuiltin()(pipeline(mod))

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnx.inliner
 from onnx import (
     AttributeProto,
+    FunctionProto,
     GraphProto,
     ModelProto,
     NodeProto,
@@ -34,36 +33,14 @@ Shape = tuple[int | str, ...]
 
 
 def read(path: str) -> Model:
-    """The model in a file, functions inlined. StageError naming the file when it is broken."""
+    """The model in a file. StageError naming the file when it is broken."""
     model = onnx_file.read(Path(path))
     if not model.proto.graph.node or not model.proto.graph.output:
         raise StageError(
             message=f"{path} holds no graph with nodes and outputs",
             hint="is the file truncated, or no ONNX model?",
         )
-    return replaced(model, proto=_inlined(model.proto, path)) if model.proto.functions else model
-
-
-def _inlined(model: ModelProto, path: str) -> ModelProto:
-    """Without local functions; each may call others, none itself."""
-    calls = {
-        (one.domain, one.name): {(node.domain, node.op_type) for node in one.node}
-        for one in model.functions
-    }
-    settled: set[tuple[str, str]] = set()
-    while calls.keys() - settled:
-        ready = {name for name, called in calls.items() if called & calls.keys() <= settled}
-        if ready <= settled:
-            names = ", ".join(sorted(name for _, name in calls.keys() - settled))
-            raise StageError(message=f"{path}: local functions that call themselves: {names}")
-        settled |= ready
-    try:
-        return onnx.inliner.inline_local_functions(model, convert_version=True)
-    except (RuntimeError, ValueError) as error:  # of the version converter
-        raise StageError(
-            message=f"{path}: its local functions cannot be inlined: {error}",
-            hint="write them and the model for one version of the operator set",
-        ) from error
+    return model
 
 
 def check(model: ModelProto, path: str) -> None:
@@ -107,7 +84,7 @@ def opset(model: ModelProto) -> int:
     return next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 1)
 
 
-def walk(graph: GraphProto) -> Iterator[NodeProto]:
+def walk(graph: GraphProto | FunctionProto) -> Iterator[NodeProto]:
     """Every node, those of subgraphs included."""
     for node in graph.node:
         yield from _within(node)

@@ -9,6 +9,7 @@ from ... import onnx_file
 from ...program import Bounds
 from ..source import Imported, refuse
 from . import model as onnx_model
+from .functions import inline
 from .preflight import CONTROL, has_body, unsupported
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def load(stage: Import, ctx: Context) -> Imported:
     assert stage.file is not None
     path = stage.file.path
     read = onnx_model.read(path)
-    model = read.proto
+    model = inline(read.proto, path)
     wanted = {name: (spec.shape, spec.dtype) for name, spec in stage.signature.items()}
     free = {name for name, spec in stage.signature.items() if spec.override}
     signature = onnx_model.match_inputs(model, wanted, stage.dims, free)

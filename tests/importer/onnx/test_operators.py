@@ -159,22 +159,3 @@ def test_operators_that_onnx_writes_with_others_are_decomposed(
     node = helper.make_node("Celu", ["x"], ["y"], name="celu", alpha=2.0)
     call = {"x": RNG.standard_normal((3, 5), dtype=np.float32)}
     assert difference(make_model([node], {"x": [3, 5]}), [call]) < 1e-6
-
-
-def test_nested_local_functions_are_inlined_and_one_that_calls_itself_is_refused(
-    make_model: MakeModel, difference: Difference, import_model: Callable[..., Outputs]
-) -> None:
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("mine", 1)]
-
-    def function(name: str, body: str, domain: str) -> Any:
-        node = helper.make_node(body, ["a"], ["b"], name="inner", domain=domain)
-        return helper.make_function("mine", name, ["a"], ["b"], [node], opsets)
-
-    model = make_model([helper.make_node("Outer", ["x"], ["y"], domain="mine")], {"x": [2, 3]})
-    model.opset_import.append(opsets[1])
-    model.functions.extend([function("Outer", "Inner", "mine"), function("Inner", "Neg", "")])
-    call = {"x": RNG.standard_normal((2, 3), dtype=np.float32)}
-    assert difference(model, [call]) == 0
-    model.functions[1].node[0].op_type, model.functions[1].node[0].domain = "Outer", "mine"
-    with pytest.raises(StageError, match="call themselves: Inner, Outer"):
-        import_model(model)
