@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import click
 
-from .compare import APART, NOISE, Comparison, Row
+from .compare import APART, Comparison, Row
 from .estimate import Estimate
-from .facts import Facts, Spread
+from .facts import NOISE, Facts, Spread
 from .plan import Plan, Step
 from .prepare import Prepared
 from .progress import duration
@@ -242,8 +242,7 @@ def _measured(run: RunResult, facts: Facts) -> str:
     for row in facts.latency:
         text, peer = _timing(row.ours), ""
         if row.theirs is not None:
-            colour = "green" if (row.ratio or 0) <= 1.02 else "red"
-            theirs = _timing(row.theirs)
+            theirs, colour = _timing(row.theirs), _COLOURS[row.tone] or None
             peer = f"   {row.peer} {theirs}   {click.style(row.words, fg=colour)}"
         lines.append(f"latency  {row.label:<{width}}  {text}{peer}")
     if run.foreign:

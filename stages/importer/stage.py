@@ -30,6 +30,7 @@ from tapml.stage import (
 )
 
 from .huggingface.files import READ
+from .source import no_input
 
 SymbolName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
 
@@ -276,7 +277,7 @@ class Import(Stage):
         elif model.path is not None:
             file = recipe.file(model.path, field="model.path")
             if model.source == "onnx":
-                files = _beside(recipe, model.path, file)
+                files = _of_onnx(recipe, model, file)
             elif model.source == "relax":
                 files = _weights_of(recipe, model.path, file)
         if model.python is not None:
@@ -343,19 +344,25 @@ class Import(Stage):
         return Outputs({**folders, "weights": ctx.workdir / "weights.safetensors"}, report)
 
 
-def _beside(recipe: Recipe, path: str, file: File) -> dict[str, File]:
+def _of_onnx(recipe: Recipe, model: Model, file: File) -> dict[str, File]:
     """The files that an ONNX file keeps weights in, by the name that it has for them.
 
-    Raises: RecipeError naming tensor and file for one that is not there, or out of bounds. What
-            else is wrong with the model, `run` tells.
+    Raises: RecipeError naming tensor and file for one that is not there, or out of bounds; for an
+            input that the model does not have. What else is wrong with the model, `run` tells.
     """
     from .. import onnx_wire
 
+    assert model.path is not None
     try:
-        named = onnx_wire.external_files(onnx_wire.map_file(Path(file.path)))
+        buffer = onnx_wire.map_file(Path(file.path))
+        named, inputs = onnx_wire.external_files(buffer), onnx_wire.input_names(buffer)
     except (onnx_wire.WireError, OSError):
         return {}
-    folder, files = path.rpartition("/")[0], dict[str, File]()
+    if wrong := [no_input(name, inputs) for name in model.inputs if inputs and name not in inputs]:
+        raise wrong[0] if len(wrong) == 1 else RecipeErrors(
+            errors=tuple(wrong), message=f"{len(wrong)} mistakes in model.inputs"
+        )
+    folder, files = model.path.rpartition("/")[0], dict[str, File]()
     for name, tensor in named.items():
         try:
             onnx_wire.beside(Path(file.path), name)

@@ -26,10 +26,11 @@ _GENERATE_VALIDATION = """\
 """
 
 
-def draft(model: Model, place: str | None = None) -> str:
+def draft(model: Model, place: str | None = None, name: str = "") -> str:
     """The recipe as YAML; empty for what cannot be imported (a bundle, weights alone).
 
     In: `place`: the model's path as the recipe is to have it; else its name, and that it lies there
+        `name`: of the recipe and its runs; else the model's
     """
     if model.kind in ("bundle", "safetensors"):
         return ""
@@ -56,7 +57,7 @@ def draft(model: Model, place: str | None = None) -> str:
         tail = _VALIDATION
     data = {
         "version": 1,
-        "name": _name(model),
+        "name": _name(name) or _name(_stem(model)) or "model",
         "workflow": "deploy",
         "model": section,
         "target": {"preset": "cpu"},
@@ -110,8 +111,12 @@ def _is_symbol(text: str) -> bool:
     return _SYMBOL.fullmatch(text) is not None
 
 
-def _name(model: Model) -> str:
-    stem = (
-        Path(model.name).stem if model.path.is_file() else Path(model.name.partition("@")[0]).name
-    )
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", stem).strip("-_.") or "model"
+def _stem(model: Model) -> str:
+    if model.path.is_file():
+        return Path(model.name).stem
+    return Path(model.name.partition("@")[0]).name
+
+
+def _name(text: str) -> str:
+    """As much of a text as may be a recipe's name."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", text).strip("-_.")

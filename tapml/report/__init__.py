@@ -107,7 +107,7 @@ def _cards(run: RunResult) -> Safe | None:
                     f"latency, {row.label}",
                     figure,
                     row.words or f"{row.threads} threads",
-                    _tone(row),
+                    row.tone or "dim",
                 )
             )
         for name, value in list(facts.metric.items())[:2]:
@@ -190,11 +190,7 @@ def _group(row: Latency) -> charts.Group:
     bars = [charts.Bar("this library", row.ours, is_ours=True)]
     if row.theirs is not None:
         bars.append(charts.Bar(row.peer.split()[0] or "reference", row.theirs, is_ours=False))
-    return charts.Group(row.label, row.words, _tone(row), tuple(bars))
-
-
-def _tone(row: Latency) -> str:
-    return "dim" if row.ratio is None else "good" if row.ratio <= 1.02 else "bad"
+    return charts.Group(row.label, row.words, row.tone or "dim", tuple(bars))
 
 
 def _elsewhere(run: RunResult) -> Safe | None:

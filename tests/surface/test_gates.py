@@ -216,16 +216,19 @@ def test_a_recipe_without_a_baseline_fails_its_gate_with_4(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "words"),
+    ("ours", "words", "tone"),
     [
-        (0.5, "2.00x faster than onnxruntime"),
-        (1.4, "1.40x SLOWER than onnxruntime"),
-        (1.01, "as fast as onnxruntime"),
+        ((0.5, 0.45, 0.6), "2.00x faster than onnxruntime", "good"),
+        ((1.4, 1.3, 1.5), "1.40x SLOWER than onnxruntime", "bad"),
+        ((0.91, 0.85, 0.95), "within noise of onnxruntime", ""),
+        ((1.3, 1.05, 1.5), "within noise of onnxruntime", ""),
     ],
 )
-def test_speed_is_said_in_words(ratio: float, words: str) -> None:
-    row = {**vars_of_latency(), "ratio": ratio}
-    assert measured(latency=[row]).latency[0].words == words
+def test_speed_is_said_in_words(ours: tuple[float, ...], words: str, tone: str) -> None:
+    spread = dict(zip(("p50", "low", "high"), ours, strict=True))
+    row = {**vars_of_latency(), "ours_ms": spread, "ratio": ours[0]}
+    (found,) = measured(latency=[row]).latency
+    assert (found.words, found.tone) == (words, tone)
 
 
 def vars_of_latency() -> dict[str, Any]:
@@ -234,5 +237,5 @@ def vars_of_latency() -> dict[str, Any]:
         "threads": 1,
         "ours_ms": {"p50": 1.0},
         "peer": "onnxruntime 1.32.0",
-        "peer_ms": {"p50": 1.0},
+        "peer_ms": {"p50": 1.0, "low": 0.9, "high": 1.1},
     }
