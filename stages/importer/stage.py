@@ -359,8 +359,10 @@ def _of_onnx(recipe: Recipe, model: Model, file: File) -> dict[str, File]:
     except (onnx_wire.WireError, OSError):
         return {}
     if wrong := [no_input(name, inputs) for name in model.inputs if inputs and name not in inputs]:
-        raise wrong[0] if len(wrong) == 1 else RecipeErrors(
-            errors=tuple(wrong), message=f"{len(wrong)} mistakes in model.inputs"
+        raise (
+            wrong[0]
+            if len(wrong) == 1
+            else RecipeErrors(errors=tuple(wrong), message=f"{len(wrong)} mistakes in model.inputs")
         )
     folder, files = model.path.rpartition("/")[0], dict[str, File]()
     for name, tensor in named.items():

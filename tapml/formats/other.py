@@ -46,7 +46,7 @@ def seems(head: bytes) -> tuple[str, str]:
 
 
 def refuse_other(path: Path, wanted: str, begins: bytes | None = None) -> None:
-    """Raises StageError when the file is plainly something else than `wanted`, which `begins` so."""
+    """Raises StageError when the file is plainly no `wanted`, nor `begins` as one does."""
     with opened(path) as (source, _):
         head = source.read(HEAD)
     what, hint = seems(head)

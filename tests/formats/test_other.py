@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,15 +39,13 @@ def test_a_file_of_another_kind_is_told_as_what_it_is(write: Write, kind: str, n
 
 
 def test_what_torch_saves_is_told_how_to_be_made_safe(write: Write) -> None:
-    import torch
-
     path = write("model.pth", b"")
-    for new in (True, False):
-        torch.save({"w": torch.ones(2)}, path, _use_new_zipfile_serialization=new)
-        with pytest.raises(StageError, match="pickle") as told:
-            inspection.inspect(str(path))
-        assert "torch.export.save" in told.value.hint
-        assert "safetensors.torch.save_file" in told.value.hint
+    with zipfile.ZipFile(path, "w") as saved:  # as `torch.save` lays it out
+        saved.writestr("model/data.pkl", pickle.dumps({"w": 1}))
+    with pytest.raises(StageError, match=r"pickle of torch\.save") as told:
+        inspection.inspect(str(path))
+    assert "torch.export.save" in told.value.hint
+    assert "safetensors.torch.save_file" in told.value.hint
 
 
 def test_no_sound_model_seems_to_be_something_else() -> None:

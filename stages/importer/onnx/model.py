@@ -25,7 +25,7 @@ from onnx import (
     numpy_helper,
 )
 
-from tapml.errors import RecipeError, RecipeErrors, StageError, nearest
+from tapml.errors import RecipeError, RecipeErrors, StageError
 from tapml.formats.other import refuse_other
 
 from ... import onnx_file

@@ -149,7 +149,7 @@ def test_an_input_that_the_model_lacks_is_a_mistake_that_a_plan_tells(
         planned(tmp_path, RECIPE.replace("{x:", "{xx:"))
     assert told.value.field == "model.inputs.xx"
     assert "'x'" in (told.value.hint or "")
+    inputs = "{x: {shape: [2, 128], dtype: float32}}"
+    both = f"{{a: {inputs[4:-1]}, b: {inputs[4:-1]}}}"
     with pytest.raises(RecipeError, match=r"(?s)no input 'a'.*no input 'b'"):
-        inputs = "{x: {shape: [2, 128], dtype: float32}}"
-        both = f"{{a: {inputs[4:-1]}, b: {inputs[4:-1]}}}"
         planned(tmp_path, RECIPE.replace(inputs, both))
