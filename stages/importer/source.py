@@ -61,6 +61,10 @@ def find(name: str) -> Source:
     return cast("Source", import_module(f"{__package__}.{SOURCES[name]}"))
 
 
+class UnknownShapeError(StageError):
+    """A shape that does not follow from the inputs'; where those have fixed sizes it may."""
+
+
 def no_input(name: str, known: Collection[str]) -> RecipeError:
     """An input of the recipe that the model does not have."""
     return RecipeError(

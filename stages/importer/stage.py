@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from re import fullmatch
@@ -30,7 +30,7 @@ from tapml.stage import (
 )
 
 from .huggingface.files import READ
-from .source import no_input
+from .source import UnknownShapeError, find, no_input
 
 SymbolName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
 
@@ -312,14 +312,35 @@ class Import(Stage):
                 hint=f"pip install 'tapml[{kind.extra}]'",
             )
 
+    def fixed_sizes(self) -> str:
+        """What to write in the recipe where a size that differs from call to call is in the way."""
+        if not self.dims:
+            return "simplify the model first, so that its shapes are written in it"
+        import yaml
+
+        sizes = {name: bounds.min for name, bounds in self.dims.items()}
+        sizes |= self.buckets[0] if self.buckets else {}
+        fixed = {
+            name: spec.model_copy(
+                update={"shape": [sizes.get(str(dim), dim) for dim in spec.shape]}
+            ).model_dump(mode="json", exclude_defaults=True)
+            for name, spec in self.signature.items()
+        }
+        line = yaml.safe_dump(
+            {"inputs": fixed}, default_flow_style=True, sort_keys=False, width=10**6
+        )
+        return f"fix the sizes: in `model`, without `dims` and `buckets`, {line.strip()[1:-1]}"
+
     def run(self, inputs: Inputs, ctx: Context) -> Outputs:
         from collections import Counter
         from dataclasses import asdict
 
         from .. import codec
-        from .source import find
 
-        imported = find(self.source).load(self, ctx)
+        try:
+            imported = find(self.source).load(self, ctx)
+        except UnknownShapeError as error:
+            raise replace(error, hint=self.fixed_sizes()) from error
         program, weights = imported.program, imported.weights
         folders = {name: ctx.workdir / name for name in ("source", "program", "files")}
         program.save(folders["program"])
