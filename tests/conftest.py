@@ -15,7 +15,14 @@ from _pytest.mark.expression import Expression
 from hypothesis import settings
 
 settings.register_profile("tapml", deadline=None)  # machines are shared: time says nothing
-settings.load_profile("tapml")
+settings.register_profile("plain", deadline=None, max_examples=25)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where slow tests are not wanted, Hypothesis tries fewer examples too."""
+    plain = _never(config.option.markexpr, frozenset({"slow"}))
+    settings.load_profile("plain" if plain else "tapml")
+
 
 # Bytecode is kept, whatever the environment says: else each of some hundred child processes
 # compiles tapml anew, and each run all tests.

@@ -65,6 +65,8 @@ def draft(model: Model, place: str | None = None, name: str = "") -> str:
         **({"validation": validation} if validation else {}),
     }
     text = yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=100)
+    if section.get("dims"):
+        text = text.replace("\n  dims:", f"\n{_fixed(section)}\n  dims:", 1)
     notes = [f"# {short(one.op)} ×{one.count} cannot be imported yet" for one in model.unsupported]
     head = [*notes, *comments, "# `tuning.trials: 0` ships the default schedules; raise it to tune"]
     return "\n".join(head) + f"\n{text}{tail}"
@@ -99,6 +101,25 @@ def _inputs(model: Model) -> dict[str, Any]:
     if dims:
         found |= {"dims": dims, "buckets": [bucket]}
     return found
+
+
+def _fixed(section: dict[str, Any]) -> str:
+    """What to write where import loses a size that differs from call to call, as a comment."""
+    import yaml
+
+    (sizes,) = section["buckets"]
+    inputs = {
+        name: {**spec, "shape": [sizes.get(dim, dim) for dim in spec["shape"]]}
+        for name, spec in section["inputs"].items()
+    }
+    line = yaml.safe_dump(
+        {"inputs": inputs}, sort_keys=False, default_flow_style=True, width=10**6
+    ).strip()
+    names = ", ".join(sizes)
+    return (
+        f"  # where import refuses {names} as a size that differs from call to call:\n"
+        f"  # without `dims` and `buckets`, {line[1:-1]}"
+    )
 
 
 def _spec(value: Value) -> dict[str, Any]:

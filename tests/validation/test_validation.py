@@ -108,7 +108,12 @@ def test_facts_hold_errors_timings_and_carved_tests_of_every_size(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "fault", [{"terms": 5}, {"shift": 1}, {"relu": False}], ids=["short sum", "index", "epilogue"]
+    "fault",
+    [
+        pytest.param({"terms": 5}, id="short sum"),
+        pytest.param({"shift": 1}, id="index", marks=pytest.mark.slow),
+        pytest.param({"relu": False}, id="epilogue", marks=pytest.mark.slow),
+    ],
 )
 def test_a_fault_in_one_scheduled_kernel_is_named_by_it(
     tmp_path: Path, fault: dict[str, int]
@@ -118,6 +123,7 @@ def test_a_fault_in_one_scheduled_kernel_is_named_by_it(
     assert not facts["error"]["passed"]
 
 
+@pytest.mark.slow
 def test_nan_never_passes_and_the_kernel_that_made_it_is_named(tmp_path: Path) -> None:
     inputs = built(tmp_path, linear_kernel(nan=True))
     with pytest.raises(StageError, match=rf"NaN or Inf(.|\n)*{KERNEL}"):
@@ -133,6 +139,23 @@ def test_scalar_arguments_of_a_kernel_keep_their_place(tmp_path: Path) -> None:
     args = (tvm.runtime.tensor(x), 5, tvm.runtime.tensor(out))
     recorder(None, "scaled", False, None, *args)
     assert [one.relative for one in recorder.found] == [0.0]
+
+
+def test_a_kernel_that_writes_nan_or_not_everything_never_passes(tmp_path: Path) -> None:
+    def spoilt(x: tvm.runtime.Tensor, out: tvm.runtime.Tensor) -> None:
+        out.copyfrom(np.array([np.nan, 2, 3], "float32"))
+
+    def lazy(x: tvm.runtime.Tensor, out: tvm.runtime.Tensor) -> None: ...
+
+    written = {"spoilt": (-1,), "lazy": (-1,)}
+    recorder = Recorder({"spoilt": spoilt, "lazy": lazy}, {}, written, {}, tmp_path)
+    args = [tvm.runtime.tensor(np.ones(3, "float32")) for _ in range(2)]
+    for name in written:
+        recorder(None, name, False, None, *args)
+    assert [(one.kernel, one.passed) for one in recorder.found] == [
+        ("spoilt", False),
+        ("lazy", False),
+    ]
 
 
 def test_an_error_is_relative_to_the_range_of_the_output() -> None:
