@@ -321,10 +321,9 @@ class Import(Stage):
         sizes = {name: bounds.min for name, bounds in self.dims.items()}
         sizes |= self.buckets[0] if self.buckets else {}
         fixed = {
-            name: spec.model_copy(
-                update={"shape": [sizes.get(str(dim), dim) for dim in spec.shape]}
-            ).model_dump(mode="json", exclude_defaults=True)
+            name: {**spec.model_dump(mode="json", exclude_defaults=True), "shape": shape}
             for name, spec in self.signature.items()
+            for shape in [[sizes.get(str(dim), dim) for dim in spec.shape]]
         }
         line = yaml.safe_dump(
             {"inputs": fixed}, default_flow_style=True, sort_keys=False, width=10**6
