@@ -135,6 +135,8 @@ def of_step(step: Step) -> str:
     lines = [f"{name} {'would run' if step.state == 'run' else 'may run'}: {step.reason}"]
     if step.state == "pending" and not step.changes:
         lines[0] += "; nothing of its own has changed"
+    if step.beside and step.changes:
+        lines.append(f"  beside the result of {step.beside}:")
     for change in step.changes:
         field = change.field
         if change.kind == "input":
