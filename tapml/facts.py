@@ -114,6 +114,14 @@ class Facts:
     host: Json = field(default_factory=dict[str, Any])
     date: str = ""
 
+    @property
+    def failed_kernels(self) -> int | None:
+        """Carved call sites whose shipped kernel differs from its unscheduled form; None: none was
+        carved.
+        """
+        failed: Any = self.carve.get("failed")
+        return len(failed) if isinstance(failed, list) else failed
+
 
 def load(path: Path) -> Facts:
     """The facts in a file.

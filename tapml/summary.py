@@ -17,7 +17,7 @@ from .facts import NOISE, Facts, Spread
 from .plan import Plan, Step
 from .prepare import Prepared
 from .progress import duration
-from .report import by_share, failed_count, figures, share_by_rule
+from .report import by_share, figures, share_by_rule
 from .report.markup import number
 from .runs import VIEWS, RunResult, Scalar, local, marks, when
 from .terminal import columns, printable
@@ -257,10 +257,11 @@ def _measured(run: RunResult, facts: Facts) -> str:
         limit = f"tolerance {number(facts.error.tolerance)}"
         lines.append(f"error    {number(facts.error.relative)} relative, {limit}{state}")
     lines += [f"metric   {printable(name)} {value:.6g}" for name, value in facts.metric.items()]
-    if count := failed_count(facts):
-        lines.append(
-            click.style(f"carved   {count} kernels differ from their unscheduled form", fg="red")
-        )
+    if count := facts.failed_kernels:
+        judged = any(verdict.gate == "failed_kernels" for verdict in run.verdicts)
+        more = "" if judged else "; no gate judges it (validation.gates.failed_kernels)"
+        words = f"carved   {count} kernels differ from their unscheduled form{more}"
+        lines.append(click.style(words, fg="red"))
     return "\n".join(lines)
 
 

@@ -209,6 +209,21 @@ def test_a_run_is_held_to_another_run_by_name_and_by_mark(cli: Cli, name: str) -
     assert "latency_vs 1, limit ≤ 0.5; 2x above; at n 1000, beside run 2" in failed.err
 
 
+@pytest.mark.parametrize(("limit", "passed"), [(0, False), (1, True), (None, None)])
+def test_kernels_that_differ_are_judged_where_the_recipe_says_so(
+    limit: int | None, passed: bool | None
+) -> None:
+    carve = {"checked": 9, "failed": [{"kernel": "k"}]}
+    verdicts = gates.judge(Gates(failed_kernels=limit), measured(carve=carve))
+    found = {verdict.gate: verdict.passed for verdict in verdicts}
+    assert found.get("failed_kernels") is passed
+
+
+def test_what_was_not_carved_passes_no_gate() -> None:
+    verdict = gates.judge(Gates(failed_kernels=9), measured())[-1]
+    assert (verdict.figure, verdict.passed) == (None, False)
+
+
 def test_a_recipe_without_a_baseline_fails_its_gate_with_4(cli: Cli) -> None:
     done = cli("run", "little.yaml", "--set", beside_text("baseline"))
     assert done.code == 4
