@@ -28,6 +28,7 @@ from ..dataflow import kernel_of, op_name
 from ..program import Program
 from .compare import FLOOR, relative_error, within_a_step
 
+_NAME = 100  # characters of a kernel's name in a file's; a fused one may be of thousands
 BUDGET_BYTES = 64 * 2**20  # of carved inputs and outputs kept on disk
 Arrays = Mapping[str, np.ndarray]
 Spec = tuple[tuple[int, ...], str]  # shape, dtype
@@ -205,7 +206,7 @@ class Recorder:
         if self.spent + size > BUDGET_BYTES:
             return ""
         self.spent += size
-        file = f"{self.case.replace('/', '_')}-{self.call:04d}-{name}.npz"
+        file = f"{self.case.replace('/', '_')}-{self.call:04d}-{name[:_NAME]}.npz"
         codec.write_npz(self.folder / file, arrays)
         return file
 

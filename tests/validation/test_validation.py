@@ -147,9 +147,10 @@ def test_a_kernel_that_writes_nan_or_not_everything_never_passes(tmp_path: Path)
 
     def lazy(x: tvm.runtime.Tensor, out: tvm.runtime.Tensor) -> None: ...
 
-    written = {"spoilt": (-1,), "lazy": (-1,)}
+    lazy_one = f"fused_{'reshape_' * 200}"  # longer than a file's name may be
+    written = {"spoilt": (-1,), lazy_one: (-1,)}
     mod = dict.fromkeys(written, linear_kernel())
-    recorder = Recorder({"spoilt": spoilt, "lazy": lazy}, {}, written, {}, tmp_path, mod)
+    recorder = Recorder({"spoilt": spoilt, lazy_one: lazy}, {}, written, {}, tmp_path, mod)
     args = [tvm.runtime.tensor(np.ones(3, "float32")) for _ in range(2)]
     for name in written:
         recorder(None, name, False, None, *args)
