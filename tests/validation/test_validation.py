@@ -154,10 +154,7 @@ def test_a_kernel_that_writes_nan_or_not_everything_never_passes(tmp_path: Path)
     args = [tvm.runtime.tensor(np.ones(3, "float32")) for _ in range(2)]
     for name in written:
         recorder(None, name, False, None, *args)
-    assert [(one.kernel, one.passed) for one in recorder.found] == [
-        ("spoilt", False),
-        ("lazy", False),
-    ]
+    assert [one.kernel for one in recorder.found if not one.passed] == [*written]
 
 
 STEP = 0.05  # of the integers that the values stand for
