@@ -35,6 +35,7 @@ _INSIDE: Mapping[int, Mapping[int, int]] = {
     _SPARSE: {1: _TENSOR, 2: _TENSOR},
     _FUNCTION: {7: _NODE, 11: _ATTRIBUTE},
 }
+_OF_MODEL, _INPUT = 7, 11  # graph of a model, input of a graph
 _DATA_TYPE, _NAME, _RAW, _EXTERNAL, _LOCATION = 2, 8, 9, 13, 14
 
 
@@ -85,6 +86,19 @@ def external_files(buffer: Buffer) -> dict[str, str]:
         if location is not None:
             files.setdefault(location, name)
     return files
+
+
+def input_names(buffer: Buffer) -> list[str]:
+    """Names of what a graph takes, those that have an initializer included."""
+    names: list[str] = []
+    for number, wire, graph in _fields(buffer, (0, len(buffer))):
+        if (number, wire) != (_OF_MODEL, _BYTES):
+            continue
+        for field, kind, (first, last) in _fields(buffer, graph):
+            if (field, kind) == (_INPUT, _BYTES):
+                entry = {n: buffer[a:b] for n, _, (a, b) in _fields(buffer, (first, last))}
+                names.append(_text(entry.get(1, b"")))
+    return names
 
 
 def skeleton(buffer: Buffer) -> bytes:

@@ -55,7 +55,9 @@ def merge(graphs: Sequence[Graph], names: Sequence[str]) -> tuple[Graph, list[di
     merged = Graph()
     for text, node in zip(called, nodes, strict=True):
         bound = {key: (called[number], output) for key, (number, output) in node.inputs.items()}
-        merged.add(text, node.stage, bound)
+        of = [graphs[which].nodes[node.name].get("recipes", ()) for which in node.graphs]
+        recipes = dict.fromkeys(recipe for one in of for recipe in one)
+        merged.add(text, node.stage, bound, tuple(recipes))
     steps = [{name: called[number] for name, number in own.items()} for own in numbers]
     return merged, steps
 

@@ -13,14 +13,14 @@ from typing import Any, Literal
 from . import explain, runs
 from .errors import RecipeError
 from .explain import Change
-from .facts import Spread
+from .facts import NOISE, Spread
 from .report import figures
 from .results import StepResult
 from .runs import RunResult, Scalar
 from .store import Record, Store
 
 Better = Literal["lower", "higher", ""]
-NOISE, APART = "within noise", "other machine"
+APART = "other machine"
 
 
 @dataclass(frozen=True)

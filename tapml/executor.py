@@ -284,6 +284,7 @@ class _Run:
             limit_s=step.stage.resources.timeout_s or self._options.timeout_s,
             replace=bool(step.forced),
             remote=None if self._store.remote is None else self._store.remote.offer(),
+            recipes=step.recipes,
         )
         expected_s = None if step.expected is None else step.expected.seconds
         self._audience.tell(StageStarted(time.time(), step.name, step.reason, expected_s))

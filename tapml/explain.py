@@ -51,10 +51,14 @@ class Expected:
 
 @dataclass(frozen=True)
 class Nearest:
-    """The earlier result with the fewest differences, if any, and what a run will take."""
+    """The earlier result with the fewest differences, if any, and what a run will take.
+
+    beside: the recipe that it was made for, where it was for none of the asking ones
+    """
 
     changes: tuple[Change, ...] = ()
     record: Record | None = None
+    beside: str = ""
     expected: Expected | None = None
 
 
@@ -71,11 +75,17 @@ class Past:
         self._expected: dict[str, Expected] = {}
 
     def nearest(
-        self, preimage: Mapping[str, Any], sources: Sources, *, unknown: Collection[str] = ()
+        self,
+        preimage: Mapping[str, Any],
+        sources: Sources,
+        recipes: Collection[str] = (),
+        *,
+        unknown: Collection[str] = (),
     ) -> Nearest:
         """The nearest earlier result of a stage; of several, the newest.
 
-        In: `unknown`: inputs whose digests are not known yet, and do not count.
+        In: `recipes`: what was made for one of them goes before all else; `unknown`: inputs whose
+            digests are not known yet, and do not count.
         """
         earlier = self._of(str(preimage["stage"]))
         if not earlier.records:
@@ -83,7 +93,8 @@ class Past:
         far = earlier.distances(
             dict(_facts(preimage)), frozenset(f"inputs.{name}" for name in unknown)
         )
-        record = earlier.records[min(range(len(far)), key=far.__getitem__)]
+        own = earlier.of(recipes)
+        record = earlier.records[min(own or range(len(far)), key=far.__getitem__)]
         local = None
         if earlier.here:
             local = earlier.records[min(earlier.here, key=far.__getitem__)]
@@ -91,6 +102,7 @@ class Past:
         return Nearest(
             tuple(differences(record.preimage, preimage, record.sources, sources, partial)),
             record,
+            "" if own else ", ".join(record.recipes),
             None if local is None else self._expect(local),
         )
 
@@ -130,6 +142,14 @@ class _Earlier:
         )
         self._varying = {name for facts in self._facts for name in facts} - self._shared.keys()
         self._rows: dict[tuple[str, ...], list[tuple[str | None, ...]]] = {}
+
+    def of(self, recipes: Collection[str]) -> list[int]:
+        """Which of them were made for one of the recipes, or may have been."""
+        return [
+            index
+            for index, record in enumerate(self.records)
+            if not record.recipes or not recipes or not {*recipes}.isdisjoint(record.recipes)
+        ]
 
     def distances(self, facts: Mapping[str, str], unknown: frozenset[str]) -> list[int]:
         """How many facts are others than in each of the results; `unknown` ones do not count.

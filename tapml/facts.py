@@ -8,11 +8,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from .errors import StageError
 
 Json = Mapping[str, Any]
+NOISE = "within noise"  # what is said of two timings whose spreads overlap
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,29 @@ class Latency:
         return ", ".join(f"{name} {size}" for name, size in self.sizes.items()) or "static"
 
     @property
+    def tone(self) -> Literal["good", "bad", ""]:
+        """Whether it is faster than its peer; neither without one, or where noise hides it."""
+        if self.ratio is None or not self.ratio > 0:
+            return ""
+        if self.theirs is not None and self.ours.overlaps(self.theirs):
+            return ""
+        return "good" if self.ratio < 1 else "bad"
+
+    @property
     def words(self) -> str:
-        """`1.4x faster than onnxruntime`, `1.4x SLOWER than onnxruntime`, or nothing without a
-        peer.
+        """`1.4x faster than onnxruntime`, `1.4x SLOWER than onnxruntime`, `within noise of
+        onnxruntime`, or nothing without a peer.
         """
         if self.ratio is None or not self.ratio > 0:
             return ""
         peer = self.peer.split()[0] if self.peer else "the reference"
-        if 0.98 <= self.ratio <= 1.02:
-            return f"as fast as {peer}"
-        if self.ratio < 1:
-            return f"{1 / self.ratio:.2f}x faster than {peer}"
-        return f"{self.ratio:.2f}x SLOWER than {peer}"
+        match self.tone:
+            case "good":
+                return f"{1 / self.ratio:.2f}x faster than {peer}"
+            case "bad":
+                return f"{self.ratio:.2f}x SLOWER than {peer}"
+            case "":
+                return f"{NOISE} of {peer}"
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,14 @@ class Facts:
     kernels: tuple[Kernel, ...] = ()
     host: Json = field(default_factory=dict[str, Any])
     date: str = ""
+
+    @property
+    def failed_kernels(self) -> int | None:
+        """Carved call sites whose shipped kernel differs from its unscheduled form; None: none was
+        carved.
+        """
+        failed: Any = self.carve.get("failed")
+        return len(failed) if isinstance(failed, list) else failed
 
 
 def load(path: Path) -> Facts:

@@ -68,7 +68,7 @@ def judge(
         *_error(gates, facts),
         *_metric(gates.metric, facts.metric),
         *_latency(gates.latency_vs, facts, other, foreign=foreign),
-        *_size(gates, facts),
+        *_kernels_and_size(gates, facts),
     )
 
 
@@ -156,7 +156,9 @@ def _beside(facts: Facts, other: Facts | None) -> tuple[float | None, str]:
     return row.ours.p50 / before.ours.p50, note
 
 
-def _size(gates: Gates, facts: Facts) -> Iterator[Verdict]:
+def _kernels_and_size(gates: Gates, facts: Facts) -> Iterator[Verdict]:
+    if gates.failed_kernels is not None:
+        yield _at_most("failed_kernels", facts.failed_kernels, gates.failed_kernels)
     if gates.bundle_mib is not None:
         yield _at_most("bundle_mib", facts.bundle_mib, gates.bundle_mib)
 

@@ -14,7 +14,8 @@ class Graph:
     """The part of networkx's DiGraph that planning needs: importing the whole takes longer than a
     run in which everything is cached. A DiGraph does as well; `Plan.digraph` gives one.
 
-    nodes: name → attributes `stage` and `inputs`; each comes after those that it needs
+    nodes: name → attributes `stage`, `inputs` and `recipes` (names of those that it is of); each
+           comes after those that it needs
     """
 
     def __init__(self) -> None:
@@ -23,8 +24,8 @@ class Graph:
     def __iter__(self) -> Iterator[str]:
         return iter(self.nodes)
 
-    def add(self, name: str, stage: Stage, inputs: Bindings) -> None:
-        self.nodes[name] = {"stage": stage, "inputs": inputs}
+    def add(self, name: str, stage: Stage, inputs: Bindings, recipes: tuple[str, ...] = ()) -> None:
+        self.nodes[name] = {"stage": stage, "inputs": inputs, "recipes": recipes}
 
     def predecessors(self, name: str, /) -> tuple[str, ...]:
         """The nodes that it takes its inputs from."""

@@ -32,7 +32,9 @@ class Step:
     needs:      steps that come before it
     where:      where the result of a hit is: in the store, or in the shared cache
     outputs:    digests by output name, of a hit
-    changes:    differences from the nearest earlier result, of a stage that will run
+    recipes:    names of those that it is a stage of
+    changes:    differences from the nearest earlier result, of a stage that will run; `beside`:
+                the recipe that this was made for, where none of its own has any
     expected:   what a stage that will run took on this machine before
     """
 
@@ -47,7 +49,9 @@ class Step:
     preimage: Mapping[str, Any] | None = None
     outputs: Mapping[str, str] | None = None
     record: Record | None = None
+    recipes: tuple[str, ...] = ()
     changes: tuple[Change, ...] = ()
+    beside: str = ""
     notes: tuple[str, ...] = ()
     expected: Expected | None = None
     where: Literal["local", "remote"] | None = None
@@ -95,6 +99,7 @@ class Plan:
                 "key": step.key,
                 "outputs": None if step.outputs is None else dict(step.outputs),
                 "changes": [asdict(change) for change in step.changes],
+                "beside": step.beside,
                 "expected": None if step.expected is None else asdict(step.expected),
                 "notes": list(step.notes),
                 "python": list(step.python),
@@ -137,6 +142,7 @@ def make(
                 inputs=dict(graph.nodes[name]["inputs"]),
                 needs=needs[name],
                 forced=forced.get(name, ""),
+                recipes=graph.nodes[name].get("recipes", ()),
             )
             for name in level
             if name in kept
@@ -168,12 +174,14 @@ def resolve(step: Step, known: Mapping[str, Step], past: Past) -> Step:
     if waiting:
         lower = {name for node in waiting for name in known[node].needs}  # wait themselves
         above = ", ".join(node for node in dict.fromkeys(waiting) if node not in lower)
-        earlier = past.nearest(preimage, sources(stage), unknown=step.inputs.keys() - inputs)
+        unknown = step.inputs.keys() - inputs
+        earlier = past.nearest(preimage, sources(stage), step.recipes, unknown=unknown)
         return replace(
             step,
             state="pending",
             reason=f"below {above}",
             changes=earlier.changes,
+            beside=earlier.beside,
             expected=earlier.expected,
         )
     key = keys.digest(preimage)
@@ -195,19 +203,27 @@ def resolve(step: Step, known: Mapping[str, Step], past: Past) -> Step:
             outputs=record.outputs,
             record=record,
             changes=(),
+            beside="",
             expected=None,
         )
-    earlier = past.nearest(preimage, sources(stage))
+    earlier = past.nearest(preimage, sources(stage), step.recipes)
     if record is not None:
         reason = step.forced
     elif notes:
         reason = notes[0]
     elif earlier.record is None:
         reason = "never run"
+    elif earlier.beside:
+        reason = f"not run for this recipe before; {earlier.beside} has the nearest result"
     else:
         reason = "; ".join(map(str, earlier.changes)) or "its result was removed"
     return replace(
-        found, state="run", reason=reason, changes=earlier.changes, expected=earlier.expected
+        found,
+        state="run",
+        reason=reason,
+        changes=earlier.changes,
+        beside=earlier.beside,
+        expected=earlier.expected,
     )
 
 

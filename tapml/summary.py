@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import click
 
-from .compare import APART, NOISE, Comparison, Row
+from .compare import APART, Comparison, Row
 from .estimate import Estimate
-from .facts import Facts, Spread
+from .facts import NOISE, Facts, Spread
 from .plan import Plan, Step
 from .prepare import Prepared
 from .progress import duration
-from .report import by_share, failed_count, figures, share_by_rule
+from .report import by_share, figures, share_by_rule
 from .report.markup import number
 from .runs import VIEWS, RunResult, Scalar, local, marks, when
 from .terminal import columns, printable
@@ -135,6 +135,8 @@ def of_step(step: Step) -> str:
     lines = [f"{name} {'would run' if step.state == 'run' else 'may run'}: {step.reason}"]
     if step.state == "pending" and not step.changes:
         lines[0] += "; nothing of its own has changed"
+    if step.beside and step.changes:
+        lines.append(f"  beside the result of {step.beside}:")
     for change in step.changes:
         field = change.field
         if change.kind == "input":
@@ -242,8 +244,7 @@ def _measured(run: RunResult, facts: Facts) -> str:
     for row in facts.latency:
         text, peer = _timing(row.ours), ""
         if row.theirs is not None:
-            colour = "green" if (row.ratio or 0) <= 1.02 else "red"
-            theirs = _timing(row.theirs)
+            theirs, colour = _timing(row.theirs), _COLOURS[row.tone] or None
             peer = f"   {row.peer} {theirs}   {click.style(row.words, fg=colour)}"
         lines.append(f"latency  {row.label:<{width}}  {text}{peer}")
     if run.foreign:
@@ -256,10 +257,11 @@ def _measured(run: RunResult, facts: Facts) -> str:
         limit = f"tolerance {number(facts.error.tolerance)}"
         lines.append(f"error    {number(facts.error.relative)} relative, {limit}{state}")
     lines += [f"metric   {printable(name)} {value:.6g}" for name, value in facts.metric.items()]
-    if count := failed_count(facts):
-        lines.append(
-            click.style(f"carved   {count} kernels differ from their unscheduled form", fg="red")
-        )
+    if count := facts.failed_kernels:
+        judged = any(verdict.gate == "failed_kernels" for verdict in run.verdicts)
+        more = "" if judged else "; no gate judges it (validation.gates.failed_kernels)"
+        words = f"carved   {count} kernels differ from their unscheduled form{more}"
+        lines.append(click.style(words, fg="red"))
     return "\n".join(lines)
 
 

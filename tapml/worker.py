@@ -43,6 +43,7 @@ class Job:
     remote:    the shared cache, for inputs that are not in the store
     replace:   publish a new generation of the result
     elsewhere: name of the worker of another machine that runs it; empty on this one
+    recipes:   names of those that it is run for
     apart:     it runs on a store of that worker's own: all goes through the shared cache
     """
 
@@ -63,6 +64,7 @@ class Job:
     capture: bool = True
     remote: remotes.Link | None = None
     elsewhere: str = ""
+    recipes: tuple[str, ...] = ()
     apart: bool = False
 
 
@@ -202,6 +204,7 @@ def _run(job: Job, kept: Store, started: float) -> Record:
         rss_mib=round(peak_mib(), 1),
         made_at=store.now(),
         made_on={**host.fingerprint(), "machine": host.machine()},
+        recipes=list(job.recipes),
         log=kept.put(job.log) if job.log.exists() and job.log.stat().st_size else "",
         views=kept.put(job.views) if job.views is not None else "",
         sources=sources(job.stage),

@@ -125,7 +125,7 @@ def graph(recipe: Recipe, workflows: Workflows) -> Graph:
     errors: list[RecipeError] = []
     for node, inputs in bindings.items():
         try:
-            built.add(node, binder.instance(node), inputs)
+            built.add(node, binder.instance(node), inputs, (recipe.name,))
         except RecipeErrors as error:
             errors += error.errors
         except RecipeError as error:

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from tapml.errors import StageError
-
 from ..compat import tvm
 from ..program import Bounds, Io, Origin, Program, TensorSpec
+from .source import UnknownShapeError
 
 rx = tvm.relax
 
@@ -79,7 +78,7 @@ def finish(
             inputs, in the order of `inputs`. `sources`: name of a binding → where it comes from.
     Out:    float constants with ndim > 0 are parameters too; unused weights are gone; bindings are
             named after their sources.
-    Raises: StageError listing every value whose shape is unknown.
+    Raises: UnknownShapeError listing every value whose shape is unknown.
     """
     weights = dict(weights)
     mod = rx.transform.CanonicalizeBindings()(mod)
@@ -232,7 +231,7 @@ def _output_specs(func: Any, names: Sequence[str]) -> tuple[TensorSpec, ...]:
 def _demand_known_shapes(
     func: Any, sources: Mapping[str, Node], dims: Mapping[str, Bounds]
 ) -> None:
-    """Raises StageError that lists every binding whose shape is not made of sizes and dims."""
+    """Raises UnknownShapeError that lists bindings whose shapes are not made of sizes and dims."""
 
     def known(ty: Any) -> bool:
         if isinstance(ty, rx.TupleType):
@@ -249,10 +248,8 @@ def _demand_known_shapes(
     }
     if unknown:
         nodes = ", ".join(f"{source.node} ({source.op})" for source in unknown)
-        raise StageError(
-            message=f"the shapes of {len(unknown)} nodes cannot be told from the inputs': {nodes}",
-            hint="give the dims that they come from fixed sizes in model.inputs",
-        )
+        message = f"the shapes of {len(unknown)} nodes cannot be told from the inputs': {nodes}"
+        raise UnknownShapeError(message=message)
 
 
 def _symbols(values: Iterable[Any]) -> set[str]:

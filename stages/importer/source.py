@@ -7,12 +7,12 @@ reference runs, and returns the program by way of `finish.finish`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from tapml.errors import StageError
+from tapml.errors import RecipeError, StageError, nearest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,6 +59,19 @@ class Source(Protocol):
 def find(name: str) -> Source:
     """The module of a source; imports what it needs (TVM, torch)."""
     return cast("Source", import_module(f"{__package__}.{SOURCES[name]}"))
+
+
+class UnknownShapeError(StageError):
+    """A shape that does not follow from the inputs'; where those have fixed sizes it may."""
+
+
+def no_input(name: str, known: Collection[str]) -> RecipeError:
+    """An input of the recipe that the model does not have."""
+    return RecipeError(
+        field=f"model.inputs.{name}",
+        message=f"the model has no input {name!r}",
+        hint=nearest(name, list(known), noun="inputs"),
+    )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from re import fullmatch
@@ -30,6 +30,7 @@ from tapml.stage import (
 )
 
 from .huggingface.files import READ
+from .source import UnknownShapeError, find, no_input
 
 SymbolName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
 
@@ -276,7 +277,7 @@ class Import(Stage):
         elif model.path is not None:
             file = recipe.file(model.path, field="model.path")
             if model.source == "onnx":
-                files = _beside(recipe, model.path, file)
+                files = _of_onnx(recipe, model, file)
             elif model.source == "relax":
                 files = _weights_of(recipe, model.path, file)
         if model.python is not None:
@@ -311,14 +312,34 @@ class Import(Stage):
                 hint=f"pip install 'tapml[{kind.extra}]'",
             )
 
+    def fixed_sizes(self) -> str:
+        """What to write in the recipe where a size that differs from call to call is in the way."""
+        if not self.dims:
+            return "simplify the model first, so that its shapes are written in it"
+        import yaml
+
+        sizes = {name: bounds.min for name, bounds in self.dims.items()}
+        sizes |= self.buckets[0] if self.buckets else {}
+        fixed = {
+            name: {**spec.model_dump(mode="json", exclude_defaults=True), "shape": shape}
+            for name, spec in self.signature.items()
+            for shape in [[sizes.get(str(dim), dim) for dim in spec.shape]]
+        }
+        line = yaml.safe_dump(
+            {"inputs": fixed}, default_flow_style=True, sort_keys=False, width=10**6
+        )
+        return f"fix the sizes: in `model`, without `dims` and `buckets`, {line.strip()[1:-1]}"
+
     def run(self, inputs: Inputs, ctx: Context) -> Outputs:
         from collections import Counter
         from dataclasses import asdict
 
         from .. import codec
-        from .source import find
 
-        imported = find(self.source).load(self, ctx)
+        try:
+            imported = find(self.source).load(self, ctx)
+        except UnknownShapeError as error:
+            raise replace(error, hint=self.fixed_sizes()) from error
         program, weights = imported.program, imported.weights
         folders = {name: ctx.workdir / name for name in ("source", "program", "files")}
         program.save(folders["program"])
@@ -343,19 +364,27 @@ class Import(Stage):
         return Outputs({**folders, "weights": ctx.workdir / "weights.safetensors"}, report)
 
 
-def _beside(recipe: Recipe, path: str, file: File) -> dict[str, File]:
+def _of_onnx(recipe: Recipe, model: Model, file: File) -> dict[str, File]:
     """The files that an ONNX file keeps weights in, by the name that it has for them.
 
-    Raises: RecipeError naming tensor and file for one that is not there, or out of bounds. What
-            else is wrong with the model, `run` tells.
+    Raises: RecipeError naming tensor and file for one that is not there, or out of bounds; for an
+            input that the model does not have. What else is wrong with the model, `run` tells.
     """
     from .. import onnx_wire
 
+    assert model.path is not None
     try:
-        named = onnx_wire.external_files(onnx_wire.map_file(Path(file.path)))
+        buffer = onnx_wire.map_file(Path(file.path))
+        named, inputs = onnx_wire.external_files(buffer), onnx_wire.input_names(buffer)
     except (onnx_wire.WireError, OSError):
         return {}
-    folder, files = path.rpartition("/")[0], dict[str, File]()
+    if wrong := [no_input(name, inputs) for name in model.inputs if inputs and name not in inputs]:
+        raise (
+            wrong[0]
+            if len(wrong) == 1
+            else RecipeErrors(errors=tuple(wrong), message=f"{len(wrong)} mistakes in model.inputs")
+        )
+    folder, files = model.path.rpartition("/")[0], dict[str, File]()
     for name, tensor in named.items():
         try:
             onnx_wire.beside(Path(file.path), name)

@@ -26,8 +26,9 @@ from .. import codec
 from ..compat import tvm
 from ..dataflow import kernel_of, op_name
 from ..program import Program
-from .compare import FLOOR, relative_error
+from .compare import FLOOR, relative_error, within_a_step
 
+_NAME = 100  # characters of a kernel's name in a file's; a fused one may be of thousands
 BUDGET_BYTES = 64 * 2**20  # of carved inputs and outputs kept on disk
 Arrays = Mapping[str, np.ndarray]
 Spec = tuple[tuple[int, ...], str]  # shape, dtype
@@ -38,7 +39,7 @@ class Carved:
     """One call site: how far the shipped kernel is from the unscheduled one on its real inputs.
 
     `relative` is inf when an output is not finite or was not written; `file` is empty when the
-    budget was spent.
+    budget was spent. `rounded`: the kernel rounds, and the outputs are at most a step apart.
     """
 
     case: str
@@ -48,10 +49,11 @@ class Carved:
     nodes: tuple[str, ...]
     relative: float
     file: str = ""
+    rounded: bool = False
 
     @property
     def passed(self) -> bool:
-        return self.relative <= FLOOR
+        return self.relative <= FLOOR or self.rounded
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,8 @@ def carve(
     tensors = [tvm.runtime.tensor(array) for array in packed]
     main_only = tvm.relax.transform.DeadCodeElimination(["main"])(program.mod)
     machine = tvm.relax.VirtualMachine(tvm.relax.build(main_only, target), tvm.cpu())
-    recorder = Recorder(
-        kernels, substitutes, _written_by_kernel(program.mod), _nodes_by_kernel(program), folder
-    )
+    written, nodes = _written_by_kernel(program.mod), _nodes_by_kernel(program)
+    recorder = Recorder(kernels, substitutes, written, nodes, folder, program.mod)
     machine.set_instrument(recorder)
     for case, inputs in cases.items():
         recorder.start(case)
@@ -137,7 +138,9 @@ class Recorder:
         written: Mapping[str, tuple[int, ...]],
         nodes: Mapping[str, Sequence[Sequence[str]]],
         folder: Path,
+        mod: Any,
     ) -> None:
+        self.mod = mod
         self.kernels, self.substitutes = kernels, substitutes
         self.written, self.nodes, self.folder = written, nodes, folder
         self.found: list[Carved] = []
@@ -177,9 +180,22 @@ class Recorder:
             self.kernels[shipped](*(outputs.get(at, arg) for at, arg in enumerate(args)))
         sites = self.nodes.get(name, ())
         nodes = tuple(sites[self.seen[name] % len(sites)]) if sites else ()
-        relative = max(_error(a.numpy(), b) for a, b in zip(got, expected.values(), strict=True))
-        file = self._keep(name, args)
-        self.found.append(Carved(self.case, self.call, name, shipped, nodes, relative, file))
+        pairs = [(a.numpy(), b) for a, b in zip(got, expected.values(), strict=True)]
+        apart = [pair for pair in pairs if _error(*pair) > FLOOR]
+        self.found.append(
+            Carved(
+                case=self.case,
+                call=self.call,
+                kernel=name,
+                shipped=shipped,
+                nodes=nodes,
+                relative=max(_error(*pair) for pair in pairs),
+                file=self._keep(name, args),
+                rounded=bool(apart)
+                and rounds(self.mod[name])
+                and all(within_a_step(*pair) for pair in apart),
+            )
+        )
         self.call += 1
         self.seen[name] += 1
 
@@ -190,7 +206,7 @@ class Recorder:
         if self.spent + size > BUDGET_BYTES:
             return ""
         self.spent += size
-        file = f"{self.case.replace('/', '_')}-{self.call:04d}-{name}.npz"
+        file = f"{self.case.replace('/', '_')}-{self.call:04d}-{name[:_NAME]}.npz"
         codec.write_npz(self.folder / file, arrays)
         return file
 
@@ -231,6 +247,12 @@ def _written_by_kernel(mod: Any) -> dict[str, tuple[int, ...]]:
         if isinstance(func, relax.Function):
             relax.analysis.post_order_visit(func.body, visit)
     return found
+
+
+def rounds(func: Any) -> bool:
+    """Whether a kernel rounds to whole numbers."""
+    text = tvm.ir.save_json(func)
+    return any(f'"tirx.{name}"' in text for name in ("round", "nearbyint"))
 
 
 def _nodes_by_kernel(program: Program) -> dict[str, list[Sequence[str]]]:

@@ -12,6 +12,7 @@ from tapml.errors import StageError
 FLOOR = (
     1e-4  # relative to the output's range: float32 sums over thousands of terms in another order
 )
+_STEPS = 256  # of eight bits
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -74,6 +75,32 @@ def relative_error(got: np.ndarray, expected: np.ndarray, what: str) -> tuple[fl
     max_abs = float(np.max(np.abs(got64[finite] - expected64[finite])))
     scale = float(np.max(np.abs(expected64[finite])))
     return max_abs, max_abs / scale if scale > 0 else max_abs
+
+
+def within_a_step(got: np.ndarray, expected: np.ndarray) -> bool:
+    """Whether two outputs of a kernel that rounds are at most one step of its integers apart, and
+    that in few elements.
+
+    Sums in another order differ by up to FLOOR of the range; a number that lies so near to the
+    middle between two integers may become either. Of numbers spread evenly over the 256 steps of
+    eight bits these are 2 x FLOOR x 256, one in twenty. Floats must have eight bits' values: they
+    are such integers times a scale, and their least distance is a step.
+    """
+    if not (expected.size and np.isfinite(expected).all() and np.isfinite(got).all()):
+        return False
+    wide, other = expected.astype(np.float64), got.astype(np.float64)
+    apart = np.abs(other - wide)
+    if expected.dtype.kind == "f":
+        noise = FLOOR * float(np.abs(wide).max())
+        steps = np.diff(np.union1d(wide, other))
+        steps = steps[steps > noise]
+        if not 0 < len(steps) < _STEPS:
+            return False
+        step = float(steps.min())
+    else:
+        step, noise = 1.0, 0.0
+    few = max(1.0, 2 * FLOOR * _STEPS * expected.size)
+    return bool(apart.max() <= 1.001 * step and np.count_nonzero(apart > noise) <= few)
 
 
 def tolerance(own: float, own_worst: float) -> float:

@@ -302,6 +302,7 @@ def _carve_facts(carved: Sequence[carve.Carved]) -> dict[str, Any]:
         "tolerance": compare.FLOOR,
         "worst": [row(one) for one in carve.worst(carved, 5)],
         "failed": [row(one) for one in carved if not one.passed],
+        "rounded": [row(one) for one in carved if one.rounded],
     }
 
 

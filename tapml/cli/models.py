@@ -121,6 +121,11 @@ def _head(found: Model) -> str:
     if found.activations is not None:
         how = "as planned" if found.kind == "bundle" else f"{at}, before fusion".lstrip()
         rows.append(("activations", f"{size(found.activations)} {how}"))
+    if found.states:
+        rows.append(("states", f"{size(found.states)} at the largest sizes"))
+    if found.memory is not None:
+        parts = "weights, states and activations" if found.states else "weights and activations"
+        rows.append(("memory", f"{size(found.memory)} at most while it runs: {parts}"))
     if found.cache is not None:
         text = f"{size(found.cache.bytes_per_token)} a token, in float32"
         if found.cache.nbytes is not None:

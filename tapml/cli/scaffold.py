@@ -122,7 +122,8 @@ def write_draft(model: Model, folder: Path) -> list[Path]:
         for source, to in copies:
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, to)
-        recipe.write_text(draft(model, place or target.name), encoding="utf-8")
+        text = draft(model, place or target.name, folder.resolve().name)
+        recipe.write_text(text, encoding="utf-8")
     except OSError as error:
         hint = "name a folder that can be written"
         raise EnvironmentalError(

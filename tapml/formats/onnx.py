@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from ..errors import EnvironmentalError
 from .bounded import MAX_COUNT, Tensor, inside, opened, refuse, shown, whole
+from .other import refuse_other
 
 _MAX_FIELDS = 500_000  # of all messages together
 _MAX_GRAPH = 48 << 20  # bytes of what is no weight
@@ -96,6 +97,7 @@ def read(path: Path) -> Model:
     except ImportError as error:
         hint = "pip install 'tapml[onnx]'"
         raise EnvironmentalError(message="package 'onnx' is not installed", hint=hint) from error
+    refuse_other(path, "ONNX model")
     decode_error: Any = importlib.import_module("google.protobuf.message").DecodeError
     with opened(path) as (source, size):
         graph = b"".join(_Wire(path, source, size).message("model", 0, size))

@@ -28,6 +28,7 @@ from .bounded import (
     sizes,
     text,
 )
+from .other import SAFE, refuse_other
 
 ADVICE = "save it again by torch.export.save of a current torch, with plain tensors only"
 _MAX_JSON = 256 << 20  # bytes
@@ -90,6 +91,7 @@ class Archive:
 
 def read(path: Path) -> Archive:
     """A `.pt2` whose loading by torch runs nothing of it. Raises: StageError."""
+    refuse_other(path, "archive of torch.export", begins=b"PK")
     with opened(path) as (source, size):
         return _Reader(path, source, size).archive()
 
@@ -128,10 +130,10 @@ class _Reader:
         """The name of the one model; nothing that runs code lies beside it."""
         models = [name for name in self.members if name.startswith("models/")]
         if not models:
-            what = "it holds no exported program"
             if "data.pkl" in self.members:
-                what = "it is a pickle of torch.save, which may run code"
-            elif any(name.startswith("serialized_") for name in self.members):
+                refuse(self.path, "it is a pickle of torch.save, which may run code", hint=SAFE)
+            what = "it holds no exported program"
+            if any(name.startswith("serialized_") for name in self.members):
                 what = "it was saved by an old torch, with pickles inside"
             refuse(self.path, what, hint=ADVICE)
         if len(models) > 1 or not (found := re.fullmatch(r"models/([\w.-]+)\.json", models[0])):

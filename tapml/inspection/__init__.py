@@ -65,6 +65,7 @@ def to_data(found: Model) -> dict[str, Any]:
         "parameters": found.parameters,
         "bytes": found.nbytes,
         "bytes_by_dtype": found.by_dtype,
+        "memory": found.memory,
         "macs": found.macs,
         "unsupported": [one.op for one in found.unsupported],
         "recipe": draft(found),

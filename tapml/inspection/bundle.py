@@ -22,7 +22,10 @@ def look(path: Path, name: str) -> Model:
     files = mapping(where, facts.get("files", {}), where="files")
     here = sum(one.stat().st_size for one in path.rglob("*") if one.is_file())
     bounds = mapping(where, facts.get("dims", {}), where="dims")
-    memory = facts.get("memory_bytes")
+    planned, states = (
+        None if facts.get(key) is None else whole(where, facts[key], where=key)
+        for key in ("memory_bytes", "state_bytes")
+    )
     told = {
         "kind": facts.get("kind"),
         "built from": facts.get("name"),
@@ -39,7 +42,8 @@ def look(path: Path, name: str) -> Model:
         inputs=inputs,
         outputs=outputs,
         dims={dim: _bounds(where, one) for dim, one in bounds.items()},
-        activations=None if memory is None else whole(where, memory, where="memory_bytes"),
+        activations=planned,
+        states=states,
     )
 
 

@@ -26,10 +26,11 @@ _GENERATE_VALIDATION = """\
 """
 
 
-def draft(model: Model, place: str | None = None) -> str:
+def draft(model: Model, place: str | None = None, name: str = "") -> str:
     """The recipe as YAML; empty for what cannot be imported (a bundle, weights alone).
 
     In: `place`: the model's path as the recipe is to have it; else its name, and that it lies there
+        `name`: of the recipe and its runs; else the model's
     """
     if model.kind in ("bundle", "safetensors"):
         return ""
@@ -56,7 +57,7 @@ def draft(model: Model, place: str | None = None) -> str:
         tail = _VALIDATION
     data = {
         "version": 1,
-        "name": _name(model),
+        "name": _name(name) or _name(_stem(model)) or "model",
         "workflow": "deploy",
         "model": section,
         "target": {"preset": "cpu"},
@@ -64,6 +65,8 @@ def draft(model: Model, place: str | None = None) -> str:
         **({"validation": validation} if validation else {}),
     }
     text = yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=100)
+    if section.get("dims"):
+        text = text.replace("\n  dims:", f"\n{_fixed(section)}\n  dims:", 1)
     notes = [f"# {short(one.op)} ×{one.count} cannot be imported yet" for one in model.unsupported]
     head = [*notes, *comments, "# `tuning.trials: 0` ships the default schedules; raise it to tune"]
     return "\n".join(head) + f"\n{text}{tail}"
@@ -100,6 +103,25 @@ def _inputs(model: Model) -> dict[str, Any]:
     return found
 
 
+def _fixed(section: dict[str, Any]) -> str:
+    """What to write where import loses a size that differs from call to call, as a comment."""
+    import yaml
+
+    (sizes,) = section["buckets"]
+    inputs = {
+        name: {**spec, "shape": [sizes.get(dim, dim) for dim in spec["shape"]]}
+        for name, spec in section["inputs"].items()
+    }
+    line = yaml.safe_dump(
+        {"inputs": inputs}, sort_keys=False, default_flow_style=True, width=10**6
+    ).strip()
+    names = ", ".join(sizes)
+    return (
+        f"  # where import refuses {names} as a size that differs from call to call:\n"
+        f"  # without `dims` and `buckets`, {line[1:-1]}"
+    )
+
+
 def _spec(value: Value) -> dict[str, Any]:
     """Shape and dtype; a dim that is computed from others is left at 1 for the user to fill in."""
     shape = [d if isinstance(d, int) or _is_symbol(d) else 1 for d in value.shape]
@@ -110,8 +132,12 @@ def _is_symbol(text: str) -> bool:
     return _SYMBOL.fullmatch(text) is not None
 
 
-def _name(model: Model) -> str:
-    stem = (
-        Path(model.name).stem if model.path.is_file() else Path(model.name.partition("@")[0]).name
-    )
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", stem).strip("-_.") or "model"
+def _stem(model: Model) -> str:
+    if model.path.is_file():
+        return Path(model.name).stem
+    return Path(model.name.partition("@")[0]).name
+
+
+def _name(text: str) -> str:
+    """As much of a text as may be a recipe's name."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", text).strip("-_.")

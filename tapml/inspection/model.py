@@ -91,6 +91,7 @@ class Model:
     operators:    None where the file has no graph
     sizes:        of the dims, for which multiply-adds and activations are counted
     activations:  bytes alive at once, at most, were no two operators fused; None: not known
+    states:       bytes that a bundle's caller keeps from call to call, at the largest sizes
     path:         of the file or folder; `name`: what the user called it
     """
 
@@ -105,6 +106,7 @@ class Model:
     operators: tuple[Operators, ...] | None = None
     sizes: Mapping[str, int] = field(default_factory=dict[str, int])
     activations: int | None = None
+    states: int | None = None
     cache: Cache | None = None
     prunable: tuple[Layer, ...] = ()
     notes: tuple[str, ...] = ()
@@ -117,6 +119,13 @@ class Model:
     @property
     def nbytes(self) -> int:
         return sum(one.nbytes for one in self.tensors)
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes that a bundle holds while it runs, the runtime's own apart; None: not known."""
+        if self.kind != "bundle" or self.activations is None:
+            return None
+        return self.nbytes + (self.states or 0) + self.activations
 
     @property
     def by_dtype(self) -> dict[str, int]:

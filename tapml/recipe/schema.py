@@ -88,6 +88,14 @@ class Gates(Frozen):
         description="Limit of our latency beside another's",
         examples=[{"run": "peer", "max_ratio": 1.0}],
     )
+    failed_kernels: int | None = Field(
+        default=None,
+        ge=0,
+        description="Most kernels that may differ from their unscheduled form on the inputs that "
+        "they get in the model",
+        examples=[0],
+        json_schema_extra={"unit": "kernels"},
+    )
     bundle_mib: float | None = Field(
         default=None,
         gt=0,

@@ -107,7 +107,7 @@ def _cards(run: RunResult) -> Safe | None:
                     f"latency, {row.label}",
                     figure,
                     row.words or f"{row.threads} threads",
-                    _tone(row),
+                    row.tone or "dim",
                 )
             )
         for name, value in list(facts.metric.items())[:2]:
@@ -190,11 +190,7 @@ def _group(row: Latency) -> charts.Group:
     bars = [charts.Bar("this library", row.ours, is_ours=True)]
     if row.theirs is not None:
         bars.append(charts.Bar(row.peer.split()[0] or "reference", row.theirs, is_ours=False))
-    return charts.Group(row.label, row.words, _tone(row), tuple(bars))
-
-
-def _tone(row: Latency) -> str:
-    return "dim" if row.ratio is None else "good" if row.ratio <= 1.02 else "bad"
+    return charts.Group(row.label, row.words, row.tone or "dim", tuple(bars))
 
 
 def _elsewhere(run: RunResult) -> Safe | None:
@@ -314,23 +310,19 @@ def _carved(facts: Facts | None) -> Safe | None:
     if facts is None or not facts.carve:
         return None
     worst = [cast("Mapping[str, Any]", row) for row in facts.carve.get("worst") or ()]
-    count = failed_count(facts)
+    count = facts.failed_kernels
     columns = tuple(dict.fromkeys(name for row in worst for name in row))
     rows = tuple(tuple(_plain(row.get(name)) for name in columns) for row in worst)
     checked = facts.carve.get("checked", 0)
-    text = f"{checked} call sites run on recorded inputs and compared, {count} differ."
+    rounded = len(facts.carve.get("rounded") or ())
+    text = f"{checked} call sites run on recorded inputs and compared, {count or 0} differ"
+    text += f"; {rounded} round, and are a step apart." if rounded else "."
     return element(
         "section",
         element("h2", "Carved kernels beside their unscheduled form"),
         element("p", text, class_="bad strong" if count else None),
         page.table(Table("", columns, rows)) if rows else None,
     )
-
-
-def failed_count(facts: Facts) -> int:
-    """How many carved call sites differ."""
-    failed: Any = facts.carve.get("failed", 0)
-    return failed if isinstance(failed, int) else len(failed)
 
 
 def _plain(value: Any) -> str | int | float | bool | None:

@@ -21,6 +21,7 @@ class Record:
     preimage: what the key is the digest of
     report:   data of a `tapml.stage.Report`
     made_on:  the host's fingerprint and the machine's opaque id, for results that are timings
+    recipes:  names of those that it was made for
     sources:  files of the recipe's Python and their digests, by the field that names the function
     blobs:    digest → bytes of every blob that the outputs consist of, files of folders included
     sides:    the same of `log` and `views`, which may be lost; the store fills in both
@@ -35,6 +36,7 @@ class Record:
     rss_mib: float = 0.0
     made_at: str = ""
     made_on: dict[str, Any] = field(default_factory=dict[str, Any])
+    recipes: list[str] = field(default_factory=list[str])
     log: str = ""
     views: str = ""
     sources: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])

@@ -107,3 +107,23 @@ def test_what_does_not_fit_is_a_warning_with_what_to_do(tmp_path, monkeypatch):
     assert "95 MiB of disk" in disk
     assert "100 MiB free" in disk
     assert "--jobs 1" in memory
+
+
+def test_a_recipe_is_compared_with_its_own_results_before_those_of_others(bench, stages, graph):
+    """`mine` differs from its own result in two fields, from the other recipe's in one."""
+
+    def made(recipe, **fields):
+        found = graph(text=(stages.Text(**fields), {}))
+        found.nodes["text"]["recipes"] = (recipe,)
+        return found
+
+    bench.run(made("other", text="b", counter=os.devnull))
+    new = made("mine", text="c", counter=os.devnull)
+    (step,) = bench.plan(new)
+    assert step.beside == "other"
+    assert step.reason == "not run for this recipe before; other has the nearest result"
+    assert [str(change) for change in step.changes] == ["text b → c"]
+    bench.run(made("mine", text="a"))
+    (step,) = bench.plan(new)
+    assert step.beside == ""
+    assert step.reason == f"counter  → {os.devnull}; text a → c"

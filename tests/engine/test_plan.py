@@ -146,6 +146,7 @@ def test_a_plan_is_json(bench, chain):
         "key": data[0]["key"],
         "outputs": None,
         "changes": [],
+        "beside": "",
         "expected": None,
         "notes": [],
         "python": [],

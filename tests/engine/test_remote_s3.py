@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import s3fs
 from object_store import SECRET, ObjectStore
 from shared_cache import Machines, files, place_of
 
@@ -28,6 +27,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
 @pytest.fixture
 def s3(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The environment of a client, and a client."""
+    import s3fs  # takes a second
+
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     client = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
@@ -41,9 +42,12 @@ def states(result) -> dict[str, str]:
     return {name: step.state for name, step in result.steps.items()}
 
 
-def test_a_result_goes_up_and_comes_down_in_a_worker_too(
-    machines: Machines, s3, stages, graph
-) -> None:
+# in this process, and in a worker, which brings up its own client
+by_place = pytest.mark.parametrize("jobs", [0, pytest.param(1, marks=pytest.mark.slow)])
+
+
+@by_place
+def test_a_result_goes_up_and_comes_down(machines: Machines, s3, stages, graph, jobs: int) -> None:
     def made(**more):
         return graph(
             a=(stages.Text(), {}), b=(stages.Join(suffix="!"), {"a": ("a", "out")}), **more
@@ -59,12 +63,13 @@ def test_a_result_goes_up_and_comes_down_in_a_worker_too(
     plan = two.plan(made(c=(stages.Reader(text="?"), {"a": ("b", "folder")})))
     assert {step.name: step.where for step in plan} == {"a": "remote", "b": "remote", "c": None}
     assert not two.store.root.exists()
-    result = two.execute(plan, jobs=1)
+    result = two.execute(plan, jobs=jobs)
     assert states(result) == {"a": "hit", "b": "hit", "c": "ran"}
     assert two.text(result, "c") == "hello!?"
     assert two.warnings == []
 
 
+@pytest.mark.slow
 def test_an_object_of_several_parts_survives(machines: Machines, s3, tmp_path) -> None:
     from tapml.store.record import Record
 
@@ -130,13 +135,14 @@ def test_a_server_that_forbids_costs_one_warning(
         closed.stop()
 
 
+@by_place
 def test_keys_are_nowhere_in_what_is_written(
-    machines: Machines, s3, chain, tmp_path, capfd
+    machines: Machines, s3, chain, tmp_path, capfd, jobs: int
 ) -> None:
     one = machines("one", URL)
-    one.run(chain(), jobs=1)
+    one.run(chain(), jobs=jobs)
     two = machines("two", f"s3://user:{SECRET}@bucket/prefix")
-    two.run(chain(), jobs=1)
+    two.run(chain(), jobs=jobs)
     assert len(two.warnings) == 1
     said = "".join((*one.warnings, *two.warnings, *capfd.readouterr()))
     said += "".join(map(str, (*one.events, *two.events)))

@@ -17,7 +17,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("kind", models.FORMATS)
 def test_a_sample_of_mutated_files_is_read_or_refused(here: Path, kind: str) -> None:
-    done = [models.examine((kind, seed)) for seed in range(40)]
+    done = [models.examine((kind, seed)) for seed in range(20)]
     assert [one for one in done if one.problems] == []
     assert {code for one in done for code in one.codes} >= {0, 1}
 

@@ -254,7 +254,7 @@ def project(folder: Path) -> None:
     """A folder with the shipped recipes, whose Python tells when it runs, and traps beside them."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / "workflows.yaml", folder / "workflows.yaml")
-    for path in (ROOT / "recipes").iterdir():
+    for path in filter(Path.is_file, (ROOT / "recipes").iterdir()):  # no __pycache__
         text = path.read_text()
         if path.suffix == ".py":
             text += f"\nopen({str(folder / PWNED)!r}, 'w').close()\n"

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from onnx import ModelProto, helper
+import yaml
+from onnx import ModelProto, TensorProto, helper
 
 from tapml.errors import RecipeError, StageError
 from tapml.stage import Outputs
@@ -45,6 +46,24 @@ def test_the_program_computes_what_onnxruntime_does_at_any_batch(
     x = np.random.default_rng(1).standard_normal((5, 8), dtype=np.float32)
     ours = evaluate(imported, codec.read_weights(paths["weights"]), x)
     np.testing.assert_allclose(ours, session.run(None, {"x": x})[0], atol=1e-5)
+
+
+def test_a_lost_shape_is_told_with_the_line_of_the_recipe_that_mends_it(
+    import_model: ImportModel, make_model: MakeModel
+) -> None:
+    """The size of the result comes from numbers that no arithmetic of shapes follows."""
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["largest"], name="largest", keepdims=0),
+        helper.make_node("Cast", ["largest"], ["size"], name="size", to=TensorProto.INT64),
+        helper.make_node("Unsqueeze", ["size", "first"], ["sizes"], name="sizes"),
+        helper.make_node("Reshape", ["x", "sizes"], ["y"], name="lost"),
+    ]
+    model = make_model(nodes, {"x": ["n", 8]}, {"first": np.array([0])})
+    with pytest.raises(StageError, match="node lost") as told:
+        import_model(model, BATCH, batch=(3, 64))
+    inputs = {"x": {"shape": [3, 8], "dtype": "float32"}}
+    _, _, line = told.value.hint.partition("without `dims` and `buckets`, ")
+    assert yaml.safe_load(line) == {"inputs": inputs}
 
 
 def test_every_value_is_named_after_its_node_and_knows_its_weights(

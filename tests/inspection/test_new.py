@@ -12,6 +12,7 @@ from fuzz.run import call
 from tapml import inspection, recipe
 from tapml.cli import scaffold
 from tapml.errors import RecipeError
+from tapml_stages.importer.stage import Import
 
 KINDS = ("onnx", "pt2", "huggingface", "gguf")
 
@@ -70,6 +71,31 @@ def test_a_draft_has_bounds_buckets_and_what_to_fill_in(tmp_path: Path) -> None:
         "buckets": [{"s77": 1}],
     }
     assert "#   metric:" in text
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_a_draft_has_beside_its_dims_what_to_write_instead(tmp_path: Path, kind: str) -> None:
+    """As import says it, where it refuses a size that differs from call to call."""
+    model = sound(kind, tmp_path / "m")
+    (made, *_) = scaffold.write_draft(inspection.inspect(str(model)), tmp_path / "m")
+    text = made.read_text()
+    (line,) = (one for one in text.splitlines() if "without `dims` and `buckets`, " in one)
+    tree = yaml.safe_load(text)
+    symbolic = Import.from_recipe(recipe.load(made))
+    del tree["model"]["dims"], tree["model"]["buckets"]
+    tree["model"] |= yaml.safe_load(line.partition("`buckets`, ")[2])
+    made.write_text(yaml.safe_dump(tree))
+    fixed = Import.from_recipe(recipe.load(made))
+    assert fixed.signature.keys() == symbolic.signature.keys()
+    assert all(isinstance(d, int) for one in fixed.signature.values() for d in one.shape)
+    assert line.strip("# ") == symbolic.fixed_sizes().removeprefix("fix the sizes: in `model`, ")
+
+
+def test_a_draft_and_its_runs_are_named_after_the_folder(tmp_path: Path) -> None:
+    model = inspection.inspect(str(sound("onnx", tmp_path / "m")))
+    for folder, name in (("my digits", "my-digits"), ("…", "model")):
+        (made, *_) = scaffold.write_draft(model, tmp_path / folder)
+        assert recipe.load(made).name == name
 
 
 def test_a_draft_says_which_whole_numbers_are_tried(tmp_path: Path) -> None:

@@ -27,8 +27,13 @@ TARGET = Target(kind="llvm", mcpu="x86-64-v3", cores=2, device=Device(kind="loca
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Bench]:
+    """A bench of one worker, which is gone after the last test."""
+    before = psutil.Process().children()
     with Bench(TARGET, workers=1) as bench:
         yield bench
+        children = [child for child in psutil.Process().children() if child not in before]
+        assert children
+    assert not [child for child in children if child.is_running()]
 
 
 def times(bench: Bench, *jobs: Job) -> list[Timing]:
@@ -192,6 +197,7 @@ def test_more_work_takes_longer(bench: Bench) -> None:
     assert ratio(large, small) > 10
 
 
+@pytest.mark.slow
 def test_no_worker_outlives_the_bench() -> None:
     before = psutil.Process().children()
     with Bench(TARGET) as bench:

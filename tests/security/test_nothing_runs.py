@@ -26,8 +26,19 @@ LOOKS = (
 Cli = Callable[..., tuple[int, str, str]]
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-@pytest.mark.parametrize("look", LOOKS, ids=" ".join)
+EVERY = [  # each look at one recipe, one look at each recipe; the others are slow together
+    pytest.param(
+        look,
+        name,
+        id=f"{' '.join(look)}-{name}",
+        marks=() if name == "magika" or look == ("plan",) else pytest.mark.slow,
+    )
+    for look in LOOKS
+    for name in SHIPPED
+]
+
+
+@pytest.mark.parametrize(("look", "name"), EVERY)
 def test_looking_at_a_recipe_runs_no_python_of_it(
     cli: Cli, ran: Callable[[], bool], look: tuple[str, ...], name: str
 ) -> None:

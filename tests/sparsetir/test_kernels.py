@@ -19,7 +19,13 @@ from tapml_stages.sparsetir.schedules import BlockTile
 Multiply = Callable[..., np.ndarray]
 CSR = Format("csr")
 FORMATS = [CSR, *(Format("bsr", (size, size)) for size in (8, 16, 32))]
-by_format = pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+by_format = pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(one, id=one.name, marks=pytest.mark.slow if one in FORMATS[2:] else ())
+        for one in FORMATS
+    ],
+)
 
 
 def weights(rows: int, columns: int, density: float, block: int = 8) -> np.ndarray:

@@ -10,6 +10,7 @@ import ast
 import hashlib
 import json
 import os
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ RECORD = ROOT / "tests" / "golden" / "fingerprints.json"
 ROOMS = {p.parent.name: p.parent for p in sorted(STAGES.glob("*/stage.py"))}
 
 
+@cache
 def syntax(path: Path) -> str:
     """The syntax tree of a file without docstrings; the text of one in C."""
     if path.suffix != ".py":
@@ -36,6 +38,7 @@ def syntax(path: Path) -> str:
     return ast.dump(tree)
 
 
+@cache
 def shared_imports(path: Path) -> set[Path]:
     """Files directly below stages/ (and platforms/) that a file imports relatively."""
     found = set()

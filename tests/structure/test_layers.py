@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,13 @@ ENGINE = sorted((ROOT / "tapml").rglob("*.py"))
 HEAVY = {"tvm", "torch", "mlflow", "onnx", "onnxruntime"}
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
+@cache
+def imports(path: Path) -> tuple[tuple[str, bool], ...]:
     """Absolute names of the modules that a file imports, and whether at its top level."""
+    return tuple(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[tuple[str, bool]]:
     package = list(path.relative_to(ROOT).with_suffix("").parts)
     if package[0] == "stages":
         package[0] = "tapml_stages"

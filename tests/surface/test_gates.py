@@ -209,6 +209,21 @@ def test_a_run_is_held_to_another_run_by_name_and_by_mark(cli: Cli, name: str) -
     assert "latency_vs 1, limit ≤ 0.5; 2x above; at n 1000, beside run 2" in failed.err
 
 
+@pytest.mark.parametrize(("limit", "passed"), [(0, False), (1, True), (None, None)])
+def test_kernels_that_differ_are_judged_where_the_recipe_says_so(
+    limit: int | None, passed: bool | None
+) -> None:
+    carve = {"checked": 9, "failed": [{"kernel": "k"}]}
+    verdicts = gates.judge(Gates(failed_kernels=limit), measured(carve=carve))
+    found = {verdict.gate: verdict.passed for verdict in verdicts}
+    assert found.get("failed_kernels") is passed
+
+
+def test_what_was_not_carved_passes_no_gate() -> None:
+    verdict = gates.judge(Gates(failed_kernels=9), measured())[-1]
+    assert (verdict.figure, verdict.passed) == (None, False)
+
+
 def test_a_recipe_without_a_baseline_fails_its_gate_with_4(cli: Cli) -> None:
     done = cli("run", "little.yaml", "--set", beside_text("baseline"))
     assert done.code == 4
@@ -216,16 +231,19 @@ def test_a_recipe_without_a_baseline_fails_its_gate_with_4(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "words"),
+    ("ours", "words", "tone"),
     [
-        (0.5, "2.00x faster than onnxruntime"),
-        (1.4, "1.40x SLOWER than onnxruntime"),
-        (1.01, "as fast as onnxruntime"),
+        ((0.5, 0.45, 0.6), "2.00x faster than onnxruntime", "good"),
+        ((1.4, 1.3, 1.5), "1.40x SLOWER than onnxruntime", "bad"),
+        ((0.91, 0.85, 0.95), "within noise of onnxruntime", ""),
+        ((1.3, 1.05, 1.5), "within noise of onnxruntime", ""),
     ],
 )
-def test_speed_is_said_in_words(ratio: float, words: str) -> None:
-    row = {**vars_of_latency(), "ratio": ratio}
-    assert measured(latency=[row]).latency[0].words == words
+def test_speed_is_said_in_words(ours: tuple[float, ...], words: str, tone: str) -> None:
+    spread = dict(zip(("p50", "low", "high"), ours, strict=True))
+    row = {**vars_of_latency(), "ours_ms": spread, "ratio": ours[0]}
+    (found,) = measured(latency=[row]).latency
+    assert (found.words, found.tone) == (words, tone)
 
 
 def vars_of_latency() -> dict[str, Any]:
@@ -234,5 +252,5 @@ def vars_of_latency() -> dict[str, Any]:
         "threads": 1,
         "ours_ms": {"p50": 1.0},
         "peer": "onnxruntime 1.32.0",
-        "peer_ms": {"p50": 1.0},
+        "peer_ms": {"p50": 1.0, "low": 0.9, "high": 1.1},
     }

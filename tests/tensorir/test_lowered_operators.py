@@ -128,14 +128,14 @@ def test_group_norm_keeps_its_digits_far_from_zero() -> None:
 @pytest.mark.parametrize(
     ("inner", "outer", "window", "stride", "pad", "extra"),
     [
-        (12, 5, 4, 2, 1, 0),
+        (3, 9, 5, 1, 2, 0),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
                 (8, 16, 2, 2, 0, 0),
                 (8, 8, 3, 2, 1, 1),
                 (4, 1, 3, 3, 0, 0),
-                (3, 9, 5, 1, 2, 0),
+                (12, 5, 4, 2, 1, 0),
             )
         ),
     ],

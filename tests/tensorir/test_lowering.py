@@ -183,12 +183,6 @@ def networks(draw):
     return graph(body, {"x": (2, 3, 12, 10)}, weights)
 
 
-@settings(max_examples=2, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(program=networks())
-def test_lowering_keeps_the_numbers_of_a_few_networks(program):
-    assert_same_numbers(program, (2, 3, 12, 10))
-
-
 @pytest.mark.slow
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(program=networks())

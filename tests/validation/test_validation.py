@@ -15,8 +15,8 @@ from tapml.stage import Context, Inputs
 from tapml_stages import codec, records
 from tapml_stages.codegen.stage import Codegen
 from tapml_stages.compat import tvm
-from tapml_stages.validation.carve import Recorder
-from tapml_stages.validation.compare import relative_error, tolerance
+from tapml_stages.validation.carve import Recorder, poisoned
+from tapml_stages.validation.compare import relative_error, tolerance, within_a_step
 from tapml_stages.validation.stage import Validation
 
 te = tvm.te
@@ -108,7 +108,12 @@ def test_facts_hold_errors_timings_and_carved_tests_of_every_size(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "fault", [{"terms": 5}, {"shift": 1}, {"relu": False}], ids=["short sum", "index", "epilogue"]
+    "fault",
+    [
+        pytest.param({"terms": 5}, id="short sum"),
+        pytest.param({"shift": 1}, id="index", marks=pytest.mark.slow),
+        pytest.param({"relu": False}, id="epilogue", marks=pytest.mark.slow),
+    ],
 )
 def test_a_fault_in_one_scheduled_kernel_is_named_by_it(
     tmp_path: Path, fault: dict[str, int]
@@ -118,6 +123,7 @@ def test_a_fault_in_one_scheduled_kernel_is_named_by_it(
     assert not facts["error"]["passed"]
 
 
+@pytest.mark.slow
 def test_nan_never_passes_and_the_kernel_that_made_it_is_named(tmp_path: Path) -> None:
     inputs = built(tmp_path, linear_kernel(nan=True))
     with pytest.raises(StageError, match=rf"NaN or Inf(.|\n)*{KERNEL}"):
@@ -128,11 +134,75 @@ def test_scalar_arguments_of_a_kernel_keep_their_place(tmp_path: Path) -> None:
     def scaled(x: tvm.runtime.Tensor, factor: int, out: tvm.runtime.Tensor) -> None:
         out.copyfrom(x.numpy() * factor)
 
-    recorder = Recorder({"scaled": scaled}, {}, {"scaled": (-1,)}, {}, tmp_path)
+    recorder = Recorder({"scaled": scaled}, {}, {"scaled": (-1,)}, {}, tmp_path, {})
     x, out = np.ones(3, "float32"), np.full(3, 5, "float32")
     args = (tvm.runtime.tensor(x), 5, tvm.runtime.tensor(out))
     recorder(None, "scaled", False, None, *args)
     assert [one.relative for one in recorder.found] == [0.0]
+
+
+def test_a_kernel_that_writes_nan_or_not_everything_never_passes(tmp_path: Path) -> None:
+    def spoilt(x: tvm.runtime.Tensor, out: tvm.runtime.Tensor) -> None:
+        out.copyfrom(np.array([np.nan, 2, 3], "float32"))
+
+    def lazy(x: tvm.runtime.Tensor, out: tvm.runtime.Tensor) -> None: ...
+
+    lazy_one = f"fused_{'reshape_' * 200}"  # longer than a file's name may be
+    written = {"spoilt": (-1,), lazy_one: (-1,)}
+    mod = dict.fromkeys(written, linear_kernel())
+    recorder = Recorder({"spoilt": spoilt, lazy_one: lazy}, {}, written, {}, tmp_path, mod)
+    args = [tvm.runtime.tensor(np.ones(3, "float32")) for _ in range(2)]
+    for name in written:
+        recorder(None, name, False, None, *args)
+    assert [one.kernel for one in recorder.found if not one.passed] == [*written]
+
+
+STEP = 0.05  # of the integers that the values stand for
+
+
+def levels(count: int = 200, dtype: str = "float32") -> np.ndarray:
+    whole = np.arange(count) % 100 - 50
+    return (whole * STEP).astype(dtype) if dtype.startswith("float") else whole.astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float32"])
+def test_a_step_in_few_elements_is_what_rounding_may_do(dtype: str) -> None:
+    expected = levels(dtype=dtype)
+    step = STEP if dtype == "float32" else 1
+    for apart, elements, allowed in ((1, 1, True), (1, 10, True), (1, 20, False), (2, 1, False)):
+        got = expected.copy()
+        got[:elements] += np.array(apart * step, dtype)
+        assert within_a_step(got, expected) is allowed
+
+
+def test_a_step_is_told_from_numbers_that_were_not_rounded() -> None:
+    expected = np.random.default_rng(0).standard_normal(4000).astype("float32")
+    got = expected.copy()
+    got[0] += 0.01
+    assert not within_a_step(got, expected)
+    assert not within_a_step(np.where(levels() > 0, np.nan, levels()), levels())
+    assert not within_a_step(poisoned(levels(dtype="int8")), levels(dtype="int8"))
+
+
+@pytest.mark.parametrize("rounds", [True, False])
+def test_only_a_kernel_that_rounds_may_be_a_step_apart(tmp_path: Path, rounds: bool) -> None:
+    expected = levels()
+    got = expected.copy()
+    got[3] += STEP
+
+    def shipped(x: tvm.runtime.Tensor, out: tvm.runtime.Tensor) -> None:
+        out.copyfrom(got)
+
+    x = te.placeholder((200,), name="x")
+    body = tvm.tirx.round if rounds else tvm.tirx.floor
+    func = te.create_prim_func([x, te.compute((200,), lambda i: body(x[i] * 20) * STEP)])
+    mod = tvm.IRModule({"k": func})
+    recorder = Recorder({"k": shipped}, {}, {"k": (-1,)}, {}, tmp_path, mod)
+    args = [tvm.runtime.tensor(one) for one in (expected, expected)]
+    recorder(None, "k", False, None, *args)
+    (found,) = recorder.found
+    assert found.relative > 1e-2
+    assert (found.rounded, found.passed) == (rounds, rounds)
 
 
 def test_an_error_is_relative_to_the_range_of_the_output() -> None:

@@ -18,13 +18,11 @@ import numpy as np
 import onnx.inliner
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
-from tapml.errors import StageError
-
 from ...compat import tvm
 from ...onnx_file import Model
 from ...program import Bounds, Program
 from ..finish import Node, attribute, finish
-from ..source import Unsupported, refuse
+from ..source import UnknownShapeError, Unsupported, refuse
 from . import model as onnx_model
 from . import symbolic
 from .operators import CONVERTERS, axis_extent, axis_extents
@@ -35,7 +33,6 @@ from tvm.relax.frontend.onnx import onnx_frontend  # isort: skip  # after compat
 onnx_frontend._axis_extent, onnx_frontend._coord_axis_extents = axis_extent, axis_extents
 rx = tvm.relax
 _MARK = "tapml_end_of_node"
-UNKNOWN_SHAPE = "give the dims that it comes from fixed sizes in model.inputs"
 LOWERED = {  # without a legalization, by other means: tensorir has orders and running sums
     *("relax.call_tir", "relax.call_dps_packed", "relax.sort", "relax.argsort", "relax.topk"),
     *("relax.cumsum", "relax.cumprod"),
@@ -220,7 +217,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
             message = f"node {node} ({op_name}) cannot be imported: {error}"
             if any(_shape(one) is None for one in inputs if isinstance(one, rx.Var)):
                 message += f"; the shape of its input is not known{self._lost}"
-            raise StageError(message=message, hint=UNKNOWN_SHAPE) from error
+            raise UnknownShapeError(message=message) from error
         self._watch(node, op_name, inputs, value)
         self.bb.emit(rx.const(len(self._order), "int32"), _MARK)
         self._order.append(Node(node, op_name))

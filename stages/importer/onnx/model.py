@@ -24,16 +24,19 @@ from onnx import (
     numpy_helper,
 )
 
-from tapml.errors import RecipeError, RecipeErrors, StageError, nearest
+from tapml.errors import RecipeError, RecipeErrors, StageError
+from tapml.formats.other import refuse_other
 
 from ... import onnx_file
 from ...onnx_file import Model
+from ..source import no_input
 
 Shape = tuple[int | str, ...]
 
 
 def read(path: str) -> Model:
     """The model in a file. StageError naming the file when it is broken."""
+    refuse_other(Path(path), "ONNX model")
     model = onnx_file.read(Path(path))
     if not model.proto.graph.node or not model.proto.graph.output:
         raise StageError(
@@ -281,10 +284,7 @@ def match_inputs(
     def wrong(field: str, message: str, hint: str = "") -> None:
         errors.append(RecipeError(field=field, message=message, hint=hint))
 
-    for name in wanted:
-        if name not in there:
-            hint = nearest(name, list(there), noun="inputs")
-            wrong(f"model.inputs.{name}", f"the model has no input {name!r}", hint)
+    errors += [no_input(name, there) for name in wanted if name not in there]
     result: dict[str, tuple[Shape, str]] = {}
     for name, (has, dtype) in there.items():
         if 0 in has:

@@ -117,8 +117,8 @@ target: {preset: cpu}
 """
 
 
-def planned(folder: Path) -> Import:
-    (folder / "recipe.yaml").write_text(RECIPE)
+def planned(folder: Path, text: str = RECIPE) -> Import:
+    (folder / "recipe.yaml").write_text(text)
     return Import.from_recipe(recipe.load(folder / "recipe.yaml"))
 
 
@@ -139,3 +139,17 @@ def test_one_outside_is_a_mistake_that_a_plan_tells(
     with pytest.raises(RecipeError, match="tensor 'w' of the model has its data in") as caught:
         planned(tmp_path)
     assert caught.value.field == "model.path"
+
+
+def test_an_input_that_the_model_lacks_is_a_mistake_that_a_plan_tells(
+    beside: Callable[..., Path], tmp_path: Path
+) -> None:
+    beside()
+    with pytest.raises(RecipeError, match="the model has no input 'xx'") as told:
+        planned(tmp_path, RECIPE.replace("{x:", "{xx:"))
+    assert told.value.field == "model.inputs.xx"
+    assert "'x'" in (told.value.hint or "")
+    inputs = "{x: {shape: [2, 128], dtype: float32}}"
+    both = f"{{a: {inputs[4:-1]}, b: {inputs[4:-1]}}}"
+    with pytest.raises(RecipeError, match=r"(?s)no input 'a'.*no input 'b'"):
+        planned(tmp_path, RECIPE.replace(inputs, both))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
-from torch.utils import _pytree as pytree
 
 from tapml_stages.compat import tvm
-from tapml_stages.importer.torch import convert, export
 from tapml_stages.program import Bounds, Program
+
+if TYPE_CHECKING:  # a fixture imports it: pytest reads this file for plain runs too
+    import torch
+    from torch import nn
 
 Shapes = Mapping[str, tuple[int | str, ...]]
 Imports = Callable[..., tuple[Program, dict[str, np.ndarray]]]
@@ -22,6 +22,9 @@ Imports = Callable[..., tuple[Program, dict[str, np.ndarray]]]
 @pytest.fixture
 def imported() -> Imports:
     """Program and weights of a module; `shapes` has the recipe's dims by input name."""
+    import torch
+
+    from tapml_stages.importer.torch import convert, export
 
     def run(
         module: nn.Module,
@@ -72,6 +75,8 @@ def compiled() -> Callable[..., Callable[..., list[np.ndarray]]]:
 @pytest.fixture
 def same_as_torch(imported: Imports, compiled: Any) -> Callable[..., Program]:
     """Compares with torch in float64 at every one of `sizes` (dims → size), on fresh values."""
+    import torch
+    from torch.utils import _pytree as pytree
 
     def run(
         module: nn.Module,
@@ -110,6 +115,8 @@ def same_as_torch(imported: Imports, compiled: Any) -> Callable[..., Program]:
 
 def _fresh(example: torch.Tensor, shape: list[Any]) -> torch.Tensor:
     """Random values in the range of the example's."""
+    import torch
+
     if example.dtype is torch.bool:
         return torch.rand(shape) < 0.5
     if example.is_floating_point():
