@@ -87,6 +87,13 @@ def fill(model: Any, tensors: Mapping[str, Any]) -> None:
             parameter.data = torch.full((), torch.nan).expand(parameter.shape)
 
 
+def without_cache(model: Any) -> None:
+    """Tells a model, and every model in it, to give no cache back."""
+    for module in model.modules():
+        if hasattr(module, "config"):
+            module.config.use_cache = False
+
+
 def reason(error: Exception) -> str:
     """The first line of what a library says."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -35,8 +35,12 @@ def lower(program: Program, folder: Path) -> dict[str, Path]:
 
 def build(program: Program, weights: dict[str, np.ndarray], folder: Path) -> Any:
     """The loaded bundle, its kernels scheduled by rules alone."""
-    held = lower(program, folder)
-    shipped = records.load(held["records"])
+    return assemble(lower(program, folder), weights, folder)
+
+
+def assemble(lowered: dict[str, Path], weights: dict[str, np.ndarray], folder: Path) -> Any:
+    """The loaded bundle of what tensorir made in `folder`."""
+    held, shipped = dict(lowered), records.load(lowered["records"])
     choices = tuple(records.KernelChoice(one.kernel, one.id, ()) for one in shipped)
     held["choices"] = records.Choices(choices).save(folder / "choices.json")
     held["weights"] = folder / "weights.safetensors"

@@ -116,7 +116,7 @@ class Generator:
         if longest + more - 1 > self.context:
             raise GenerateError(
                 f"a prompt of {longest} tokens and {more} more exceed the context of "
-                f"{self.context}; shorten it, or build with a larger `context`"
+                f"{self.context}; shorten it, ask for fewer, or build with a larger `context`"
             )
 
     def _prefill(

@@ -12,6 +12,8 @@ from typing import Any
 
 from tapml.errors import StageError
 
+from ..pretrained import without_cache
+
 _DIMS = ("batch", "n")
 _EXAMPLE = (2, 16)
 
@@ -37,7 +39,6 @@ def _trace(folder: Path, options: dict[str, str]) -> str:
         config = transformers.AutoConfig.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True, **options
         )
-        config.use_cache = False
         named = config.architectures or []
         cls = getattr(transformers, named[0], None) if named else transformers.AutoModelForCausalLM
         if cls is None:
@@ -45,6 +46,7 @@ def _trace(folder: Path, options: dict[str, str]) -> str:
         make = getattr(cls, "_from_config", None) or cls.from_config
         with torch.device("meta"):
             model = make(config, attn_implementation="eager", dtype=torch.float32).eval()
+        without_cache(model)
         exported = _export(torch, model)
     except Exception as error:  # the model's own code, on a configuration out of a file
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from zoo import models
-from zoo.rows import BATCHES, LENGTHS, Row
+from zoo.rows import BATCHES, Row
 
 import tapml
 
@@ -42,7 +42,8 @@ def recipe(row: Row, folder: Path) -> Path:
 def sizes_of(row: Row) -> list[dict[str, int]]:
     """Sizes to run: every batch with every length of each dynamic dim."""
     names = [name for name in row.dims if name != "batch"]
-    lengths = [dict(zip(names, np.roll(LENGTHS, -k), strict=False)) for k in range(len(LENGTHS))]
+    turns = range(len(row.lengths))
+    lengths = [dict(zip(names, np.roll(row.lengths, -k), strict=False)) for k in turns]
     batches = [{"batch": size} for size in BATCHES] if "batch" in row.dims else [{}]
     every = [{**batch, **length} for batch, length in product(batches, lengths if names else [{}])]
     return [{name: int(size) for name, size in one.items()} for one in every]
@@ -64,6 +65,11 @@ def errors(row: Row, bundle: Path) -> dict[str, float]:
         wanted = models.answer(row, model, arrays)
         (given,) = library(**arrays).values()
         assert given.shape == wanted.shape
-        difference = np.abs(given.astype(np.float64) - wanted).max() / np.ptp(wanted)
+        difference = np.abs(given.astype(np.float64) - wanted).max() / _range(wanted)
         found[json.dumps(sizes)] = float(difference) if np.isfinite(difference) else float("inf")
     return found
+
+
+def _range(wanted: np.ndarray) -> float:
+    """Between the smallest and the largest; of a single number its size."""
+    return float(np.ptp(wanted) if wanted.size > 1 else np.abs(wanted).max())

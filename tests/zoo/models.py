@@ -76,6 +76,7 @@ def inputs(row: Row, sizes: Mapping[str, int], seed: int) -> Arrays:
             arrays[name] = np.ones(shape, np.int64)
         else:
             arrays[name] = rng.integers(3, tensor.below, shape)
+        arrays[name][..., : len(tensor.first)] = tensor.first
     return arrays
 
 

@@ -19,18 +19,24 @@ BATCHES = (1, 3)
 @dataclass(frozen=True)
 class Tensor:
     """An input: its dims (a name is dynamic), and the integers below which its values lie; floats
-    are standard normal.
+    are standard normal. `first`: what every row of it begins with.
     """
 
     shape: tuple[int | str, ...]
     below: int | None = None
+    first: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Row:
     """An architecture. `paper`: the model of the TapML paper that it is, or stands in for;
+<<<<<<< HEAD
     `refused`: words of the message by which it is refused today; `wrong`: what is known to be wrong
     with its numbers; `source`: of the recipe, and so who answers for it.
+=======
+    `refused`: words of the message by which it is refused today; `lengths`: sizes of its dynamic
+    dims but the batch.
+>>>>>>> decode
     """
 
     name: str
@@ -40,7 +46,7 @@ class Row:
     output: str = "logits"
     paper: str = ""
     refused: str = ""
-    wrong: str = ""
+    lengths: tuple[int, ...] = LENGTHS
     sub_configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Any])
     source: str = "huggingface"
 
@@ -106,6 +112,7 @@ MLA = {
     "n_group": 1,
     "topk_group": 1,
 }
+IMAGE_TOKEN = 250
 QUERY = {**KV2, **HEAD16, "sliding_window": 4, "query_pre_attn_scalar": 16}
 
 
@@ -490,7 +497,6 @@ ROWS = (
             "pixel_values": Tensor(("batch", 3, 64, 64)),
         },
         "logits_per_image",
-        wrong="a NaN in the library's output",
         sub_configs={
             "text_config": {**BASE, **SPECIAL},
             "vision_config": {
@@ -506,12 +512,13 @@ ROWS = (
     Row(
         "llava",
         "LlavaForConditionalGeneration",
-        {"image_token_index": 250},
+        {"image_token_index": IMAGE_TOKEN},
         {
-            "input_ids": Tensor(("batch", "n"), 250),
+            "input_ids": Tensor(("batch", "n"), IMAGE_TOKEN, (5, *[IMAGE_TOKEN] * 4)),
+            **image(32),
         },
         paper="llava",
-        refused="cannot be exported by torch",
+        lengths=(7, 13, 37),
         sub_configs={
             "text_config": {"model_type": "llama", **BASE, **KV2},
             "vision_config": {
@@ -520,7 +527,7 @@ ROWS = (
                 "num_hidden_layers": 2,
                 "num_attention_heads": 4,
                 "intermediate_size": 128,
-                "image_size": 64,
+                "image_size": 32,
                 "patch_size": 16,
                 "projection_dim": 32,
             },

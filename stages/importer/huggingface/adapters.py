@@ -1,13 +1,15 @@
 """Families that need more than transformers' attention interface: what stands in for their code.
 
-One row a class. Every attention here ends in `attention`.
+One row a class. Every attention here ends in `attention`; what has no place in a torch program at
+all is replaced for every import.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -17,34 +19,60 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from tapml.errors import StageError
+
 from .attention import attention, refusal
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What stands in for methods of a class, and for functions beside it."""
+
+    methods: Mapping[str, Callable[..., Any]] = field(default_factory=dict[str, Any])
+    functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict[str, Any])
+
+
+@contextmanager
+def exportable(model: PreTrainedModel) -> Iterator[None]:
+    """Within, the model's code that torch.export cannot take is replaced; afterwards it is back."""
+    with ExitStack() as undo:
+        for module in list(model.modules()):
+            _stand_in(undo, module, _EXPORTABLE)
+        yield
 
 
 @contextmanager
 def adapted(model: PreTrainedModel, context: int) -> Iterator[None]:
-    """Within, the model's own attentions are replaced by ours; afterwards they are back."""
+    """Within, the model is exportable and its own attentions are replaced by ours; afterwards they
+    are back.
+    """
     tables: dict[int, Tensor] = {}  # one for all layers
-    with ExitStack() as undo:
-
-        def replace(owner: Any, name: str, value: Any) -> None:
-            if name in vars(owner):
-                undo.callback(setattr, owner, name, vars(owner)[name])
-            else:  # the class has it
-                undo.callback(delattr, owner, name)
-            setattr(owner, name, value)
-
+    with exportable(model), ExitStack() as undo:
         module: Any
         for module in list(model.modules()):
-            kind = type(module).__name__
-            if kind in _WITH_ALIBI:
+            if type(module).__name__ in _WITH_ALIBI:
                 table = tables.setdefault(module.num_heads, _alibi(module.num_heads, context))
                 module.register_buffer(_BIAS, table, persistent=False)
                 undo.callback(delattr, module, _BIAS)
-            for name, stand_in in _METHODS.get(kind, {}).items():
-                replace(module, name, partial(stand_in, module))
-            if kind in _FUNCTIONS:
-                replace(import_module(type(module).__module__), *_FUNCTIONS[kind])
+            _stand_in(undo, module, _ATTENTIONS)
         yield
+
+
+def _stand_in(undo: ExitStack, module: Any, table: Mapping[str, Adapter]) -> None:
+    """Replaces what the table has for the module's class until `undo` is left."""
+
+    def replace(owner: Any, name: str, value: Any) -> None:
+        if name in vars(owner):
+            undo.callback(setattr, owner, name, vars(owner)[name])
+        else:  # the class has it
+            undo.callback(delattr, owner, name)
+        setattr(owner, name, value)
+
+    adapter = table.get(type(module).__name__, Adapter())
+    for name, method in adapter.methods.items():
+        replace(module, name, partial(method, module))
+    for name, function in adapter.functions.items():
+        replace(import_module(type(module).__module__), name, function)
 
 
 def _gptj(
@@ -116,7 +144,11 @@ def _alibi(heads: int, context: int) -> Tensor:
 def _deepseek_v2_angles(module: Any, x: Tensor, position_ids: Tensor) -> Tensor:
     """[2, batch, n, half]: cos and sin, of which the model makes complex numbers."""
     if module.rope_type in ("dynamic", "longrope"):
-        raise refusal(f"its rotary embedding is {module.rope_type}")
+        raise StageError(
+            message=f"the rotary embedding of this model is {module.rope_type}: its frequencies "
+            "change with the length of the text",
+            hint="set another rope_type in config.json",
+        )
     angles = position_ids[..., None].float() * module.inv_freq.float()
     return torch.stack([angles.cos(), angles.sin()]) * module.attention_scaling
 
@@ -132,15 +164,28 @@ def _deepseek_v2_rotate(query: Tensor, key: Tensor, angles: Tensor) -> tuple[Ten
     return rotated(query), rotated(key)
 
 
+def _llava_images(module: Any, pixel_values: Tensor, **_: Any) -> Any:
+    """Features of all images in one tensor: a list of them would fix their number."""
+    config = module.config
+    layers = config.vision_feature_layer
+    start = 1 if config.vision_feature_select_strategy == "default" else 0  # behind the class token
+    seen = module.vision_tower(pixel_values, output_hidden_states=True, return_dict=True)
+    chosen = [layers] if isinstance(layers, int) else layers
+    features = torch.cat([seen.hidden_states[layer][:, start:] for layer in chosen], dim=-1)
+    seen.pooler_output = [module.multi_modal_projector(features).flatten(0, 1)]
+    return seen
+
+
 _BIAS = "bias_by_distance"
 _WITH_ALIBI = frozenset({"BloomAttention"})
-# class of a module: its methods, or a function beside it, and what stands in for them
-_METHODS: dict[str, dict[str, Callable[..., Any]]] = {
-    "GPTJAttention": {"_attn": _gptj, "_get_embed_positions": _gptj_table},
-    "FalconAttention": {"forward": _falcon},
-    "BloomAttention": {"forward": _bloom},
-    "DeepseekV2RotaryEmbedding": {"forward": _deepseek_v2_angles},
+# by a module's class
+_ATTENTIONS = {
+    "GPTJAttention": Adapter({"_attn": _gptj, "_get_embed_positions": _gptj_table}),
+    "FalconAttention": Adapter({"forward": _falcon}),
+    "BloomAttention": Adapter({"forward": _bloom}),
 }
-_FUNCTIONS: dict[str, tuple[str, Callable[..., Any]]] = {
-    "DeepseekV2Attention": ("apply_rotary_emb", _deepseek_v2_rotate),
+_EXPORTABLE = {
+    "LlavaModel": Adapter({"get_image_features": _llava_images}),
+    "DeepseekV2RotaryEmbedding": Adapter({"forward": _deepseek_v2_angles}),
+    "DeepseekV2Attention": Adapter(functions={"apply_rotary_emb": _deepseek_v2_rotate}),
 }

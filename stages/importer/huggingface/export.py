@@ -10,9 +10,11 @@ import torch
 
 from tapml.errors import RecipeError, RecipeErrors, nearest
 
+from ...pretrained import without_cache
 from ...program import Bounds, Program
 from ..torch import convert, export
 from ..torch.source import keep
+from .adapters import exportable
 from .masks import plain_masks
 
 if TYPE_CHECKING:
@@ -34,7 +36,8 @@ def program_of(model: Any, stage: Import, where: str) -> tuple[Program, dict[str
         for name in arguments
         if name in stage.signature
     }
-    with plain_masks():
+    without_cache(model)
+    with plain_masks(), exportable(model):
         exported = export.export(model, arguments, inputs, dims, where)
     names = export.output_names(exported)
     usual = next((name for name in _USUAL if name in names), None)
@@ -73,13 +76,12 @@ def _arguments(model: Any, stage: Import) -> dict[str, Any]:
         raise errors[0]
     if errors:
         raise RecipeErrors(errors=tuple(errors), message=f"{len(errors)} mistakes in model.inputs")
-    fixed = {"use_cache": False, "return_dict": True}
     values: dict[str, Any] = {}
     for name in known:
         if name in stage.signature:
             spec = stage.signature[name]
             shape = [size if isinstance(size, int) else 1 for size in spec.shape]
             values[name] = torch.zeros(shape, dtype=getattr(torch, spec.dtype))
-        elif name in fixed:
-            values[name] = fixed[name]
+        elif name == "return_dict":
+            values[name] = True
     return values

@@ -104,6 +104,7 @@ CONVERTERS: dict[str, Converter] = {
     "logical_not.default": arithmetic.logical_not,
     "logical_or.default": arithmetic.logical(op.logical_or),
     "logical_xor.default": arithmetic.logical(op.logical_xor),
+    "masked_scatter.default": indexing.masked_scatter,
     "matmul.default": network.matmul("other"),
     "max.dim": arithmetic.extreme(op.max, op.argmax),
     "maximum.default": arithmetic.binary(op.maximum, bools=op.logical_or),
@@ -165,12 +166,18 @@ DATA_DEPENDENT = (
     "its size depends on data: use a mask or a fixed size, or run this part on the host"
 )
 _RANDOM = "a library gives the same for the same inputs: take the random numbers as an input"
-REFUSED: Mapping[str, str] = {  # converters of TVM's that give something else without saying so
+_COMPLEX = "compute real and imaginary parts apart: there are no complex numbers"
+# what to do without them; some TVM would convert, and give something else without saying so
+REFUSED: Mapping[str, str] = {
     "_native_batch_norm_legit_functional.default": "it learns while it runs: call .eval() first",
     "_upsample_bilinear2d_aa.default": "resize without antialiasing, or on the host",
     "bernoulli.p": _RANDOM,
+    "complex.default": _COMPLEX,
     "exponential.default": _RANDOM,
     "masked_select.default": DATA_DEPENDENT,
+    "polar.default": _COMPLEX,
     "randn.default": _RANDOM,
     "randn_like.default": _RANDOM,
+    "view_as_complex.default": _COMPLEX,
+    "view_as_real.default": _COMPLEX,
 }

@@ -150,21 +150,30 @@ def export(
             return torch.export.export(
                 module.eval(), (), examples, dynamic_shapes=dynamic, strict=False
             )
+    except StageError:  # of what stands in for a model's code
+        raise
     except Exception as error:  # the model's own code runs in it: anything may come out
         raise _told(error, where) from error
 
 
 def decomposed(exported: ExportedProgram, supported: Callable[[fx.Node], bool]) -> ExportedProgram:
-    """In operators that are `supported`, as far as torch knows how to take others apart."""
+    """In operators that are `supported`, as far as torch knows how to take others apart; it fails
+    at those of complex numbers.
+    """
     table, done = _core(), set[Any]()
     while table:
         done |= table.keys()
         with _quiet():
             exported = exported.run_decompositions(table)
         calls = [node for node in exported.graph.nodes if node.op == "call_function"]
-        left = {node.target for node in calls if not supported(node)} - done
+        left = {one.target for one in calls if not supported(one) and not _is_complex(one)} - done
         table = {op: decomposition_table[op] for op in left if _taken_apart(op)}
     return exported
+
+
+def _is_complex(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.is_complex()
 
 
 def _taken_apart(op: Any) -> bool:

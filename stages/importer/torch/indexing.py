@@ -6,6 +6,7 @@ written outside; sizes are the ones that torch tells.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -293,6 +294,27 @@ def _put_by_mask(call: Call, x: Any, indices: list[Any], values: Any) -> Any:
     if missing := rank - mask.meta["val"].dim():
         flags = rx.op.expand_dims(flags, list(range(rank - missing, rank)))
     return call.emit(rx.op.where(flags, rx.op.reshape(values, []), x))
+
+
+def masked_scatter(call: Call) -> Any:
+    """A source's elements in their order, where a mask holds; whole rows where the mask has one
+    flag for each. Of a source that is too short the last is repeated, where torch raises.
+    """
+    sizes, mask = list(call.out.shape), list(call.meta("mask").shape)
+    mask = [1] * (len(sizes) - len(mask)) + mask
+    picked = max((axis + 1 for axis, size in enumerate(mask) if size != 1), default=0)
+    row = math.prod(sizes[picked:])
+    flags = rx.op.broadcast_to(
+        rx.op.reshape(call.value("mask"), call.sizes(mask)),
+        call.sizes([*sizes[:picked], *mask[picked:]]),
+    )
+    flat = rx.op.reshape(flags, call.sizes([math.prod(sizes[:picked])]))
+    place = rx.op.subtract(rx.op.cumsum(flat, 0, "int64"), rx.const(1, "int64"))
+    rows = rx.op.reshape(
+        call.value("source"), call.sizes([call.meta("source").numel() // row, row])
+    )
+    taken = rx.op.reshape(rx.op.take(rows, place, 0, mode="clip"), call.shape)
+    return call.emit(rx.op.where(flags, taken, call.value("self")))
 
 
 def slice_scatter(call: Call) -> Any:

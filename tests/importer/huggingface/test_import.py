@@ -28,6 +28,14 @@ SMALL = {
     "intermediate_size": 48,
     "max_position_embeddings": 32,
 }
+LATENT = {  # DeepSeek's attention
+    "kv_lora_rank": 16,
+    "q_lora_rank": None,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "first_k_dense_replace": 2,
+}
 Load = Callable[..., Outputs]
 
 
@@ -190,6 +198,13 @@ def test_an_input_that_the_model_lacks_is_told(model: Any, load: Load) -> None:
     with pytest.raises(RecipeError, match="BertModel has no input 'input_id'") as caught:
         load({"input_id": TOKENS["input_ids"]})
     assert caught.value.hint == "did you mean 'input_ids'?"
+
+
+def test_a_rotary_embedding_that_follows_the_length_is_refused(model: Any, load: Load) -> None:
+    dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    model("DeepseekV2ForCausalLM", **LATENT, rope_parameters=dynamic)
+    with pytest.raises(StageError, match="change with the length of the text"):
+        load()
 
 
 def test_a_tokenizer_goes_along(model: Any, load: Load, tmp_path: Path) -> None:

@@ -79,6 +79,10 @@ def writes(x: Tensor, y: Tensor, i: Tensor, m: Tensor) -> dict[str, Tensor]:
         "mean without itself": x.scatter_reduce(2, i, y, reduce="mean", include_self=False),
         "index_add": x.index_add(1, torch.tensor([0, 2, 2, 1]), y, alpha=2),
         "index_copy": x.index_copy(1, torch.tensor([2, 0]), y[:, :2]),
+        "by a mask": x.masked_scatter(m, y),
+        "rows by a mask": x.masked_scatter(m[:, :, :1], y),
+        "by a mask for all rows": x.masked_scatter(m[0], y),
+        "by one flag": x.masked_scatter(m[:1, :1, :1], y),
         "slice": put(lambda to: to[:, 1:3].copy_(y[:, :2])),
         "steps": put(lambda to: to[..., ::2].copy_(y[..., :3])),
         "from the end": put(lambda to: to[:, -2:].copy_(y[:, :2])),
@@ -192,6 +196,7 @@ def test_positions_of_a_table_have_the_inputs_size(same_as_torch: Callable[..., 
         (lambda x: F.interpolate(x[None], size=3, mode="bilinear", antialias=True), "antialiasing"),
         (lambda x: F.interpolate(x[None], scale_factor=1.7, mode="bilinear"), "no whole size"),
         (lambda x: torch.fft.rfft(x).abs(), "_fft_r2c"),
+        (lambda x: torch.view_as_real(torch.polar(x.abs(), x)), "there are no complex numbers"),
     ],
 )
 def test_what_would_be_another_number_is_refused(
