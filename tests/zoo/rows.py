@@ -30,13 +30,8 @@ class Tensor:
 @dataclass(frozen=True)
 class Row:
     """An architecture. `paper`: the model of the TapML paper that it is, or stands in for;
-<<<<<<< HEAD
-    `refused`: words of the message by which it is refused today; `wrong`: what is known to be wrong
-    with its numbers; `source`: of the recipe, and so who answers for it.
-=======
     `refused`: words of the message by which it is refused today; `lengths`: sizes of its dynamic
-    dims but the batch.
->>>>>>> decode
+    dims but the batch; `source`: of the recipe, and so who answers for it.
     """
 
     name: str
