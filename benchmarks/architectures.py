@@ -3,7 +3,7 @@
     python benchmarks/architectures.py [--store DIR] [--again] [ROW ...]
 
 A row that benchmarks/results/zoo.json has from the code of today is not run again. Prints a table,
-writes the JSON after every row, and benchmarks/zoo.md from it.
+writes the JSON after every row, and from it benchmarks/zoo.md and the table of docs/models.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import page
 
 from tapml import host, registry
 from tapml.errors import TapmlError
@@ -75,9 +76,6 @@ def result(row: rows.Row, store: Path) -> dict[str, Any]:
 def markdown(results: Iterable[dict[str, Any]]) -> str:
     """benchmarks/zoo.md."""
     table = sorted(results, key=lambda one: one["error"] is None)
-    right = [one for one in table if one["error"] is not None and one["error"] <= FLOOR]
-    lengths = [one for one in right if {"n", "m"} & set(one["dynamic"])]
-    best = [one for one in right if one["error"] <= GOAL]
     lines = [
         "# The zoo",
         "",
@@ -87,22 +85,49 @@ def markdown(results: Iterable[dict[str, Any]]) -> str:
         "The error is the largest difference from the source's own output (transformers' eager),",
         f"relative to the output's range, over {len(rows.LENGTHS)} lengths × "
         f"{len(rows.BATCHES)} batches (lengths {', '.join(map(str, rows.LENGTHS))}; "
-        f"batches {', '.join(map(str, rows.BATCHES))}).",
+        f"batches {', '.join(map(str, rows.BATCHES))}). `unet` is a torch module, `gcn` an ONNX",
+        "graph beside onnxruntime.",
         "",
-        f"**{len(right)} of {len(table)} architectures right** (error ≤ {FLOOR:.0e}), "
-        f"{len(lengths)} of them with dynamic sequence length; {len(best)} within {GOAL:.0e}.",
+        summary(table),
         "",
         "| architecture | class | dynamic | error | TapML paper | what fails |",
         "|---|---|---|---|---|---|",
     ]
     for one in table:
         error = "–" if one["error"] is None else f"{one['error']:.1e}"
-        reason = " ".join(one["reason"].split())[:300].replace("|", "\\|")
         lines.append(
             f"| {one['name']} | {one['model']} | {', '.join(one['dynamic'])} | {error} "
-            f"| {one['paper']} | {reason} |"
+            f"| {one['paper']} | {reason(one)} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def summary(table: Sequence[dict[str, Any]]) -> str:
+    right = [one for one in table if one["error"] is not None and one["error"] <= FLOOR]
+    lengths = [one for one in right if {"n", "m"} & set(one["dynamic"])]
+    best = [one for one in right if one["error"] <= GOAL]
+    return (
+        f"**{len(right)} of {len(table)} architectures right** (error ≤ {FLOOR:.0e}), "
+        f"{len(lengths)} of them with dynamic sequence length; {len(best)} within {GOAL:.0e}, "
+        f"the worst {max((one['error'] for one in right), default=0.0):.1e}."
+    )
+
+
+def reason(one: dict[str, Any]) -> str:
+    return " ".join(one["reason"].split())[:300].replace("|", "\\|")
+
+
+def digest(table: Sequence[dict[str, Any]]) -> str:
+    """Its part of docs/models.md: who is right, by what may differ from call to call."""
+    groups: dict[str, list[str]] = {}
+    for one in table:
+        if one["error"] is not None and one["error"] <= FLOOR:
+            groups.setdefault(", ".join(one["dynamic"]) or "nothing", []).append(one["name"])
+    lines = [summary(table), "", "| sizes that differ from call to call | right |", "|---|---|"]
+    lines += [f"| {dims} | {', '.join(names)} |" for dims, names in sorted(groups.items())]
+    wrong = [one for one in table if one["error"] is None or one["error"] > FLOOR]
+    lines += [f"| {one['name']}: not right | {reason(one)} |" for one in wrong]
+    return "\n".join(lines)
 
 
 @click.command()
@@ -154,6 +179,7 @@ def save(ordered: list[dict[str, Any]]) -> None:
     }
     RESULTS.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     TABLE.write_text(markdown(ordered), encoding="utf-8")
+    page.place("models.md", "zoo", digest(ordered))
 
 
 if __name__ == "__main__":

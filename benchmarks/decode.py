@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import page
 
 from tapml import host, registry
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "decode.json"
-PAGE = ROOT / "docs" / "models.md"
-BEGIN, END = "<!-- decode: written by benchmarks/decode.py -->", "<!-- decode: end -->"
 sys.path.insert(0, str(ROOT / "tests"))
 
 from decoding import PROMPTS, TOLERANCE, family  # noqa: E402  # tests/ is no package
@@ -95,16 +94,6 @@ def markdown(rows: Iterable[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write_page(table: str) -> None:
-    """Puts the table between its marks in docs/models.md, at the end where there are none."""
-    text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else "# Models\n"
-    if BEGIN not in text:
-        text += f"\n## Language models that decode\n\n{BEGIN}\n{END}\n"
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
-
-
 @click.command()
 @click.argument("names", nargs=-1, metavar="[FAMILY ...]")
 @click.option("--again", is_flag=True, help="Run families that have a result, too.")
@@ -128,7 +117,7 @@ def main(names: tuple[str, ...], again: bool) -> None:
             "rows": rows,
         }
         RESULTS.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        write_page(markdown(rows))
+        page.place("models.md", "decode", markdown(rows))
 
 
 if __name__ == "__main__":
