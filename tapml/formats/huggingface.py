@@ -36,28 +36,44 @@ def read(folder: Path) -> Folder:
     """The configuration and the headers of the weights. Raises: StageError, also for pickles."""
     config = read_config(folder)
     tensors: dict[str, Tensor] = {}
-    if (folder / INDEX).exists():
+    if (folder / WEIGHTS).exists():  # it goes first in transformers too
+        tensors |= safetensors.read(inside(folder, WEIGHTS)).tensors
+        files = (folder / WEIGHTS,)
+    elif (folder / INDEX).exists():
         shards = _shards(folder)
+        if lacking := missing(folder):
+            what = (
+                f"{len(lacking)} of {len(shards)} shards are missing: {shown(', '.join(lacking))}"
+            )
+            refuse(folder, what, hint="the download is not complete: start it again")
         for name, wanted in shards.items():
             header = safetensors.read(inside(folder, name))
-            if missing := wanted - header.tensors.keys():
-                what = f"the index places {shown(min(missing))} in it, and it is not there"
+            if absent := wanted - header.tensors.keys():
+                what = f"the index places {shown(min(absent))} in it, and it is not there"
                 refuse(header.path, what)
             if twice := tensors.keys() & header.tensors.keys():
                 refuse(header.path, f"{shown(min(twice))} lies in two shards")
             tensors |= header.tensors
         files = tuple(folder / name for name in shards)
-    elif (folder / WEIGHTS).exists():
-        tensors |= safetensors.read(inside(folder, WEIGHTS)).tensors
-        files = (folder / WEIGHTS,)
     else:
         pickles = sorted(one.name for pattern in _PICKLES for one in folder.glob(pattern))
         what = f"it has no {WEIGHTS}"
         if pickles:
             what += f", only {shown(', '.join(pickles))}: pickles, which may run code"
-        hint = "save it with `save_pretrained(folder, safe_serialization=True)`"
+        hint = (
+            "where you trust them: transformers' Model.from_pretrained(…).save_pretrained(folder)"
+        )
         refuse(folder, what, hint=hint)
     return Folder(folder, config, tensors, files, _remote_code(folder, config))
+
+
+def missing(folder: Path) -> list[str]:
+    """Names of files of weights that should be there, and are not. Raises: StageError."""
+    if (folder / WEIGHTS).exists():
+        return []
+    if not (folder / INDEX).exists():
+        return [WEIGHTS]
+    return [name for name in _shards(folder) if not inside(folder, name).exists()]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -92,9 +108,6 @@ def _shards(folder: Path) -> dict[str, set[str]]:
         found.setdefault(file, set()).add(tensor)
     if not found:
         refuse(path, "it is empty", where="weight_map")
-    if missing := [name for name in found if not inside(folder, name).exists()]:
-        what = f"{len(missing)} of {len(found)} shards are missing: {shown(', '.join(missing))}"
-        refuse(folder, what, hint="the download is not complete: start it again")
     return found
 
 

@@ -46,6 +46,20 @@ def test_weights_in_one_file_need_no_index(folder: Path) -> None:
     assert set(huggingface.read(folder).tensors) == {"a", "b"}
 
 
+def test_one_file_goes_before_an_index_as_in_transformers(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(StageError, match=r"model\.safetensors is refused"):
+        huggingface.read(folder)
+
+
+def test_files_of_weights_that_are_not_there_are_named(folder: Path) -> None:
+    assert huggingface.missing(folder) == []
+    (folder / "model-1.safetensors").unlink()
+    assert huggingface.missing(folder) == ["model-1.safetensors"]
+    (folder / "model.safetensors.index.json").unlink()
+    assert huggingface.missing(folder) == ["model.safetensors"]
+
+
 def test_the_hubs_cache_has_links_to_its_blobs(folder: Path, tmp_path: Path) -> None:
     snapshot = tmp_path / "models--a--b" / "snapshots" / ("0" * 40)
     blobs = tmp_path / "models--a--b" / "blobs"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-CONFIG = "config.json"
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+from tapml.formats.huggingface import CONFIG, INDEX, WEIGHTS
+
 TOKENIZER = (  # what turns text into the model's input, and back
     "tokenizer.json",
     "tokenizer_config.json",

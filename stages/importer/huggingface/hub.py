@@ -7,9 +7,9 @@ from pathlib import Path
 from huggingface_hub import constants, errors, snapshot_download
 
 from tapml.errors import EnvironmentalError
+from tapml.formats.huggingface import missing
 
 from .files import READ
-from .folder import missing_weights
 
 _HTTPError = errors.HTTPError  # pyright: ignore[reportPrivateImportUsage]  # of its HTTP client
 
@@ -43,7 +43,7 @@ def _cached(model: str, revision: str) -> tuple[Path | None, bool]:
         return None, True
     except errors.LocalEntryNotFoundError:
         return None, False
-    return Path(found), bool(missing_weights(Path(found)))
+    return Path(found), bool(missing(Path(found)))
 
 
 def _told(error: Exception, model: str, revision: str, *, partial: bool) -> tuple[str, str]:

@@ -181,7 +181,7 @@ def test_a_truncated_file_is_refused(model: Any, load: Load, tmp_path: Path) -> 
     model("BertModel")
     path = tmp_path / "model" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(StageError, match="BertModel: SafetensorError"):
+    with pytest.raises(StageError, match=r"model\.safetensors is refused"):
         load(MASKED)
 
 
