@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sys
@@ -58,6 +59,12 @@ def _never(expression: str, marks: frozenset[str]) -> bool:
 
 def _takes(wanted: Expression, marks: frozenset[str]) -> bool:
     return wanted.evaluate(lambda name, /, **_: name in marks)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays to the end: the collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -135,6 +135,7 @@ def test_a_server_that_forbids_costs_one_warning(
         closed.stop()
 
 
+@pytest.mark.slow
 @by_place
 def test_keys_are_nowhere_in_what_is_written(
     machines: Machines, s3, chain, tmp_path, capfd, jobs: int

@@ -17,7 +17,7 @@ from tapml.stage import Context, Inputs, Outputs, Target
 from tapml_stages import records
 from tapml_stages.measure import Arg, Job, Timing
 from tapml_stages.metaschedule.choose import dense_winner, region_winner
-from tapml_stages.metaschedule.contest import Entry, Rivals, contest
+from tapml_stages.metaschedule.contest import Entry, Rivals, baseline, contest
 from tapml_stages.metaschedule.kernels import find_kernels
 from tapml_stages.metaschedule.stage import MetaSchedule
 
@@ -148,11 +148,22 @@ def test_the_report_says_what_sparsity_brought_and_where_time_goes(run: Run) -> 
     assert report.metrics["kernels/main_b32_ms"] > 0
 
 
-def test_a_default_that_fails_in_a_contest_only_is_kept(context: Context) -> None:
-    class Failing:
-        def run(self, jobs: Sequence[Job], *, seconds: float) -> Iterator[Timing]:
-            return (Timing(job.id, error="crashed") for job in jobs)
+class Failing:
+    """A bench on which nothing runs."""
 
+    def run(self, jobs: Sequence[Job], *, seconds: float) -> Iterator[Timing]:
+        return (Timing(job.id, error="crashed") for job in jobs)
+
+
+def test_defaults_that_fail_alone_are_all_named(context: Context) -> None:
+    program = two_clones()
+    kernels = find_kernels(program, unscheduled(program))
+    with pytest.raises(StageError, match="default schedules fail") as told:
+        baseline(Failing(), kernels, context)  # pyright: ignore[reportArgumentType]  # no workers
+    assert all(kernel.name in told.value.message for kernel in kernels)
+
+
+def test_a_default_that_fails_in_a_contest_only_is_kept(context: Context) -> None:
     program = two_clones()
     kernels = find_kernels(program, unscheduled(program))
     rivals = Rivals({kernel.name: [kernel.default] for kernel in kernels})
@@ -164,6 +175,7 @@ def test_progress_reaches_its_total(run: Run) -> None:
     assert last["done"] == last["total"] == 4
 
 
+@pytest.mark.slow
 def test_a_default_schedule_that_fails_is_named(
     tmp_path: Path, target: Target, context: Context
 ) -> None:
