@@ -119,7 +119,7 @@ class Facts:
         """Carved call sites whose shipped kernel differs from its unscheduled form; None: none was
         carved.
         """
-        failed: Any = self.carve.get("failed")
+        failed: list[Any] | int | None = self.carve.get("failed")
         return len(failed) if isinstance(failed, list) else failed
 
 
