@@ -120,7 +120,7 @@ def of_recipe(name: str) -> tuple[Any, list[Any]]:
     store = Path(os.environ.get("TAPML_STORE", RESULTS.parents[1] / "artifacts"))
     untuned = ["tuning.trials=0", "matrix="]
     done = tapml.run(RECIPES[name], set=untuned, to=["tensorir"], store=store, track="off")
-    outputs = done.steps["tensorir"].outputs
+    (outputs,) = [step.outputs for step in done.steps if step.name == "tensorir"]
     with tempfile.TemporaryDirectory() as folder:
         Store(store).materialise(outputs["program"], Path(folder, "program"))
         Store(store).materialise(outputs["records"], Path(folder, "records.jsonl"))

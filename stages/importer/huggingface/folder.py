@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tapml.errors import StageError
+from tapml.formats import huggingface
 
 from .files import CONFIG, INDEX, TOKENIZER, WEIGHTS
 
@@ -51,6 +52,21 @@ def check(folder: Path, architecture: str | None) -> None:
             message=f"{folder} lacks {', '.join(missing[:4])}",
             hint="copy or download the folder again",
         )
+    _demand_depth(folder, config)
+
+
+def _demand_depth(folder: Path, config: dict[str, Any]) -> None:
+    """Raises StageError for more layers than the files hold tensors: to build them would take
+    minutes, and they would be found missing then.
+    """
+    held = len(huggingface.read(folder).tensors)
+    for name, value in config.items():
+        deep = name.endswith("layers") or name in ("n_layer", "depth")
+        if deep and isinstance(value, int) and value > held:
+            raise StageError(
+                message=f"{folder / CONFIG} has {name} {value}; the weights are {held} tensors",
+                hint="the configuration of another model?",
+            )
 
 
 def missing_weights(folder: Path) -> list[str]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from fuzz import models
 
 from tapml.errors import StageError
 from tapml_stages.importer.huggingface.folder import check, missing_weights, tokenizer
@@ -13,8 +14,10 @@ from tapml_stages.importer.huggingface.folder import check, missing_weights, tok
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
-    (tmp_path / "model.safetensors").write_bytes(b"")
+    for name, data in models.sound("safetensors").items():
+        (tmp_path / name).write_bytes(data)
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     return tmp_path
 
 
@@ -77,3 +80,11 @@ def test_files_of_a_tokenizer_are_found_and_no_others(folder: Path) -> None:
     for name in ("tokenizer.json", "vocab.txt", "spiece.model", "README.md"):
         (folder / name).write_text("")
     assert sorted(tokenizer(folder)) == ["spiece.model", "tokenizer.json", "vocab.txt"]
+
+
+def test_more_layers_than_there_are_tensors_are_refused_before_they_are_built(folder: Path) -> None:
+    configure(folder, num_hidden_layers=2)  # as many as there are tensors
+    check(folder, None)
+    configure(folder, num_hidden_layers=100_000)
+    with pytest.raises(StageError, match="num_hidden_layers 100000; the weights are 2 tensors"):
+        check(folder, None)
