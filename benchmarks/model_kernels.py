@@ -163,7 +163,7 @@ def rows(name: str, target: Target, peak: float, read: float, seconds: float) ->
         row = Row(
             site.clone,
             kernel.name,
-            kernel.default.rule,
+            "its own" if "tirx.is_scheduled" in kernel.func.attrs else kernel.default.rule,
             site.count,
             ms,
             1e3 * max(operations / peak, moved / read),
