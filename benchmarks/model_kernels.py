@@ -120,7 +120,7 @@ def of_recipe(name: str) -> tuple[Any, list[Any]]:
     store = Path(os.environ.get("TAPML_STORE", RESULTS.parents[1] / "artifacts"))
     untuned = ["tuning.trials=0", "matrix="]
     done = tapml.run(RECIPES[name], set=untuned, to=["tensorir"], store=store, track="off")
-    outputs = done.steps["tensorir"].outputs
+    (outputs,) = [step.outputs for step in done.steps if step.name == "tensorir"]
     with tempfile.TemporaryDirectory() as folder:
         Store(store).materialise(outputs["program"], Path(folder, "program"))
         Store(store).materialise(outputs["records"], Path(folder, "records.jsonl"))
@@ -163,7 +163,7 @@ def rows(name: str, target: Target, peak: float, read: float, seconds: float) ->
         row = Row(
             site.clone,
             kernel.name,
-            kernel.default.rule,
+            "its own" if "tirx.is_scheduled" in kernel.func.attrs else kernel.default.rule,
             site.count,
             ms,
             1e3 * max(operations / peak, moved / read),

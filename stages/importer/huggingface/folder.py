@@ -31,6 +31,21 @@ def check(folder: Path, architecture: str | None) -> None:
             message=f"{folder}: weights quantised by {shown(method)} are not imported",
             hint="take the float weights that they were made of; `relax.quantize` quantises them",
         )
+    _demand_depth(found)
+
+
+def _demand_depth(found: huggingface.Folder) -> None:
+    """Raises StageError for more layers than the files hold tensors: to build them would take
+    minutes, and they would be found missing then.
+    """
+    held = len(found.tensors)
+    for name, value in found.config.items():
+        deep = name.endswith("layers") or name in ("n_layer", "depth")
+        if deep and isinstance(value, int) and value > held:
+            raise StageError(
+                message=f"{found.path / CONFIG} has {name} {value}; the weights are {held} tensors",
+                hint="the configuration of another model?",
+            )
 
 
 def tokenizer(folder: Path) -> dict[str, Path]:

@@ -59,3 +59,11 @@ def test_files_of_a_tokenizer_are_found_and_no_others(folder: Path) -> None:
     for name in ("tokenizer.json", "vocab.txt", "spiece.model", "README.md"):
         (folder / name).write_text("")
     assert sorted(tokenizer(folder)) == ["spiece.model", "tokenizer.json", "vocab.txt"]
+
+
+def test_more_layers_than_there_are_tensors_are_refused_before_they_are_built(folder: Path) -> None:
+    configure(folder, num_hidden_layers=2)  # as many as there are tensors
+    check(folder, None)
+    configure(folder, num_hidden_layers=100_000)
+    with pytest.raises(StageError, match="num_hidden_layers 100000; the weights are 2 tensors"):
+        check(folder, None)
