@@ -30,8 +30,8 @@ class Tensor:
 @dataclass(frozen=True)
 class Row:
     """An architecture. `paper`: the model of the TapML paper that it is, or stands in for;
-    `refused`: words of the message by which it is refused today; `lengths`: sizes of its dynamic
-    dims but the batch; `source`: of the recipe, and so who answers for it.
+    `lengths`: sizes of its dynamic dims but the batch; `source`: of the recipe, and so who answers
+    for it.
     """
 
     name: str
@@ -40,7 +40,6 @@ class Row:
     inputs: Mapping[str, Tensor]
     output: str = "logits"
     paper: str = ""
-    refused: str = ""
     lengths: tuple[int, ...] = LENGTHS
     sub_configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Any])
     source: str = "huggingface"
