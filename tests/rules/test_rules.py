@@ -14,7 +14,7 @@ from rules import asm, kernels
 from rules.kernels import BASELINE, assert_close, conv_reference, lower, pack, randoms, run, window
 
 from tapml_stages.compat import tvm
-from tapml_stages.tensorir import te_ops
+from tapml_stages.tensorir import loops, te_ops
 from tapml_stages.tensorir.schedule import default_records, flops, schedule
 
 te, tirx = tvm.te, tvm.tirx
@@ -76,6 +76,38 @@ def test_tiles_of_two_rows_leave_none_out() -> None:
         (data,) = randoms((rows, 24))
         expected = data.astype("float64") @ weight
         assert_close(run(kernel, [data, pack(weight)], (rows, 32)), expected)
+
+
+def test_either_side_of_a_branch_may_hold_a_bare_if() -> None:
+    c, d = (tirx.Var(name, "int64") for name in "cd")
+    out = tirx.decl_buffer((4,), "float32", "out")
+
+    def put(value: float) -> Any:
+        return lambda i: loops.store(out, [i], tirx.const(value, "float32"))
+
+    def side(i: Any, value: float) -> Any:
+        return loops.when(d > 0, put(value)(i))
+
+    body = loops.loop("i", 4, lambda i: loops.branch(c > 0, put(1)(i), side(i, 2)))
+    other = loops.loop("i", 4, lambda i: loops.branch(c <= 0, side(i, 2), put(1)(i)))
+    for statement in (body, other):
+        func = tirx.PrimFunc([c, d, out], loops.seq([statement]))
+        root = tvm.s_tir.SBlock([], [], [], "root", func.body)
+        kernel = kernels.build(func.with_body(tvm.s_tir.SBlockRealize([], True, root)))
+        for first, second, expected in ((1, 1, 1), (1, 0, 1), (0, 1, 2), (0, 0, 7)):
+            result = tvm.runtime.tensor(np.full(4, 7, "float32"))
+            kernel(first, second, result)
+            assert (result.numpy() == expected).all()
+
+
+def test_sums_of_sums_are_left_to_a_rule_that_can() -> None:
+    x = te.placeholder((4, 6, 16))
+    k, j = te.reduce_axis((0, 16)), te.reduce_axis((0, 6))
+    inner = te.compute((4, 6), lambda a, b: te.sum(x[a, b, k], axis=k))
+    func = te.create_prim_func([x, te.compute((4,), lambda a: te.sum(inner[a, j], axis=j))])
+    (data,) = randoms((4, 6, 16))
+    expected = data.astype("float64").sum((1, 2))
+    assert_close(run(scheduled(func, "fallback"), [data], (4,)), expected)
 
 
 def test_dense_with_a_reshaped_output_stays_one_kernel() -> None:

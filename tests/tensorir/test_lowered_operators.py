@@ -125,6 +125,34 @@ def test_group_norm_keeps_its_digits_far_from_zero() -> None:
     assert_close(norm(x, gamma, beta)[0], expected, 2e-4)
 
 
+@pytest.mark.slow
+def test_half_precision_stays_and_groups_are_summed_in_single() -> None:
+    def build(emit: Any, x: Any, w: Any, gamma: Any, beta: Any) -> Any:
+        y = emit(op.nn.conv2d(x, w, padding=1))
+        norm = op.nn.group_norm(y, gamma, beta, num_groups=2, channel_axis=1, axes=[2, 3])
+        return emit(norm)
+
+    rng = np.random.default_rng(0)
+    x, w = (rng.uniform(0, 8, s).astype("float16") for s in ((2, 8, 16, 16), (16, 8, 3, 3)))
+    gamma, beta = (rng.uniform(-1, 1, 16).astype("float16") for _ in range(2))
+    norm = machine(
+        build,
+        *(a.shape for a in (x, w, gamma, beta)),
+        lowering=lambda mod: block_layout(lower_group_norm(mod), 8),
+        dtype="float16",
+    )
+    (found,) = norm(x, w, gamma, beta)
+    padded = np.pad(x.astype("float64"), [(0, 0), (0, 0), (1, 1), (1, 1)])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+    groups = np.einsum("nchwrq,ocrq->nohw", windows, w.astype("float64")).reshape(2, 2, -1)
+    mean, std = groups.mean(-1, keepdims=True), groups.std(-1, keepdims=True)
+    expected = ((groups - mean) / std).reshape(2, 16, 16, 16)
+    expected = expected * gamma[:, None, None] + beta[:, None, None]
+    assert found.dtype == "float16"
+    # a product of 72 terms summed in half precision is off by a few of its 11 bits
+    assert_close(found, expected, 2e-2)
+
+
 @pytest.mark.parametrize(
     ("inner", "outer", "window", "stride", "pad", "extra"),
     [
