@@ -17,6 +17,7 @@ from ..dataflow import (
     remove_dead_code,
     rx,
 )
+from ..legalize import legalize_operators
 from ..noops import remove_noops
 from ..program import CLONE, REGION, TRANSFORM, Program
 from ..views import Watch
@@ -64,7 +65,7 @@ def lower(program: Program, lanes: int, watch: Watch = lambda name, mod: None) -
         mod = shown(f"lower_ordering_{name}", remove_noops(lower_ordering(mod, name), name))
     mod = remove_dead_code(mod, *clones)
     mod = shown("lift_packing", lift_packing(mod, tuple(clones)))
-    legalized = shown("legalize", rx.transform.LegalizeOps()(mod))
+    legalized = shown("legalize", legalize_operators()(mod))
     if left := unlowered_ops(mod, legalized):
         raise UnloweredOpError(stage="tensorir", ops=left)
     mod = _mark_primitive(legalized)

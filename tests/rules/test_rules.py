@@ -4,6 +4,7 @@ outputs poisoned.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -395,6 +396,56 @@ def test_exp_reaches_zero_and_infinity() -> None:
     np.testing.assert_allclose(
         found[0, [3, 4, 7]], np.exp(x[0, [3, 4, 7]].astype("float64")), rtol=1e-6
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exponent", [0.5, -0.5, 2.0, 3.0])
+def test_powers_are_those_of_ieee(exponent: float) -> None:
+    x = np.array([[-np.inf, -2.0, -0.0, 0.0, 1e-40, 0.3, 7.0, 3e38, np.inf, np.nan]], "float32")
+    func, _ = schedule(lower(lambda bb, a: op.power(a, const(exponent)), x.shape), BASELINE)
+    assert "T.pow" not in func.script()
+    with np.errstate(all="ignore"):
+        expected = np.power(x, np.full_like(x, exponent))  # one number would be made a `sqrt`
+    found = run(func, [x], x.shape)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_array_equal(np.signbit(found[x == 0]), np.signbit(expected[x == 0]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (op.nn.relu, lambda a: np.maximum(a, 0)),
+        (lambda a: op.clip(a, 0, 6), lambda a: np.clip(a, 0, 6)),
+        (lambda a: op.clip(a, -0.5, 0.5), lambda a: np.clip(a, -0.5, 0.5)),
+        (lambda a: op.minimum(const(0.25), a), lambda a: np.minimum(a, 0.25)),
+        (op.maximum, np.maximum),
+        (op.minimum, np.minimum),
+    ],
+    ids=["relu", "relu6", "clip", "minimum of a number", "maximum", "minimum"],
+)
+def test_maxima_and_minima_keep_what_is_no_number(function: Any, expected: Any) -> None:
+    a, b = randoms((3, 19), (3, 19))
+    a[0, 7], b[0, 11], a[2, 18], b[2, 18] = [np.nan] * 4
+    a[1, :4] = [np.inf, -np.inf, 0.0, 6.0]
+    inputs = [a, b] if isinstance(expected, np.ufunc) else [a]
+    func, _ = schedule(lower(lambda bb, *x: function(*x), *(x.shape for x in inputs)), BASELINE)
+    np.testing.assert_array_equal(run(func, inputs, a.shape), expected(*inputs))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("function", "most"), [("relu", 1), ("relu6", 2)])
+def test_a_known_bound_costs_one_instruction_a_vector(function: str, most: int) -> None:
+    def build(bb: Any, a: Any, b: Any) -> Any:
+        y = op.add(a, b)
+        return op.nn.relu(y) if function == "relu" else op.clip(y, 0, 6)
+
+    func, _ = schedule(lower(build, (4, 8), (4, 8)), BASELINE)
+    text = asm.assembly(func, BASELINE)
+    vectors = len(re.findall(r"\bvaddps\b.*%ymm", text))
+    assert vectors == 4
+    assert len(re.findall(r"\bv(?:max|min)ps\b.*%ymm", text)) == most * vectors
+    assert not re.findall(r"\bv(?:cmp|blend)", text)
 
 
 @pytest.mark.parametrize("kind", ["dense", "conv", "conv 1-D", "depthwise"])
