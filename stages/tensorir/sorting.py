@@ -27,7 +27,9 @@ def sorter(
 
     results: of each output, whether it has indices (else values), and its dtype
     """
-    sizes = [n if isinstance(n, int) else tirx.Var(f"n{axis}", INDEX) for axis, n in enumerate(shape)]
+    sizes = [
+        n if isinstance(n, int) else tirx.Var(f"n{axis}", INDEX) for axis, n in enumerate(shape)
+    ]
     *outer, size = sizes
     wanted = [*outer, size if count is None else count]
     x = tirx.decl_buffer(sizes, dtype, "x")

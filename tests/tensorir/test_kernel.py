@@ -1,4 +1,6 @@
-"""What is read as a kernel: every block a whole store or reduction, in an order that inlining keeps."""
+"""What is read as a kernel: every block a whole store or reduction, in an order that inlining
+keeps.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,14 @@ import pytest
 from tapml_stages.compat import tvm
 from tapml_stages.tensorir.kernel import read
 
+ARGUMENTS = ", ".join(
+    f'{name}: T.Buffer({shape}, "float32")'
+    for name, shape in (("A", (4,)), ("C", (4,)), ("D", (4, 4)))
+)
+
 
 def kernel(*blocks: str) -> Any:
-    """What is read of a function of A and C, [4, 4] each: blocks under a loop of 4."""
+    """What is read of a function of A [4], C [4] and D [4, 4]: blocks under loops of 4."""
     nests = "".join(
         f"""
     for i in range(4):
@@ -22,7 +29,7 @@ def kernel(*blocks: str) -> Any:
     return read(
         tvm.script.from_source(f"""
 @T.prim_func(private=True, s_tir=True)
-def main(A: T.Buffer((4,), "float32"), C: T.Buffer((4,), "float32"), D: T.Buffer((4, 4), "float32")):{nests}
+def main({ARGUMENTS}):{nests}
 """)
     )
 

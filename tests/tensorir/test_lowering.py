@@ -264,6 +264,15 @@ def test_every_imported_value_is_covered_in_every_clone():
         assert [row["call"] for row in rows] == list(range(len(rows)))
 
 
+def test_an_element_of_a_tuple_may_be_a_result():
+    def ranked(emit, x):
+        both = emit(op.topk(x, 2, ret_type="both"))
+        return rx.Tuple([emit(rx.TupleGetItem(both, k)) for k in range(2)])
+
+    result = lowered(graph(ranked, {"x": ("batch", 9)}))
+    assert kernels(result) == ["topk"]
+
+
 def test_a_lost_operator_is_an_error(monkeypatch: pytest.MonkeyPatch):
     traced = groups.fused_values
 
