@@ -272,6 +272,11 @@ def scalar_value(expr: Any) -> float | int | None:
     return value.reshape(()).item() if value.size == 1 else None
 
 
+def same_dtype(*tensors: Any) -> bool:
+    """Whether they have one element type; a product of a wider one does not: `out_dtype`."""
+    return len({str(tensor.ty.dtype) for tensor in tensors}) == 1
+
+
 def same_shape(left: Any, right: Any) -> bool:
     """Whether two lists of sizes are provably equal."""
     return len(left) == len(right) and all(

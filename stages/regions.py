@@ -15,6 +15,7 @@ from typing import Any
 import tvm_ffi
 
 from .compat import tvm
+from .legalize import legalize_operators
 from .program import REGION, Program, source_names
 
 rx, tirx = tvm.relax, tvm.tirx
@@ -222,7 +223,7 @@ def _fuse(region: Region) -> tuple[Any, list[int | None]]:
         builder.emit_func_output(result)
     passes = rx.transform
     mod = tvm.transform.Sequential(
-        [passes.LegalizeOps(), passes.AnnotateTIROpPattern(), passes.FuseOps(2), passes.FuseTIR()]
+        [legalize_operators(), passes.AnnotateTIROpPattern(), passes.FuseOps(2), passes.FuseTIR()]
     )(builder.get())
     calls = [b.value for block in mod["main"].body.blocks for b in block.bindings]
     calls = [call for call in calls if isinstance(call, rx.Call)]

@@ -40,6 +40,7 @@ def graph(
     batch: tuple[int, int] = (1, 8),
     buckets: Sequence[dict[str, int]] = (),
     dtype: str = "float32",
+    weight_dtype: str = "float32",
 ) -> Program:
     """A program whose `main` is `body(emit, *inputs, *weights)`; "batch" in a shape is symbolic."""
     weights = dict(weights or {})
@@ -49,7 +50,7 @@ def graph(
         return rx.Var(name, rx.TensorType([symbol if n == "batch" else n for n in shape], kind))
 
     variables = [var(name, shape, dtype) for name, shape in inputs.items()]
-    variables += [var(name, shape, "float32") for name, shape in weights.items()]
+    variables += [var(name, shape, weight_dtype) for name, shape in weights.items()]
     symbolic = any("batch" in shape for shape in inputs.values())
     attrs: dict[str, Any] = {"num_input": len(inputs)}
     if symbolic:
@@ -63,7 +64,7 @@ def graph(
     io = Io(
         inputs=tuple(TensorSpec(name, shape, dtype) for name, shape in inputs.items()),
         outputs=(TensorSpec("out", (), "float32"),),
-        params=tuple(TensorSpec(name, shape, "float32") for name, shape in weights.items()),
+        params=tuple(TensorSpec(name, shape, weight_dtype) for name, shape in weights.items()),
         dims={"batch": Bounds(*batch)} if symbolic else {},
         buckets=tuple(buckets),
     )

@@ -98,16 +98,15 @@ def _finish(
     lanes = width if n % width == 0 else 1
 
     def row(i: Any) -> Any:
-        j, lane = tirx.Var("j", "int32"), tirx.Var("lane", "int32")
+        j, lane = tirx.Var("j", "int64"), tirx.Var("lane", "int64")
         column = j * lanes + lane if lanes > 1 else j
-        own = i.astype("int32")
-        value = epilogue.finish(buffers, tirx.BufferLoad(y, [own, column]), own, column)
-        store = tirx.BufferStore(y, value, [own, column])
+        value = epilogue.finish(buffers, tirx.BufferLoad(y, [i, column]), i, column)
+        store = tirx.BufferStore(y, value, [i, column])
+        zero = tirx.const(0, "int64")
         if lanes > 1:
-            zero, count = tirx.const(0, "int32"), tirx.const(lanes, "int32")
+            count = tirx.const(lanes, "int64")
             store = tirx.For(lane, zero, count, tirx.ForKind.VECTORIZED, store)
-        count = tirx.const(n // lanes, "int32")
-        return tirx.For(j, tirx.const(0, "int32"), count, tirx.ForKind.SERIAL, store)
+        return tirx.For(j, zero, tirx.const(n // lanes, "int64"), tirx.ForKind.SERIAL, store)
 
     return _parallel("i", m, row)
 

@@ -22,6 +22,7 @@ from ..dataflow import (
     remove_dead_code,
     rewrite,
     rx,
+    same_dtype,
     same_shape,
     shape_of,
 )
@@ -86,8 +87,10 @@ def find_regions(func: Any) -> list[Region]:
 
 
 def _source_weight(value: Any, values: dict[Any, Any], weights: set[Any]) -> Any | None:
-    """The 2-D weight of a matrix product with float rows, else None."""
+    """The 2-D weight of a matrix product of one dtype, else None."""
     if op_name(value) != "relax.matmul" or value.args[0].ty.ndim != 2 or value.args[1].ty.ndim != 2:
+        return None
+    if not same_dtype(value, *value.args):
         return None
     weight = value.args[1]
     if op_name(values.get(weight)) == "relax.permute_dims":

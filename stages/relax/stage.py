@@ -145,7 +145,7 @@ def _report(before: Mapping[str, int], after: Mapping[str, int], mod: Any) -> Re
     regions = [
         (gvar.name_hint, func)
         for gvar, func in mod.functions.items()
-        if gvar.name_hint.startswith("region_")
+        if func.attrs and "tapml.weight" in func.attrs
     ]
     regions.sort(key=lambda one: int(one[0].removeprefix("region_")))
     rows = tuple(

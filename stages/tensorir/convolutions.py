@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from ..dataflow import Writer, op_name, rx, same_shape, shape_of
+from ..dataflow import Writer, op_name, rx, same_dtype, same_shape, shape_of
 from . import te_ops
-from .te_ops import OUT_EWISE_FUSABLE, ceil_div
+from .kernel import ceil_div
+from .te_ops import OUT_EWISE_FUSABLE
 
 if TYPE_CHECKING:
     from .layout import Blocker
@@ -17,12 +18,18 @@ LAYOUTS = {"relax.nn.conv1d": ("NCW", "OIW"), "relax.nn.conv2d": ("NCHW", "OIHW"
 
 
 def conv(blocker: Blocker, writer: Writer, var: Any, call: Any) -> Any:
-    """A blocked convolution; None for what stays plain (groups that cut blocks, other layouts)."""
+    """A blocked convolution; None for what stays plain: groups that cut blocks, other layouts, a
+    result of another dtype.
+    """
     weight, attrs, lanes = call.args[1], call.attrs, blocker.lanes
     sizes = shape_of(weight)
     out, inner, groups = sizes[0], sizes[1], int(attrs.groups)
     layouts = (attrs.data_layout, attrs.kernel_layout)
-    if layouts != LAYOUTS[op_name(call)] or not writer.is_weight(weight):
+    if (
+        layouts != LAYOUTS[op_name(call)]
+        or not writer.is_weight(weight)
+        or not same_dtype(var, *call.args)
+    ):
         return None
     depthwise = 1 < groups == inner * groups == out
     if groups > 1 and not depthwise and (inner % lanes or out // groups % lanes):
@@ -60,7 +67,7 @@ def conv(blocker: Blocker, writer: Writer, var: Any, call: Any) -> Any:
 
 
 def conv_transpose(blocker: Blocker, writer: Writer, var: Any, call: Any) -> Any:
-    """A blocked transposed convolution; None for one with groups or dilation.
+    """A blocked transposed convolution; None for one with groups, dilation or another dtype.
 
     It makes whole strides of pixels, of which the padding is then cut off. With one output channel
     and windows that do not overlap, the lanes are the R × S pixels that one input pixel makes.
@@ -73,6 +80,7 @@ def conv_transpose(blocker: Blocker, writer: Writer, var: Any, call: Any) -> Any
         or any(int(step) != 1 for step in attrs.dilation)
         or int(attrs.groups) != 1
         or not writer.is_weight(weight)
+        or not same_dtype(var, x, weight)
     ):
         return None
     source = blocker.blocked_as(writer, x, (2, 3))

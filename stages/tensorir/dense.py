@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..dataflow import Writer, bindings, op_name, parameters, rewrite, rx, shape_of
+from ..dataflow import Writer, bindings, op_name, parameters, rewrite, rx, same_dtype, shape_of
 from ..program import CLONE, QUANTIZED, REGION
 from ..quantization import Scheme, scheme
+from .kernel import ceil_div
 from .quantized import call_dense, pack_integers
-from .te_ops import OUT_EWISE_FUSABLE, PANEL, ceil_div, dense
+from .te_ops import OUT_EWISE_FUSABLE, PANEL, dense
 
 
 def pack_dense(mod: Any, name: str = "main") -> Any:
@@ -24,10 +25,14 @@ def pack_dense(mod: Any, name: str = "main") -> Any:
         if func.attrs and REGION in func.attrs
     }
 
-    def visit(writer: Writer, _var: Any, value: Any) -> Any:
+    def visit(writer: Writer, var: Any, value: Any) -> Any:
         if op_name(value) in regions:
             return _call_packed(writer, regions[op_name(value)], value, op_name(value), name)
-        if op_name(value) == "relax.matmul" and _multiplies_weight(writer, value):
+        if (
+            op_name(value) == "relax.matmul"
+            and same_dtype(var, *value.args)
+            and _multiplies_weight(writer, value)
+        ):
             weight = value.args[1]
             return _dense(writer, value.args[0], _pack(writer, weight, False), shape_of(weight)[1])
         return None

@@ -20,6 +20,7 @@ from .kernel import (
     Unfit,
     as_int,
     bounded,
+    ceil_div,
     depends_on,
     element_dtype,
     key,
@@ -27,7 +28,19 @@ from .kernel import (
     same,
     substitute,
 )
-from .loops import dtype_of, lanes, local, loop, nest, parallel, scheduled, seq, store
+from .loops import (
+    branch,
+    dtype_of,
+    lanes,
+    local,
+    loop,
+    nest,
+    parallel,
+    scheduled,
+    seq,
+    store,
+    when,
+)
 from .nests import elementwise, in_memory
 from .tiling import SERIAL_FLOPS, Plan, Problem, flops, static_size
 
@@ -87,11 +100,11 @@ class _Emitter:
     def body(self) -> Any:
         problem, plan = self.problem, self.plan
         run = problem.chunk or problem.row
-        runs = 1 if run is None or self._whole(run) else _ceil(run.extent, plan.chunk)
+        runs = 1 if run is None or self._whole(run) else ceil_div(run.extent, plan.chunk)
         cols = problem.col.extent if problem.col is not None else 1
         if not isinstance(cols, int) and plan.cols != 1:
             raise Unfit("symbolic number of blocks")
-        col_tasks = _ceil(cols, plan.cols) if plan.cols_parallel else 1
+        col_tasks = ceil_div(cols, plan.cols) if plan.cols_parallel else 1
 
         def task(indices: list[Expr]) -> Any:
             *other, index, col_task = indices
@@ -139,7 +152,7 @@ class _Emitter:
             if not tail:
                 return [first]
             last = body(tirx.const(full * width, dtype), tail)
-            return [last if first is None else tirx.IfThenElse(task < full, first, last)]
+            return [last if first is None else branch(task < full, first, last)]
         result = [loop("col", full, lambda c: body(c * width, width), dtype=dtype)] if full else []
         return [*result, body(tirx.const(full * width, dtype), tail)] if tail else result
 
@@ -185,20 +198,14 @@ class _Emitter:
             first = tirx.min(t * rows, count - rows)
             return self._tile(at, start + first, rows, col, width)
 
-        short: list[Any] = []
-        if rows == 2:  # one row then; TVM drops both branches where the other one is a bare `if`
-            short = [self._tile(at, start, 1, col, width)]
-        for size in _halves(rows) if rows > 2 else []:
+        def left(size: int) -> Any:
             first = start + count // (2 * size) * (2 * size)
-            some = self._tile(at, first, size, col, width)
-            # no branch: TVM hoists one that is alone in an `else` over the whole, `then` included
-            short.append(loop("left", (count // size) % 2, lambda _, some=some: some, dtype=dtype))
-        if not short:
-            return loop(
-                "tile", count, lambda t: self._tile(at, start + t, 1, col, width), dtype=dtype
-            )
-        long = loop("tile", (count + rows - 1) // rows, overlapped, dtype=dtype)
-        return tirx.IfThenElse(count >= rows, long, seq(short))
+            return when(count // size % 2 == 1, self._tile(at, first, size, col, width))
+
+        long = loop("tile", ceil_div(count, rows), overlapped, dtype=dtype)
+        if rows == 1:
+            return long
+        return branch(count >= rows, long, seq(left(size) for size in _halves(rows)))
 
     def _tile(self, at: Mapping[int, Expr], row: Expr, rows: int, col: Expr, cols: int) -> Any:
         """A register tile: accumulate, then store every output."""
@@ -334,7 +341,7 @@ class _Emitter:
         tail = loop("lane", sink.limit, one, dtype=problem.dtype)
         if isinstance(known := as_int(self.analyzer.simplify(col)), int):
             return tail if known == last else self._lanes(one)
-        return tirx.IfThenElse(col < last, self._lanes(one), tail)
+        return branch(col < last, self._lanes(one), tail)
 
     def _lanes(self, body: Callable[[Expr], Any]) -> Any:
         return lanes(self.problem.lane_count, body, self.problem.dtype)
@@ -426,10 +433,6 @@ def _points(axes: Sequence[Axis]) -> list[tuple[Expr, ...]]:
 def _halves(rows: int) -> list[int]:
     """Powers of two below `rows`, largest first: tile sizes that make up any shorter run."""
     return [1 << bit for bit in reversed(range((rows - 1).bit_length()))]
-
-
-def _ceil(value: Any, by: int) -> Any:
-    return -(-value // by) if isinstance(value, int) else (value + by - 1) // by
 
 
 def _int(value: int, like: Expr) -> Expr:

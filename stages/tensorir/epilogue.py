@@ -13,6 +13,7 @@ from .kernel import (
     Unfit,
     bounded,
     element_dtype,
+    equal,
     key,
     product,
 )
@@ -48,7 +49,7 @@ def _sink(problem: Problem, step: Step) -> Sink:
         raise Larger("the output is not elementwise")
     sizes, wanted = [axis.extent for axis in anchor.axes], [axis.extent for axis in step.axes]
     candidates: list[Sink] = []
-    if len(sizes) == len(wanted) and all(map(_equal, sizes, wanted)):
+    if len(sizes) == len(wanted) and all(map(equal, sizes, wanted)):
         candidates.append(Sink(step, list))
     merged = sizes
     if problem.col is not None and anchor.axes[-2] is problem.col and isinstance(wanted[-1], int):
@@ -60,7 +61,7 @@ def _sink(problem: Problem, step: Step) -> Sink:
             def merge(at: Sequence[Expr]) -> list[Expr]:
                 return [*at[:-2], at[-2] * count + at[-1]]
 
-            if len(merged) == len(wanted) and all(map(_equal, merged, wanted)):
+            if len(merged) == len(wanted) and all(map(equal, merged, wanted)):
                 candidates.append(Sink(step, merge, short))
             if _same_product(merged, wanted):
                 candidates.append(Sink(step, lambda at: _reshape(merge(at), merged, wanted), short))
@@ -97,16 +98,8 @@ def _reads_its_own(problem: Problem, sink: Sink) -> bool:
     return bool(right) and all(right)
 
 
-def _equal(a: Any, b: Any) -> bool:
-    return (
-        a == b
-        if isinstance(a, int) and isinstance(b, int)
-        else bool(tvm.sym.Analyzer().can_prove_equal(a, b))
-    )
-
-
 def _same_product(a: Sequence[Any], b: Sequence[Any]) -> bool:
-    return _equal(product(a), product(b))
+    return equal(product(a), product(b))
 
 
 def _reshape(at: Sequence[Expr], sizes: Sequence[Any], wanted: Sequence[Any]) -> list[Expr]:

@@ -1,5 +1,5 @@
-"""GroupNorm over two passes: TVM's one pass sums the squares beside the values, which loses digits
-and is no reduction that a schedule rule reads.
+"""GroupNorm over two passes, in float32 at least: TVM's one pass sums the squares beside the
+values, which loses digits and is no reduction that a schedule rule reads.
 """
 
 from __future__ import annotations
@@ -42,7 +42,12 @@ def _visit(writer: Writer, _var: Any, value: Any) -> Any:
 def _normalised(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
     """X [N, group, channel, pixel], γ and β [group, channel]."""
     batch, groups, channels, pixels = x.shape
-    scale = tirx.const(1.0, "float32") / (channels * pixels).astype("float32")
+    kind = "float64" if str(x.dtype) == "float64" else "float32"
+    one = tirx.const(1.0, kind)
+    scale = one / (channels * pixels).astype(kind)
+
+    def value(n: Any, g: Any, c: Any, s: Any) -> Any:
+        return x(n, g, c, s).astype(kind)
 
     def over(fn: Any, name: str) -> Any:
         c, s = te.reduce_axis((0, channels), "c"), te.reduce_axis((0, pixels), "s")
@@ -50,23 +55,21 @@ def _normalised(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
             (batch, groups), lambda n, g: te.sum(fn(n, g, c, s), axis=[c, s]), name=name
         )
 
-    total = over(lambda n, g, c, s: x(n, g, c, s), "total")
+    total = over(value, "total")
     mean = te.compute((batch, groups), lambda n, g: total(n, g) * scale, name="mean")
 
     def square(n: Any, g: Any, c: Any, s: Any) -> Any:
-        return (x(n, g, c, s) - mean(n, g)) * (x(n, g, c, s) - mean(n, g))
+        return (value(n, g, c, s) - mean(n, g)) * (value(n, g, c, s) - mean(n, g))
 
     squares = over(square, "squares")
     factor = te.compute(
         (batch, groups),
-        lambda n, g: (
-            tirx.const(1.0, "float32")
-            / tirx.sqrt(squares(n, g) * scale + tirx.const(epsilon, "float32"))
-        ),
+        lambda n, g: one / tirx.sqrt(squares(n, g) * scale + tirx.const(epsilon, kind)),
         name="factor",
     )
-    return te.compute(
-        x.shape,
-        lambda n, g, c, s: (x(n, g, c, s) - mean(n, g)) * factor(n, g) * gamma(g, c) + beta(g, c),
-        name="group_norm",
-    )
+
+    def normalised(n: Any, g: Any, c: Any, s: Any) -> Any:
+        scaled = (value(n, g, c, s) - mean(n, g)) * factor(n, g)
+        return (scaled * gamma(g, c).astype(kind) + beta(g, c).astype(kind)).astype(x.dtype)
+
+    return te.compute(x.shape, normalised, name="group_norm")

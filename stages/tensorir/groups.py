@@ -102,8 +102,12 @@ class Imported:
         main = mod["main"]
         count = num_input(main)
         self.results = [leaf.name for leaf in operands(main.body.body)]
-        # several results in one value: nothing is computed for it
-        self.tuples = {var.name for var, value in bindings(main) if isinstance(value, rx.Tuple)}
+        # several results in one value, or one of them: nothing is computed for it
+        self.tuples = {
+            var.name
+            for var, value in bindings(main)
+            if isinstance(value, rx.Tuple | rx.TupleGetItem)
+        }
         self.inputs = {param.name for param in main.params[:count]}
         self.names = self.reads.keys() | {param.name for param in main.params}
 

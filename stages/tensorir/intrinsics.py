@@ -1,5 +1,5 @@
 """Float32 functions as arithmetic that vectorises: LLVM calls libm once a lane for `exp`, `tanh`
-and `erf`.
+and `erf`, and TVM tests for NaN lane by lane.
 
 All keep NaN, and differ from float64 by less than 3e-7 (relative for `exp`, absolute for the
 others). Source: Cephes `expf`; the rational forms of Eigen for `tanh` and `erf`.
@@ -66,7 +66,7 @@ def vectorizable(value: Expr) -> Expr:
 
 def _replace(call: Any) -> Expr:
     name = getattr(call.op, "name", "")
-    if name not in _FORMS or str(call.ty.dtype) != "float32":
+    if name not in _FORMS or str(call.args[0].ty.dtype) != "float32":
         return call
     return _FORMS[name](*call.args)
 
@@ -114,13 +114,28 @@ def rsqrt(x: Expr) -> Expr:
 
 
 def power(x: Expr, exponent: Expr) -> Expr:
-    """x**2, x**3 and roots as arithmetic; other powers stay calls."""
+    """x**2, x**3, x**0.5 and x**-0.5 as arithmetic; other powers stay calls."""
     known = float(exponent) if isinstance(exponent, tirx.FloatImm) else None
     if known == 2.0:
         return _let(x, lambda t: t * t)
     if known == 3.0:
         return _let(x, lambda t: t * t * t)
+    if known == 0.5:
+        return _let(x, _root)
+    if known == -0.5:
+        return _let(x, lambda t: _f(1.0) / _root(t))
     return tirx.pow(x, exponent)
+
+
+def _root(x: Expr) -> Expr:
+    """x**0.5, which unlike sqrt is +0 of -0 and inf of -inf."""
+    root = tirx.Select(x == _f(0.0), _f(0.0), tirx.sqrt(x))
+    return tirx.Select(x == -tirx.infinity("float32"), tirx.infinity("float32"), root)
+
+
+def isnan(x: Expr) -> Expr:
+    """By the bits: TVM's simplifier takes x != x for false."""
+    return (tirx.reinterpret("int32", x) & 0x7FFFFFFF) > 0x7F800000
 
 
 _FORMS: dict[str, Callable[..., Expr]] = {
@@ -130,6 +145,7 @@ _FORMS: dict[str, Callable[..., Expr]] = {
     "tirx.sigmoid": sigmoid,
     "tirx.rsqrt": rsqrt,
     "tirx.pow": power,
+    "tirx.isnan": isnan,
 }
 
 

@@ -168,28 +168,42 @@ def read(func: Any) -> Kernel | None:
     steps = [_step(nest) for nest in nests]
     if any(step is None for step in steps):
         return None
-    written = [key(step.buffer) for step in steps if step is not None]
-    if len(set(written)) != len(written):
+    steps = tuple(step for step in steps if step is not None)
+    if len({key(step.buffer) for step in steps}) != len(steps) or _overwrites(steps):
         return None
     buffers = tuple(param for param in func.params if hasattr(param.ty, "shape"))
-    return Kernel(func, buffers, tuple(step for step in steps if step is not None))
+    return Kernel(func, buffers, steps)
+
+
+def _overwrites(steps: Sequence[Step]) -> bool:
+    """Whether a step reads what a later one writes."""
+    later = {key(step.buffer) for step in steps}
+    for step in steps:
+        later.remove(key(step.buffer))
+        if any(key(load.source) in later for load in loads(step.value)):
+            return True
+    return False
 
 
 def _step(nest: Any) -> Step | None:
-    loop_vars = set()
+    extents: dict[int, Any] = {}  # of the loops that bind no variable yet
     while isinstance(nest, tirx.For):
         if int(nest.kind) != int(tirx.ForKind.SERIAL) or not is_constant(nest.min, 0):
             return None
-        loop_vars.add(key(nest.loop_var))
+        extents[key(nest.loop_var)] = nest.extent
         nest = nest.body
     if not isinstance(nest, tvm.s_tir.SBlockRealize) or not is_constant(nest.predicate, 1):
         return None
     block = nest.block
     if block.alloc_buffers or block.match_buffers or not isinstance(block.body, tirx.BufferStore):
         return None
-    for value in nest.iter_values:  # every iteration runs over its whole domain
-        if not is_constant(value, 0) and key(value) not in loop_vars:
+    for value, var in zip(nest.iter_values, block.iter_vars, strict=True):
+        # every variable runs over its whole domain, whatever the others do
+        extent = 1 if is_constant(value, 0) else extents.pop(key(value), None)
+        if extent is None or not is_constant(var.dom.min, 0) or not equal(extent, var.dom.extent):
             return None
+    if not all(is_constant(extent, 1) for extent in extents.values()):
+        return None
     axes = [Axis(iv.var, as_int(iv.dom.extent)) for iv in block.iter_vars if iv.iter_type == 0]
     reduce = [Axis(iv.var, as_int(iv.dom.extent)) for iv in block.iter_vars if iv.iter_type == 2]
     if len(axes) + len(reduce) != len(block.iter_vars) or bool(reduce) != (block.init is not None):
@@ -197,6 +211,9 @@ def _step(nest: Any) -> Step | None:
     if block.init is not None and not isinstance(block.init, tirx.BufferStore):
         return None
     store = block.body
+    own = [load for load in loads(store.value) if same(load.source, store.buffer)]
+    if own and not (reduce and all(_is_at(load, store.indices) for load in own)):
+        return None
     init = block.init.value if block.init is not None else None
     indices = tuple(store.indices)
     if len(axes) < len(indices):
@@ -212,6 +229,10 @@ def _step(nest: Any) -> Step | None:
         init,
         store.value,
     )
+
+
+def _is_at(load: Any, indices: Sequence[Expr]) -> bool:
+    return all(map(tvm_ffi.structural_equal, load.indices, indices))
 
 
 def _with_unit_axes(
@@ -243,6 +264,13 @@ def key(node: Any) -> int:
 
 def same(a: Any, b: Any) -> bool:
     return a.same_as(b)
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two sizes are provably equal."""
+    if isinstance(as_int(a), int) and isinstance(as_int(b), int):
+        return as_int(a) == as_int(b)
+    return bool(tvm.sym.Analyzer().can_prove_equal(a, b))
 
 
 def is_load(node: Any) -> bool:
@@ -320,6 +348,11 @@ def product(extents: Sequence[Any]) -> Any:
     for extent in extents:
         result = result * extent
     return as_int(result)
+
+
+def ceil_div(size: Any, block: int) -> Any:
+    """How many blocks hold `size`, an int when that is static."""
+    return -(-size // block) if isinstance(size, int) else (size + block - 1) // block
 
 
 def bounded(axes: Sequence[Axis]) -> Any:

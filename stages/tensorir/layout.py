@@ -27,7 +27,7 @@ from ..dataflow import (
     shape_of,
 )
 from .convolutions import conv, conv_transpose
-from .te_ops import ceil_div
+from .kernel import ceil_div
 
 REDUCTIONS = frozenset(f"relax.{name}" for name in ("mean", "sum", "max", "min"))
 
@@ -156,12 +156,14 @@ class Blocker:
     def _broadcast(self, writer: Writer, x: Any, lead: Blocked) -> Any:
         """A plain operand, laid out so that it broadcasts against `lead`."""
         sizes = [1] * (len(lead.shape) - x.ty.ndim) + shape_of(x)
-        if x.ty.ndim == 0 or not all(isinstance(size, int) for size in sizes[1:]):
-            return x if x.ty.ndim == 0 else self._to_blocked(writer, x, len(sizes), lead.spatial)
-        if sizes[1] != 1:
+        if x.ty.ndim == 0:
+            return x
+        if not isinstance(sizes[1], int) or sizes[1] != 1:
             return self._to_blocked(writer, x, len(sizes), lead.spatial)
         shape = [sizes[0], 1, *(sizes[axis] for axis in lead.spatial), 1]
-        return writer.emit(rx.op.reshape(x, [1] if shape == [1] * len(shape) else shape))
+        if all(isinstance(size, int) and size == 1 for size in shape):
+            shape = [1]
+        return writer.emit(rx.op.reshape(x, shape))
 
     def _elementwise(self, writer: Writer, var: Any, call: Any) -> Any:
         shape = shape_of(var)

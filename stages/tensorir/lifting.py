@@ -62,7 +62,15 @@ class _Union:
                 value if isinstance(value, rx.Tuple) else self._once(var, value)
             )
         result = self._writer.substitute(func.body.body)
-        return [self._results.setdefault(one, len(self._results)) for one in result.fields]
+        fields = result.fields if isinstance(result, rx.Tuple) else self._unpacked(result)
+        return [self._results.setdefault(one, len(self._results)) for one in fields]
+
+    def _unpacked(self, weights: Any) -> list[Any]:
+        """Every field of the raw weights, which a function gives back where it packs none."""
+        return [
+            self._once(rx.Var(f"weight_{k}", ty), rx.TupleGetItem(weights, k))
+            for k, ty in enumerate(weights.ty.fields)
+        ]
 
     def types(self) -> list[Any]:
         return [var.ty for var in self._results]

@@ -36,6 +36,14 @@ def when(condition: Any, statement: Any) -> Any:
     return tirx.IfThenElse(condition, statement, None)
 
 
+def branch(condition: Any, then: Any, otherwise: Any) -> Any:
+    """`then` or `otherwise`, as two statements without an `else`: HoistIfThenElse would hoist a
+    bare `if` inside either branch of an `else` over both of them, and so drop the other one.
+    `then` must not change the condition.
+    """
+    return seq([when(condition, then), when(tirx.Not(condition), otherwise)])
+
+
 def lanes(count: int, body: Body, dtype: str = "int64") -> Any:
     """A vectorised loop."""
     return loop("lane", count, body, tirx.ForKind.VECTORIZED, dtype)

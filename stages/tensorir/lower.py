@@ -17,6 +17,7 @@ from ..dataflow import (
     remove_dead_code,
     rx,
 )
+from ..legalize import legalize_operators
 from ..noops import remove_noops
 from ..program import CLONE, REGION, TRANSFORM, Program
 from ..views import Watch
@@ -64,7 +65,7 @@ def lower(program: Program, lanes: int, watch: Watch = lambda name, mod: None) -
         mod = shown(f"lower_ordering_{name}", remove_noops(lower_ordering(mod, name), name))
     mod = remove_dead_code(mod, *clones)
     mod = shown("lift_packing", lift_packing(mod, tuple(clones)))
-    legalized = shown("legalize", rx.transform.LegalizeOps()(mod))
+    legalized = shown("legalize", legalize_operators()(mod))
     if left := unlowered_ops(mod, legalized):
         raise UnloweredOpError(stage="tensorir", ops=left)
     mod = _mark_primitive(legalized)
@@ -73,7 +74,8 @@ def lower(program: Program, lanes: int, watch: Watch = lambda name, mod: None) -
     shown("annotate_patterns", before)
     fused = shown("fuse_operators", rx.transform.FuseOps(2)(before))
     mod = rx.transform.RewriteDataflowReshape()(rx.transform.FuseTIR()(fused))
-    mod = shown("fuse_kernels", _annotate(remove_dead_code(mod, *entries), tuple(clones)))
+    mod = _annotate(remove_dead_code(mod, *entries), tuple(clones), _regions(fused))
+    mod = shown("fuse_kernels", mod)
     calls = {name: _calls(mod[name]) for name in clones}
     table = groups(Imported(program.mod, program.provenance), before, fused, calls)
     return replace(program, mod=shown("dispatch", add_dispatcher(mod, clones)), groups=table)
@@ -110,7 +112,16 @@ def _mark_primitive(mod: Any) -> Any:
     return out
 
 
-def _annotate(mod: Any, clones: tuple[str, ...]) -> Any:
+def _regions(mod: Any) -> dict[str, dict[str, str]]:
+    """Region and clone of every function that is a packed region's, by its name."""
+    return {
+        gvar.name_hint: {REGION: str(func.attrs[REGION]), CLONE: str(func.attrs[CLONE])}
+        for gvar, func in mod.functions.items()
+        if func.attrs and CLONE in func.attrs
+    }
+
+
+def _annotate(mod: Any, clones: tuple[str, ...], regions: dict[str, dict[str, str]]) -> Any:
     """`mod` whose PrimFuncs say of which region and clone they are, or that they pack weights."""
     running = {kernel for name in clones for kernel in _calls(mod[name])}
     out = tvm.IRModule(mod.functions, attrs=mod.attrs)
@@ -118,10 +129,6 @@ def _annotate(mod: Any, clones: tuple[str, ...]) -> Any:
         if not isinstance(func, tvm.tirx.PrimFunc):
             continue
         name = str(gvar.name_hint)
-        if name not in running:
-            func = func.with_attr(TRANSFORM_ONLY, 1)
-        elif name.startswith("region_"):
-            region, clone = name.split("__", 1)
-            func = func.with_attr(REGION, region).with_attr(CLONE, clone)
-        out.update_func(gvar, func)
+        marks = regions.get(name, {}) if name in running else {TRANSFORM_ONLY: 1}
+        out.update_func(gvar, func.with_attrs(marks) if marks else func)
     return out

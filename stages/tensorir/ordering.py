@@ -1,8 +1,9 @@
 """Sorts, the largest k, and running sums as tensor expressions: TVM lowers them to calls of its
 runtime, which a kernel on another platform has not, or not at all for symbolic sizes.
 
-An element's place in the order is how many come before it. Counting them takes n² comparisons,
-all vectors and independent: for the router of a mixture of experts, a beam, a few hundred boxes.
+Of few elements a place in the order is how many come before it. Counting them takes n²
+comparisons, all vectors and independent: for the router of a mixture of experts, a beam, a few
+hundred boxes. Longer rows, and those of unknown length, are merged (`sorting`).
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 from ..compat import tvm
-from ..dataflow import Writer, op_name, rewrite, rx
+from ..dataflow import Writer, op_name, rewrite, rx, shape_of
+from .sorting import sorter
 
 te, tirx, topi = tvm.te, tvm.tirx, tvm.topi
+COUNTED = 64  # elements of a row up to which counting is faster
 RUNNING = {"relax.cumsum": topi.cumsum, "relax.cumprod": topi.cumprod}
 
 
@@ -73,12 +76,17 @@ def _ordered(
     axis = int(call.attrs.axis) % rank
     order = [*(a for a in range(rank) if a != axis), axis]
     moved = x if axis == rank - 1 else writer.emit(rx.op.permute_dims(x, order))
-    made = writer.call_te(
-        lambda a: _ranked(a, wanted, descending, k, dtype),
-        moved,
-        hint=op_name(call).removeprefix("relax."),
-        attrs={"op_pattern": 8},
-    )
+    hint = op_name(call).removeprefix("relax.")
+    size = shape_of(moved)[-1]
+    if isinstance(size, int) and size <= COUNTED:
+        made = writer.call_te(
+            lambda a: _ranked(a, wanted, descending, k, dtype),
+            moved,
+            hint=hint,
+            attrs={"op_pattern": 8},
+        )
+    else:
+        made = _merged(writer, moved, wanted, descending, k, dtype, hint)
     if axis == rank - 1:
         return made
     back = [order.index(a) for a in range(rank)]
@@ -87,6 +95,33 @@ def _ordered(
     both = writer.emit(made)
     fields = [writer.emit(rx.TupleGetItem(both, at)) for at in range(len(wanted))]
     return rx.Tuple([writer.emit(rx.op.permute_dims(field, back)) for field in fields])
+
+
+def _merged(
+    writer: Writer,
+    x: Any,
+    wanted: tuple[str, ...],
+    descending: bool,
+    k: int,
+    dtype: str,
+    hint: str,
+) -> Any:
+    """A call of a merge sort."""
+    kind, sizes = str(x.ty.dtype), shape_of(x)
+    results = [(name == "indices", dtype if name == "indices" else kind) for name in wanted]
+    floats = kind.startswith("float")
+    kernel = sorter(
+        sizes,
+        kind,
+        results,
+        None if k < 1 else k,
+        lambda a, b: _is_beyond(a, b, descending, floats),
+    )
+    shape = [*sizes[:-1], sizes[-1] if k < 1 else k]
+    types = [rx.TensorType(shape, one) for _, one in results]
+    return rx.call_tir(
+        writer.add_function(kernel, hint), [x], types if len(types) > 1 else types[0]
+    )
 
 
 def _ranked(x: Any, wanted: tuple[str, ...], descending: bool, k: int, dtype: str) -> Any:
@@ -132,10 +167,16 @@ def _ranked(x: Any, wanted: tuple[str, ...], descending: bool, k: int, dtype: st
 
 def _comes_first(a: Any, i: Any, b: Any, j: Any, descending: bool, floats: bool) -> Any:
     """Whether element a at i comes before b at j."""
-    above, equal = (a > b if descending else a < b), a == b
+    equal = a == b
     if floats:
-        a_nan, b_nan = tirx.isnan(a), tirx.isnan(b)
-        first, second = (a_nan, b_nan) if descending else (b_nan, a_nan)
-        above = tirx.any(above, tirx.all(first, tirx.Not(second)))
-        equal = tirx.any(equal, tirx.all(a_nan, b_nan))
-    return tirx.any(above, tirx.all(equal, i < j))
+        equal = tirx.any(equal, tirx.all(tirx.isnan(a), tirx.isnan(b)))
+    return tirx.any(_is_beyond(a, b, descending, floats), tirx.all(equal, i < j))
+
+
+def _is_beyond(a: Any, b: Any, descending: bool, floats: bool) -> Any:
+    """Whether a comes before b by value alone."""
+    beyond = a > b if descending else a < b
+    if not floats:
+        return beyond
+    first, second = (a, b) if descending else (b, a)
+    return tirx.any(beyond, tirx.all(tirx.isnan(first), tirx.Not(tirx.isnan(second))))

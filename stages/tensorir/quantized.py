@@ -8,7 +8,8 @@ from typing import Any
 from ..compat import tvm
 from ..dataflow import Writer, shape_of
 from ..quantization import Scheme
-from .te_ops import ceil_div, dense
+from .kernel import ceil_div
+from .te_ops import dense
 
 te, tirx = tvm.te, tvm.tirx
 

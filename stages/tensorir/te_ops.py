@@ -31,11 +31,6 @@ PANEL = (
 OUT_EWISE_FUSABLE = {"op_pattern": 4}  # FuseOps puts elementwise consumers into such a function
 
 
-def ceil_div(size: int, block: int) -> int:
-    """How many blocks hold `size`."""
-    return -(-size // block)
-
-
 @dataclass(frozen=True)
 class Window:
     """How a convolution slides: one entry per spatial axis."""
@@ -82,7 +77,9 @@ def _zero_padded(
             for at, size, b, a in zip(inside, sizes, window.before, window.after, strict=True)
             for test in ([at >= 0] if b else []) + ([at < size] if a else [])
         ]
-        return tvm.tirx.if_then_else(tvm.tirx.all(*tests), read(n, c, inside, i), 0.0)
+        element = read(n, c, inside, i)
+        zero = tvm.tirx.const(0, element.ty.dtype)
+        return tvm.tirx.if_then_else(tvm.tirx.all(*tests), element, zero)
 
     return te.compute((*shape[:2], *padded, shape[-1]), value, name="pad")
 

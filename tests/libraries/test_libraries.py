@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graphs import V3, graph, random_weights, rx
+from graphs import TVM_TARGET, V3, graph, random_weights, rx
 
 from tapml.errors import EnvironmentalError, StageError
 from tapml.stage import Context, Inputs
@@ -58,16 +59,16 @@ int __tvm_ffi_naive_dense(void* self, const TVMFFIAny* args, int32_t count, TVMF
 """
 
 
-def linear(transposed: bool) -> Program:
+def linear(transposed: bool, columns: int = 12) -> Program:
     """`relu(x @ W + b)` in Relax, regions marked."""
 
     def body(emit: Any, x: Any, w: Any, b: Any) -> Any:
         matrix = emit(op.permute_dims(w)) if transposed else w
         return op.nn.relu(emit(op.add(emit(op.matmul(x, matrix)), b)))
 
-    shape = (12, 20) if transposed else (20, 12)
-    program = graph(body, {"x": ("batch", 20)}, {"w": shape, "b": (12,)})
-    spec = replace(program.io.outputs[0], shape=("batch", 12))
+    shape = (columns, 20) if transposed else (20, columns)
+    program = graph(body, {"x": ("batch", 20)}, {"w": shape, "b": (columns,)})
+    spec = replace(program.io.outputs[0], shape=("batch", columns))
     mod = program.mod
     for _, transform in passes():
         mod = transform(mod)
@@ -177,6 +178,16 @@ def test_a_kernel_calls_the_library_and_computes_its_epilogue_in_place(tmp_path:
     text = made.func.script()
     assert '"__tvm_ffi_naive_dense"' in text
     assert "alloc" not in text  # the product lies in the output
+
+
+@pytest.mark.slow
+def test_an_epilogue_has_vectors_and_counts_elements_in_64_bits(tmp_path: Path) -> None:
+    (made,) = make(linear(transposed=False, columns=32), "naive", naive(tmp_path), V3)
+    assert made.row is not None
+    assert "int32" not in made.func.script()  # of more than 2**31 elements
+    mod = tvm.IRModule({"kernel": made.func.with_attr("global_symbol", "kernel")})
+    text = tvm.compile(mod, TVM_TARGET).mod.inspect_source("asm")
+    assert re.search(r"\bvmaxps\b.*%ymm", text)
 
 
 def test_only_what_the_pattern_matches_is_replaced(tmp_path: Path) -> None:

@@ -33,14 +33,18 @@ class Facts:
 
 def facts(func: Any, target: Target) -> Facts:
     """Facts about a scheduled PrimFunc, built for `target`."""
-    mod = tvm.IRModule({"kernel": func.with_attr("global_symbol", "kernel")})
-    text = tvm.compile(mod, tvm_target(target)).mod.inspect_source("asm")
+    text = assembly(func, target)
     return Facts(
         innermost_fma=max((_count_fma(body) for body in innermost_loops(text)), default=0),
         fma=_count_fma(text.splitlines()),
         parallel="TVMBackendParallelLaunch@" in text,
         repeated=sum(bool(one.loop) for one in allocations(func, target)),
     )
+
+
+def assembly(func: Any, target: Target) -> str:
+    mod = tvm.IRModule({"kernel": func.with_attr("global_symbol", "kernel")})
+    return tvm.compile(mod, tvm_target(target)).mod.inspect_source("asm")
 
 
 def innermost_loops(text: str) -> list[list[str]]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from tapml.stage import Device, Target
 from tapml_stages.compat import tvm
+from tapml_stages.legalize import legalize_operators
 from tapml_stages.target import tvm_target
 from tapml_stages.tensorir import te_ops
 from tapml_stages.tensorir.te_ops import Window
@@ -38,7 +39,7 @@ def lower(build: Callable[..., Any], *shapes: Sequence[Any]) -> Any:
             out = builder.emit_output(build(builder, *params))
         builder.emit_func_output(out)
     passes = [
-        relax.transform.LegalizeOps(),
+        legalize_operators(),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),

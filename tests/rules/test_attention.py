@@ -179,6 +179,29 @@ def test_plain_products_of_four_axes_and_fixed_sizes_are_found() -> None:
     assert_close(run(kernel, [q, k, v], expected.shape), expected)
 
 
+@pytest.mark.slow
+def test_a_result_by_heads_is_left_to_other_rules() -> None:
+    te = tvm.te
+    q, k, v = (te.placeholder((2, 3, 5, 8)) for _ in range(3))
+    d, *over = [te.reduce_axis((0, n)) for n in (8, 5, 5, 5)]
+    scores = te.compute(
+        (2, 3, 5, 5), lambda b, h, i, j: te.sum(q[b, h, i, d] * k[b, h, j, d], axis=d)
+    )
+    top = te.compute((2, 3, 5), lambda *at: te.max(scores[(*at, over[0])], axis=over[0]))
+    powers = te.compute(scores.shape, lambda *at: tirx.exp(scores[at] - top[at[:3]]))
+    total = te.compute((2, 3, 5), lambda *at: te.sum(powers[(*at, over[1])], axis=over[1]))
+    mixed = te.compute(
+        v.shape,
+        lambda b, h, i, e: te.sum(powers[b, h, i, over[2]] * v[b, h, over[2], e], axis=over[2]),
+    )
+    result = te.compute(v.shape, lambda *at: mixed[at] / total[at[:3]])
+    kernel, rule = schedule(te.create_prim_func([q, k, v, result]), BASELINE)
+    assert rule == "fallback"
+    arrays = randoms(*[(2, 3, 5, 8)] * 3)
+    expected = reference(*(x.transpose(0, 2, 1, 3) for x in arrays), lambda scores: scores)
+    assert_close(run(kernel, arrays, (2, 3, 5, 8)), expected.transpose(0, 2, 1, 3))
+
+
 @pytest.mark.parametrize("what", ["one row", "another softmax", "another operator"])
 def test_what_is_no_attention_stays_as_it_is(what: str) -> None:
     rows = 1 if what == "one row" else 8

@@ -4,6 +4,7 @@ outputs poisoned.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from rules import asm, kernels
 from rules.kernels import BASELINE, assert_close, conv_reference, lower, pack, randoms, run, window
 
 from tapml_stages.compat import tvm
-from tapml_stages.tensorir import te_ops
+from tapml_stages.tensorir import loops, te_ops
 from tapml_stages.tensorir.schedule import default_records, flops, schedule
 
 te, tirx = tvm.te, tvm.tirx
@@ -76,6 +77,38 @@ def test_tiles_of_two_rows_leave_none_out() -> None:
         (data,) = randoms((rows, 24))
         expected = data.astype("float64") @ weight
         assert_close(run(kernel, [data, pack(weight)], (rows, 32)), expected)
+
+
+def test_either_side_of_a_branch_may_hold_a_bare_if() -> None:
+    c, d = (tirx.Var(name, "int64") for name in "cd")
+    out = tirx.decl_buffer((4,), "float32", "out")
+
+    def put(value: float) -> Any:
+        return lambda i: loops.store(out, [i], tirx.const(value, "float32"))
+
+    def side(i: Any, value: float) -> Any:
+        return loops.when(d > 0, put(value)(i))
+
+    body = loops.loop("i", 4, lambda i: loops.branch(c > 0, put(1)(i), side(i, 2)))
+    other = loops.loop("i", 4, lambda i: loops.branch(c <= 0, side(i, 2), put(1)(i)))
+    for statement in (body, other):
+        func = tirx.PrimFunc([c, d, out], loops.seq([statement]))
+        root = tvm.s_tir.SBlock([], [], [], "root", func.body)
+        kernel = kernels.build(func.with_body(tvm.s_tir.SBlockRealize([], True, root)))
+        for first, second, expected in ((1, 1, 1), (1, 0, 1), (0, 1, 2), (0, 0, 7)):
+            result = tvm.runtime.tensor(np.full(4, 7, "float32"))
+            kernel(first, second, result)
+            assert (result.numpy() == expected).all()
+
+
+def test_sums_of_sums_are_left_to_a_rule_that_can() -> None:
+    x = te.placeholder((4, 6, 16))
+    k, j = te.reduce_axis((0, 16)), te.reduce_axis((0, 6))
+    inner = te.compute((4, 6), lambda a, b: te.sum(x[a, b, k], axis=k))
+    func = te.create_prim_func([x, te.compute((4,), lambda a: te.sum(inner[a, j], axis=j))])
+    (data,) = randoms((4, 6, 16))
+    expected = data.astype("float64").sum((1, 2))
+    assert_close(run(scheduled(func, "fallback"), [data], (4,)), expected)
 
 
 def test_dense_with_a_reshaped_output_stays_one_kernel() -> None:
@@ -363,6 +396,56 @@ def test_exp_reaches_zero_and_infinity() -> None:
     np.testing.assert_allclose(
         found[0, [3, 4, 7]], np.exp(x[0, [3, 4, 7]].astype("float64")), rtol=1e-6
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exponent", [0.5, -0.5, 2.0, 3.0])
+def test_powers_are_those_of_ieee(exponent: float) -> None:
+    x = np.array([[-np.inf, -2.0, -0.0, 0.0, 1e-40, 0.3, 7.0, 3e38, np.inf, np.nan]], "float32")
+    func, _ = schedule(lower(lambda bb, a: op.power(a, const(exponent)), x.shape), BASELINE)
+    assert "T.pow" not in func.script()
+    with np.errstate(all="ignore"):
+        expected = np.power(x, np.full_like(x, exponent))  # one number would be made a `sqrt`
+    found = run(func, [x], x.shape)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_array_equal(np.signbit(found[x == 0]), np.signbit(expected[x == 0]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (op.nn.relu, lambda a: np.maximum(a, 0)),
+        (lambda a: op.clip(a, 0, 6), lambda a: np.clip(a, 0, 6)),
+        (lambda a: op.clip(a, -0.5, 0.5), lambda a: np.clip(a, -0.5, 0.5)),
+        (lambda a: op.minimum(const(0.25), a), lambda a: np.minimum(a, 0.25)),
+        (op.maximum, np.maximum),
+        (op.minimum, np.minimum),
+    ],
+    ids=["relu", "relu6", "clip", "minimum of a number", "maximum", "minimum"],
+)
+def test_maxima_and_minima_keep_what_is_no_number(function: Any, expected: Any) -> None:
+    a, b = randoms((3, 19), (3, 19))
+    a[0, 7], b[0, 11], a[2, 18], b[2, 18] = [np.nan] * 4
+    a[1, :4] = [np.inf, -np.inf, 0.0, 6.0]
+    inputs = [a, b] if isinstance(expected, np.ufunc) else [a]
+    func, _ = schedule(lower(lambda bb, *x: function(*x), *(x.shape for x in inputs)), BASELINE)
+    np.testing.assert_array_equal(run(func, inputs, a.shape), expected(*inputs))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("function", "most"), [("relu", 1), ("relu6", 2)])
+def test_a_known_bound_costs_one_instruction_a_vector(function: str, most: int) -> None:
+    def build(bb: Any, a: Any, b: Any) -> Any:
+        y = op.add(a, b)
+        return op.nn.relu(y) if function == "relu" else op.clip(y, 0, 6)
+
+    func, _ = schedule(lower(build, (4, 8), (4, 8)), BASELINE)
+    text = asm.assembly(func, BASELINE)
+    vectors = len(re.findall(r"\bvaddps\b.*%ymm", text))
+    assert vectors == 4
+    assert len(re.findall(r"\bv(?:max|min)ps\b.*%ymm", text)) == most * vectors
+    assert not re.findall(r"\bv(?:cmp|blend)", text)
 
 
 @pytest.mark.parametrize("kind", ["dense", "conv", "conv 1-D", "depthwise"])

@@ -56,6 +56,25 @@ def test_products_of_symbolic_sizes_are_right(
     assert_close(run(products[kind], [x, y], expected.shape), expected)
 
 
+@pytest.mark.slow
+def test_few_columns_of_a_product_of_symbolic_depth_stay_in_their_rows() -> None:
+    kernel = built(lambda bb, x, y: op.matmul(x, y), (6, K), (K, 5), rule="matmul")
+    for depth in (1, 7, 12):
+        x, y = randoms((6, depth), (depth, 5))
+        assert_close(run(kernel, [x, y], (6, 5)), x.astype("float64") @ y)
+
+
+@pytest.mark.slow
+def test_a_product_without_columns_writes_nothing() -> None:
+    kernel = built(lambda bb, x, y: op.matmul(x, y), (6, 4), (4, N), rule="matmul")
+    memory = np.full(64, 7.0, "float32")
+    first = 16 + -memory.ctypes.data % 64 // 4  # TVM takes aligned memory only
+    out = np.lib.stride_tricks.as_strided(memory[first:], (6, 0), (0, 4))
+    x, y = (tvm.runtime.tensor(array) for array in randoms((6, 4), (4, 0)))
+    kernel(x, y, tvm.runtime.from_dlpack(out))
+    assert (memory == 7.0).all()
+
+
 def softmax(x: np.ndarray, axis: int) -> np.ndarray:
     powers = np.exp(x - x.max(axis, keepdims=True))
     return powers / powers.sum(axis, keepdims=True)

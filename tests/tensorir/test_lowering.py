@@ -16,7 +16,7 @@ from tapml.errors import StageError
 from tapml.stage import Context, Inputs
 from tapml_stages.compat import tvm
 from tapml_stages.dataflow import bindings, op_name
-from tapml_stages.program import Bounds, Io, Program, TensorSpec, load
+from tapml_stages.program import REGION, Bounds, Io, Program, TensorSpec, load
 from tapml_stages.records import Record
 from tapml_stages.records import load as load_records
 from tapml_stages.relax.passes import passes
@@ -83,6 +83,43 @@ def test_padded_lanes_never_reach_the_result_through_a_division():
 
     weights = {"w1": (6, 3, 1, 1), "w2": (4, 6, 1, 1)}
     assert_same_numbers(graph(divided, {"x": (1, 3, 5, 5)}, weights), (1, 3, 5, 5))
+
+
+@pytest.mark.slow
+def test_one_channel_of_symbolic_height_is_broadcast_over_all():
+    def masked(emit, x, mask, w):
+        return op.multiply(emit(op.nn.conv2d(x, w, padding=1)), mask)
+
+    program = graph(
+        masked, {"x": (2, 8, "batch", 5), "m": (2, 1, "batch", 5)}, {"w": (16, 8, 3, 3)}
+    )
+    result, weights = lowered(program), random_weights(program)
+    after = lowered_runner(result, weights)
+    rng = np.random.default_rng(0)
+    for height in (1, 6):
+        x, mask = (rng.uniform(-1, 1, (2, c, height, 5)).astype("float32") for c in (8, 1))
+        expected = run(program.mod, [x, mask], weights)
+        np.testing.assert_allclose(after(x, mask), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operator", ["matmul", "convolution"])
+def test_products_of_bytes_are_summed_as_wide_as_they_say(operator):
+    shapes = {"matmul": ((4, 64), (64, 16)), "convolution": ((1, 8, 6, 6), (16, 8, 3, 3))}
+    product = {"matmul": op.matmul, "convolution": op.nn.conv2d}[operator]
+    program = graph(
+        lambda emit, x, w: op.astype(emit(product(x, w, out_dtype="int32")), "float32"),
+        {"x": shapes[operator][0]},
+        {"w": shapes[operator][1]},
+        dtype="int8",
+        weight_dtype="int8",
+    )
+    rng = np.random.default_rng(0)
+    x, w = (rng.integers(-128, 127, shape).astype("int8") for shape in shapes[operator])
+    result = lowered(program)
+    after = lowered_runner(result, [w], default_records(result.mod, V3))
+    np.testing.assert_array_equal(after(x), run(program.mod, [x], [w]))
+    assert np.abs(after(x)).max() > 1000  # more than a byte holds
 
 
 def test_a_transposed_convolution_with_one_output_keeps_pixels_in_lanes():
@@ -196,6 +233,24 @@ def test_operators_without_a_lowering_are_named():
         lowered(program)
 
 
+def test_a_kernel_of_the_user_may_be_named_like_a_region():
+    name = "region_sum"
+
+    def call(emit, x, w):
+        te = tvm.te
+        y = emit(op.matmul(x, w))
+        twice = te.create_prim_func(
+            [a := te.placeholder((4, 8), name="a"), te.compute((4, 8), lambda *at: a[at] * 2.0)]
+        )
+        gvar = rx.BlockBuilder.current().add_func(twice, name)
+        return rx.call_tir(gvar, [y], y.ty)
+
+    result = lowered(graph(call, {"x": (4, 8)}, {"w": (8, 8)}))
+    marks = {var.name_hint: func.attrs or {} for var, func in result.mod.functions.items()}
+    assert REGION not in marks[name]
+    assert str(marks["region_0__main"][REGION]) == "region_0"
+
+
 def test_every_imported_value_is_covered_in_every_clone():
     program = graph(
         squeeze_and_excite, {"x": ("batch", 3, 9, 8)}, SE_WEIGHTS, buckets=[{"batch": 2}]
@@ -207,6 +262,15 @@ def test_every_imported_value_is_covered_in_every_clone():
         assert {value for row in rows for value in row["values"]} == values
         assert {node for row in rows for node in row["nodes"]} == {f"node/{v}" for v in values}
         assert [row["call"] for row in rows] == list(range(len(rows)))
+
+
+def test_an_element_of_a_tuple_may_be_a_result():
+    def ranked(emit, x):
+        both = emit(op.topk(x, 2, ret_type="both"))
+        return rx.Tuple([emit(rx.TupleGetItem(both, k)) for k in range(2)])
+
+    result = lowered(graph(ranked, {"x": ("batch", 9)}))
+    assert kernels(result) == ["topk"]
 
 
 def test_a_lost_operator_is_an_error(monkeypatch: pytest.MonkeyPatch):

@@ -6,7 +6,7 @@ of scores are reduced lane by lane, and no size that may be symbolic is ever cut
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,9 @@ from ..kernel import (
     Kernel,
     Step,
     Unfit,
+    ceil_div,
     depends_on,
+    equal,
     is_load,
     key,
     product,
@@ -29,6 +31,7 @@ from ..kernel import (
     substitute,
 )
 from ..loops import (
+    branch,
     constant,
     dtype_of,
     lanes,
@@ -77,18 +80,49 @@ def attention(func: Any, target: Target) -> Any | None:
     value = output.value
     if not isinstance(value, tirx.Div) or not _reads(value.a, mixed) or not _reads(value.b, total):
         return None
+    parts = Parts(kernel, scores, top, powers, total, mixed, output)
     if len(scores.axes) != 4 or len(output.axes) != 4 or not isinstance(top.value, tirx.Max):
         return None
-    if len(mixed.reduce) != 1 or len(scores.reduce) != 1:
+    if len(mixed.reduce) != 1 or len(scores.reduce) != 1 or not _is_laid_out(weight, parts):
         return None
     if scores.reduce[0].static is None or output.axes[3].static is None:
         return None
-    parts = Parts(kernel, scores, top, powers, total, mixed, output)
     return scheduled(func, _Attention(parts, target).body())
 
 
 def _reads(value: Any, step: Step) -> bool:
     return is_load(value) and same(value.source, step.buffer)
+
+
+def _is_laid_out(weight: Any, parts: Parts) -> bool:
+    """Whether scores lie as [batch, head, row, column], and the result, whose factor is `weight`,
+    as [batch, row, head, …].
+    """
+    mixed, output, total = parts.mixed, parts.output, parts.total
+    steps = (parts.scores, parts.powers, mixed, output)
+    if any(len(step.axes) != 4 or not step.is_identity for step in steps):
+        return False
+    own = _scores_axes(mixed, mixed.reduce[0])
+    return (
+        all(equal(a.extent, b.extent) for a, b in zip(own, parts.scores.axes, strict=True))
+        and _is_at(weight, own)
+        and _is_at(total.element, (*total.axes, *total.reduce))
+        and _is_at(output.value.a, output.axes)
+        and _is_at(output.value.b, _scores_axes(output))
+    )
+
+
+def _scores_axes(step: Step, *columns: Axis) -> tuple[Axis, ...]:
+    """The axes of a step [batch, row, head, …] in the order of the scores."""
+    batch, row, head, *_ = step.axes
+    return (batch, head, row, *columns)
+
+
+def _is_at(load: Any, axes: Sequence[Axis]) -> bool:
+    """Whether a load's indices are these axes."""
+    return len(load.indices) == len(axes) and all(
+        same(index, axis.var) for index, axis in zip(load.indices, axes, strict=True)
+    )
 
 
 class _Attention:
@@ -113,7 +147,7 @@ class _Attention:
         self.wide = parts.output.axes[3]
 
     def body(self) -> Any:
-        runs = _ceil(self.rows.extent, self.width)
+        runs = ceil_div(self.rows.extent, self.width)
         count = product([self.batch.extent, self.heads.extent, runs])
         chunks: Any = TASKS * self.target.cores
         if isinstance(count, int):
@@ -189,11 +223,11 @@ class _Attention:
         def run(t: Expr) -> Any:
             return body(tirx.min(t * tile, constant(extent, self.dtype) - tile), tile)
 
-        whole = loop("tile", _ceil(extent, tile), run, dtype=self.dtype)
+        whole = loop("tile", ceil_div(extent, tile), run, dtype=self.dtype)
         if isinstance(extent, int):
             return whole
         single = loop("one", extent, lambda t: body(t, 1), dtype=self.dtype)
-        return tirx.IfThenElse(extent >= tile, whole, single)
+        return branch(extent >= tile, whole, single)
 
     def _copy_queries(self) -> Any:
         """Queries by depth, rows side by side."""
@@ -302,7 +336,7 @@ class _Attention:
         *outer, wide = mixed.axes
         operand = self._operand(mixed, wide)
         accs = [local("acc", (self.width,), "float32") for _ in range(count)]
-        batch, _row, head = outer
+        batch, _, head = outer
         at = {
             key(batch.var): self.at[key(self.batch.var)],
             key(head.var): self.at[key(self.heads.var)],
@@ -365,7 +399,3 @@ class _Attention:
 
     def _lanes(self, body: Callable[[Expr], Any]) -> Any:
         return lanes(self.width, body, self.dtype)
-
-
-def _ceil(value: Any, by: int) -> Any:
-    return -(-value // by) if isinstance(value, int) else (value + by - 1) // by

@@ -10,7 +10,18 @@ from tapml.stage import Target
 
 from ...compat import tvm
 from ..intrinsics import vectorizable
-from ..kernel import Axis, Expr, Kernel, Step, Unfit, element_dtype, is_constant, key, read
+from ..kernel import (
+    Axis,
+    Expr,
+    Kernel,
+    Step,
+    Unfit,
+    ceil_div,
+    element_dtype,
+    is_constant,
+    key,
+    read,
+)
 from ..loops import dtype_of, lanes, local, loop, nest, parallel, scheduled, seq, store
 from ..nests import PARALLEL_ELEMENTS, float_lanes, runs_along
 from ..tiling import SYMBOLIC
@@ -77,7 +88,7 @@ class _Columns:
         )
         run = VECTORS * width
         count = lane.extent
-        runs = -(-count // run) if isinstance(count, int) else (count + run - 1) // run
+        runs = ceil_div(count, run)
 
         def task(indices: list[Expr]) -> Any:
             *at, index = indices

@@ -19,6 +19,7 @@ from ..kernel import (
     Kernel,
     Step,
     Unfit,
+    ceil_div,
     depends_on,
     key,
     map_loads,
@@ -26,7 +27,7 @@ from ..kernel import (
     same,
     substitute,
 )
-from ..loops import constant, dtype_of, scheduled
+from ..loops import branch, constant, dtype_of, scheduled, when
 from ..nests import float_lanes
 from ..tiling import factors, problem
 from .dense import plan
@@ -123,18 +124,16 @@ def _overlapped(kernel: Kernel, anchor: Step, right: Any, lane_count: int, targe
         ]
         return tiles(found, plan(found, target), sinks, {})
 
-    many = body(
-        _blocks(column.extent, lane_count),
-        lambda p, v: tirx.min(p * lane_count, count - lane_count) + v,
-    )
-    if isinstance(column.extent, int):
-        return scheduled(kernel.func, many)
-    few = body(1, lambda p, v: tirx.min(p * lane_count + v, count - 1))
-    return scheduled(kernel.func, tirx.IfThenElse(count >= lane_count, many, few))
+    def many() -> Any:
+        blocks = ceil_div(column.extent, lane_count)
+        return body(blocks, lambda p, v: tirx.min(p * lane_count, count - lane_count) + v)
 
+    def few() -> Any:
+        return body(1, lambda p, v: tirx.min(p * lane_count + v, count - 1))
 
-def _blocks(extent: Any, by: int) -> Any:
-    return -(-extent // by) if isinstance(extent, int) else (extent + by - 1) // by
+    if column.static is not None:
+        return scheduled(kernel.func, few() if column.static < lane_count else many())
+    return scheduled(kernel.func, branch(count >= lane_count, many(), when(count > 0, few())))
 
 
 def _follows(kernel: Kernel, anchor: Step, step: Step) -> bool:
@@ -173,7 +172,7 @@ def in_panels(kernel: Kernel, anchor: Step, right: Any, lane_count: int, *, pack
     width = column.static
     assert width is not None
     dtype = dtype_of(column)
-    panels = -(-width // lane_count)
+    panels = ceil_div(width, lane_count)
     panel, lane = (
         Axis(tirx.Var(name, dtype), n) for name, n in (("panel", panels), ("lane", lane_count))
     )

@@ -130,6 +130,8 @@ class _Rows:
             env = self._env(step, position)
             inner = step.axes[len(self.row) :]
             is_output = key(step.buffer) in outputs
+            if (step.reduce or is_output) and len(step.axes) < len(self.row):
+                raise Unfit(f"{step.name} has fewer axes than a row")
             if step.reduce:
                 statements += self._reduce(step, env, inner, is_output)
             elif is_output:
