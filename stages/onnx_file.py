@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
+from onnx import FunctionProto, GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from tapml.errors import StageError
 
@@ -43,8 +43,13 @@ class Data:
         location = "" if onnx_wire.HERE in entries else entries.get("location", "")
         buffer = self._map(tensor, location) if onnx_wire.HERE not in entries else self._own
         offset, length = self._place(tensor, entries, len(buffer))
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
         where = location or self._path.name
+        try:
+            dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        except KeyError as error:
+            raise self._refused(tensor, where, f"of unknown type {error}") from error
+        if dtype.hasobject:
+            raise self._refused(tensor, where, "texts cannot lie there")
         if not 0 <= offset <= offset + length <= len(buffer):
             span = f"bytes {offset} to {offset + length}"
             raise self._refused(tensor, where, f"it has {len(buffer)} bytes, not {span}")
@@ -120,9 +125,9 @@ def read(path: Path) -> Model:
             hint=f"the file has {size} bytes: is it truncated?",
         ) from error
     model = Model(proto, Data(path, buffer))
-    for tensor in tensors(proto.graph):
-        if tensor.data_location == TensorProto.EXTERNAL:
-            model.array(tensor)
+    for graph in (proto.graph, *proto.functions):
+        for tensor in tensors(graph):
+            model.array(tensor)  # raises when they do not fit
     return model
 
 
@@ -154,9 +159,10 @@ def write(model: Model, folder: Path, weights: Mapping[str, np.ndarray] | None =
     return folder / "model.onnx"
 
 
-def tensors(graph: GraphProto) -> Iterator[TensorProto]:
+def tensors(graph: GraphProto | FunctionProto) -> Iterator[TensorProto]:
     """Initializers and tensors in attributes, those of subgraphs included."""
-    yield from graph.initializer
+    if isinstance(graph, GraphProto):
+        yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("t"):

@@ -19,7 +19,7 @@ from ..terminal import printable
 
 _SHOWN = 80  # characters of a name in a message
 _JSON_MEMORY = 600 << 20  # bytes that parsed JSON may take
-_MAX_RANK = 64
+MAX_RANK = 64
 _MAX_NAME = 255  # bytes of a file's name
 MAX_COUNT = 1 << 62  # elements or bytes; what is more was made up
 MAX_TENSORS = 100_000  # of one file
@@ -165,11 +165,12 @@ def whole(path: Path, value: object, *, where: str, most: int = MAX_COUNT) -> in
 def sizes(path: Path, value: object, *, where: str) -> tuple[int, ...]:
     """`value`, which must be a list of sizes whose product is a count that can be."""
     found = listing(path, value, where=where)
-    if len(found) > _MAX_RANK:
+    if len(found) > MAX_RANK:
         refuse(path, f"a shape of {len(found)} axes", where=where)
     shape = tuple(whole(path, one, where=where) for one in found)
     if prod(shape) > MAX_COUNT:
-        refuse(path, f"a shape {list(shape)} of more elements than there can be", where=where)
+        what = f"a shape {short(list(shape))} of more elements than there can be"
+        refuse(path, what, where=where)
     return shape
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import EnvironmentalError
-from .bounded import MAX_COUNT, Tensor, inside, opened, refuse, shown, whole
+from .bounded import MAX_RANK, Tensor, inside, opened, refuse, short, shown, sizes
 from .other import refuse_other
 
 _MAX_FIELDS = 500_000  # of all messages together
@@ -129,11 +129,8 @@ def tensor_of(path: Path, proto: Any, name: str) -> Tensor:
     """A description of a TensorProto. Raises: StageError, also for data outside of the folder."""
     where = f"tensor {shown(name)}"
     dtype, bits = _dtype(path, proto.data_type, where)
-    shape = tuple(whole(path, int(size), where=where) for size in proto.dims)
-    count = prod(shape)
-    if count > MAX_COUNT:
-        refuse(path, f"a shape {list(shape)} of more elements than there can be", where=where)
-    nbytes = (count * bits + 7) // 8
+    shape = sizes(path, list(proto.dims), where=where)
+    nbytes = (prod(shape) * bits + 7) // 8
     if proto.data_location != 1:
         return Tensor(name, dtype, shape, nbytes, file=path.name)
     for one in proto.external_data:
@@ -146,10 +143,8 @@ def tensor_of(path: Path, proto: Any, name: str) -> Tensor:
     )
     with opened(file) as (_, size):
         if length != nbytes or start + length > size:
-            what = (
-                f"{dtype} {list(shape)} is not the {length} bytes from {start} of {size} in {file}"
-            )
-            refuse(path, what, where=where)
+            place = f"the {length} bytes from {start} of {size} in {file}"
+            refuse(path, f"{dtype} {short(list(shape))} is not {place}", where=where)
     return Tensor(name, dtype, shape, nbytes, start, file.name)
 
 
@@ -220,6 +215,9 @@ class _Wire:
                 while at < stop:
                     size, at = self.varint(at, stop)
                     shape.append(size)
+                    if len(shape) > MAX_RANK:
+                        what = f"a shape of more than {MAX_RANK} axes"
+                        refuse(self.path, what, where=f"the tensor at byte {start}")
             elif field == _DTYPE and wire == 0:
                 code, _ = self.varint(at, stop)
             elif field == _RAW:
@@ -228,7 +226,7 @@ class _Wire:
                 yield self.field("tensor", field, head, at, stop)
         dtype, bits = DTYPES.get(code, ("", 0))
         if raw >= 0 and bits and raw != (prod(shape) * bits + 7) // 8:
-            what = f"{dtype} {shape} in {raw} bytes"
+            what = f"{dtype} {short(shape)} in {raw} bytes"
             refuse(self.path, what, where=f"the tensor at byte {start}")
 
     def walk(self, start: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 Shape = Sequence[int]
+_MOST = 1 << 124  # of one operator; what is more was made up
+
+
+def known(count: Callable[[], int | None]) -> int | None:
+    """What `count` gives; None where a shape is not known, or is none that the operator takes."""
+    try:
+        found = count()
+    except (LookupError, TypeError, ValueError):
+        return None
+    return None if found is None or found > _MOST else found
 
 
 def matmul(left: Shape, out: Shape) -> int:

@@ -9,6 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from ..formats import bounded
 from ..formats import onnx as reader
 from ..formats.bounded import Tensor, refuse, short, shown
 from . import macs, shapes
@@ -121,8 +122,10 @@ def _value(path: Path, proto: Any) -> Value:
         else _symbol(dim.dim_param, proto.name, index)
         for index, dim in enumerate(kind.shape.dim)
     )
+    where = f"value {shown(proto.name)}"
+    bounded.sizes(path, [one for one in shape if isinstance(one, int)], where=where)
     if kind.elem_type not in reader.DTYPES:
-        refuse(path, "it is no tensor of a known dtype", where=f"value {shown(proto.name)}")
+        refuse(path, "it is no tensor of a known dtype", where=where)
     return Value(proto.name, shape, reader.DTYPES[kind.elem_type][0])
 
 
@@ -136,22 +139,18 @@ def _symbol(name: str, tensor: str, index: int) -> str:
 
 def _operation(node: Any, shapes: Mapping[str, tuple[int, ...]]) -> Operation:
     domain = "" if node.domain in ("", "ai.onnx", "com.microsoft") else f"{node.domain}."
-    try:
-        count = _macs(node, shapes)
-    except (KeyError, IndexError):  # a shape is not known, or not one of this operator
-        count = None
     return Operation(
         op=domain + node.op_type,
         name=node.name,
         inputs=tuple(name for name in node.input if name),
         outputs=tuple(name for name in node.output if name),
-        macs=count,
+        macs=macs.known(lambda: _macs(node, shapes)),
         view=node.op_type in _VIEWS,
     )
 
 
 def _macs(node: Any, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """Multiply-adds of a node. Raises: KeyError, IndexError where a shape is not known."""
+    """Multiply-adds of a node. Raises: what `macs.known` takes for unknown."""
     match node.op_type:
         case "MatMul" | "MatMulInteger":
             return macs.matmul(shapes[node.input[0]], shapes[node.output[0]])

@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..formats import expression, pt2
+from ..formats import bounded, expression, pt2
 from ..formats.bounded import Tensor, listing, mapping, short, shown, text, whole
 from . import macs
 from .model import Bounds, Dim, Layer, Model, Operation, Value, peak, tally
@@ -190,7 +190,8 @@ class _Program:
             ]
             nbytes[name] = None
             if None not in shape:
-                shapes[name] = tuple(one or 0 for one in shape)
+                found = [max(one or 0, 0) for one in shape]
+                shapes[name] = bounded.sizes(self.path, found, where=where)
                 nbytes[name] = prod(shapes[name]) * itemsize
         return shapes, nbytes
 
@@ -203,10 +204,7 @@ class _Program:
         arguments = [self.fields(one) for one in self.rows(node, "inputs")]
         inputs = [name for one in arguments for name in self.tensors(one.get("arg"))]
         outputs = [name for one in self.rows(node, "outputs") for name in self.tensors(one)]
-        try:
-            count = self.macs(stem, arguments, inputs, outputs, shapes)
-        except (KeyError, IndexError):
-            count = None
+        count = macs.known(lambda: self.macs(stem, arguments, inputs, outputs, shapes))
         if not outputs and not inputs:
             return
         name = str(node.get("name") or (outputs[0] if outputs else operator))
@@ -243,7 +241,7 @@ class _Program:
         outputs: list[str],
         shapes: Shapes,
     ) -> int | None:
-        """Multiply-adds of a node. Raises: KeyError, IndexError where a shape is not known."""
+        """Multiply-adds of a node. Raises: what `macs.known` takes for unknown."""
         match stem:
             case "linear" | "matmul" | "mm" | "bmm":
                 return macs.matmul(shapes[inputs[0]], shapes[outputs[0]])

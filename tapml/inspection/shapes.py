@@ -9,10 +9,13 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..formats.bounded import MAX_COUNT, MAX_RANK
 
 Array = NDArray[np.int64]
 _ROUNDS, _SECONDS = 40, 2.0
@@ -54,8 +57,12 @@ def _inferred(onnx: Any, proto: Any) -> dict[str, tuple[tuple[int, ...], int]]:
     found: dict[str, tuple[tuple[int, ...], int]] = {}
     for one in (*graph.input, *graph.value_info, *graph.output):
         kind = one.type.tensor_type
-        if kind.HasField("shape") and all(d.HasField("dim_value") for d in kind.shape.dim):
-            found[one.name] = tuple(max(d.dim_value, 0) for d in kind.shape.dim), kind.elem_type
+        dims = kind.shape.dim
+        if not kind.HasField("shape") or len(dims) > MAX_RANK:
+            continue
+        shape = tuple(max(dim.dim_value, 0) for dim in dims if dim.HasField("dim_value"))
+        if len(shape) == len(dims) and prod(shape) <= MAX_COUNT:
+            found[one.name] = shape, kind.elem_type
     for one in graph.initializer:
         found[one.name] = tuple(one.dims), one.data_type
     return found
@@ -68,7 +75,7 @@ def _fold(onnx: Any, graph: Any, shapes: Mapping[str, tuple[tuple[int, ...], int
         _keep(onnx, known, one.name, one)
     count = 0
     for node in graph.node:
-        if node.op_type == "Constant":
+        if node.op_type == "Constant" and node.output:
             for attribute in node.attribute:
                 if attribute.name == "value":
                     _keep(onnx, known, node.output[0], attribute.t)
@@ -101,26 +108,25 @@ def _evaluate(
     known: Mapping[str, Array],
     shapes: Mapping[str, tuple[tuple[int, ...], int]],
 ) -> Array | None:
-    attributes = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
-    if node.op_type == "Shape":
-        if node.input[0] not in shapes:
-            return None
-        shape = shapes[node.input[0]][0]
-        return np.array(shape[attributes.get("start", 0) : attributes.get("end")], np.int64)
-    operands = [known.get(name) if name else None for name in node.input]
     function = _FUNCTIONS.get(node.op_type)
-    if (
-        function is None
-        or not operands
-        or any(one is None for one, name in zip(operands, node.input, strict=True) if name)
-    ):
-        return None
-    if node.op_type == "Cast" and attributes.get("to") not in _INTEGERS:
+    if function is None or not node.input:
         return None
     try:
-        return np.asarray(function(operands, attributes), np.int64)
-    except (ValueError, IndexError, TypeError, ArithmeticError):
+        attributes = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+        if node.op_type == "Shape":
+            operands = [np.array(shapes[node.input[0]][0], np.int64)]
+        else:
+            operands = [known[name] if name else None for name in node.input]
+        if node.op_type == "Cast" and attributes.get("to") not in _INTEGERS:
+            return None
+        with np.errstate(all="ignore"):
+            return np.asarray(function(operands, attributes), np.int64)
+    except (ValueError, LookupError, TypeError, ArithmeticError):  # not known, or they do not fit
         return None
+
+
+def _shape(operands: list[Any], attributes: dict[str, Any]) -> Array:
+    return cast("Array", operands[0][attributes.get("start", 0) : attributes.get("end")])
 
 
 def _slice(operands: list[Any], attributes: dict[str, Any]) -> Array:
@@ -175,6 +181,7 @@ def _binary(function: Any) -> Callable[[list[Any], dict[str, Any]], Array]:
 
 
 _FUNCTIONS: Mapping[str, Callable[[list[Any], dict[str, Any]], Array]] = {
+    "Shape": _shape,
     "Slice": _slice,
     "Gather": _gather,
     "Concat": _concat,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from tapml.errors import RecipeError, RecipeErrors
+from tapml.errors import RecipeError, RecipeErrors, StageError
 from tapml_stages.importer.onnx import model as onnx_model
 
 FLOAT_X = {"x": (("batch", 8), "float32")}
@@ -74,3 +74,17 @@ def test_a_size_of_minus_one_is_unknown() -> None:
     """Paddle's older exporter writes it for a dynamic dim."""
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [-1, 3, "n", 8])
     assert onnx_model.shape_of(value) == (None, 3, "n", 8)
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"value_float": 1.0, "value_int": 2}, {"value": 1.0}, {"unknown": 1}]
+)
+def test_a_constant_without_one_value_of_its_type_is_no_valid_model(
+    make_model: Callable[..., ModelProto], values: dict[str, object]
+) -> None:
+    """Also within a branch, where weights are looked for before ONNX's checker sees it."""
+    body = make_model([helper.make_node("Constant", [], ["o"], **values)], {}, outputs=["o"]).graph
+    choose = helper.make_node("If", ["c"], ["y"], then_branch=body, else_branch=body)
+    model = make_model([choose], {"c": ([], "bool")})
+    with pytest.raises(StageError, match=r"m\.onnx is no valid ONNX model: Constant 'o' has not"):
+        onnx_model.check(model, "m.onnx")

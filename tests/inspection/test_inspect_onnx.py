@@ -177,3 +177,42 @@ def test_a_file_that_is_no_model_is_a_failure_in_words(tmp_path: Path) -> None:
 def test_a_missing_model_is_a_mistake_of_usage(tmp_path: Path, name: str) -> None:
     with pytest.raises(RecipeError, match=r"no file|no model"):
         inspection.inspect(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        helper.make_node("Shape", [], ["s"]),
+        helper.make_node("Slice", ["x"], ["s"]),
+        helper.make_node("Constant", [], [], value=numpy_helper.from_array(np.array([1]))),
+        helper.make_node("LSTM", ["x", "w", "w"], ["s"], hidden_size=3),
+        helper.make_node("Einsum", ["x"], ["s"]),
+        helper.make_node("Conv", ["x"], ["s"]),
+    ],
+    ids=lambda node: node.op_type,
+)
+def test_a_node_that_is_none_of_its_operator_is_counted_without_figures(
+    tmp_path: Path, node: onnx.NodeProto
+) -> None:
+    last = helper.make_node("Relu", ["x"], ["y"])
+    path = save(tmp_path / "m.onnx", [node, last], [weight("w", 1, 12, 3)], [2, 3], [2, 3])
+    assert {one.op for one in inspection.inspect(str(path)).operators} == {node.op_type, "Relu"}
+
+
+@pytest.mark.parametrize("shape", [[2**62] * 20, [1] * 65, [2**62, "b", 2**62]])
+def test_an_input_of_more_elements_than_there_can_be_is_refused(
+    tmp_path: Path, shape: list[int | str]
+) -> None:
+    path = save(tmp_path / "m.onnx", [helper.make_node("Relu", ["x"], ["y"])], [], shape, shape)
+    with pytest.raises(StageError, match=r"m\.onnx is refused at value 'x': a shape"):
+        inspection.inspect(str(path))
+
+
+def test_a_product_that_no_machine_could_compute_has_no_figure(tmp_path: Path) -> None:
+    """Each operand may be as large as there can be; 20 of them are larger than a float."""
+    terms = ["abc", "def", "ghi", "jkl", "mno", "pqr", "stu"]
+    equation = f"{','.join(terms)}->a"
+    node = helper.make_node("Einsum", ["x"] * 7, ["y"], equation=equation)
+    path = save(tmp_path / "m.onnx", [node], [], [2**20] * 3, [2**20])
+    (einsum,) = inspection.inspect(str(path)).operators
+    assert einsum.macs is None

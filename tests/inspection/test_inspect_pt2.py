@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fuzz import models
 
 from tapml import inspection
+from tapml.errors import StageError
 from tapml.inspection.model import Bounds, Layer, Operation, Value, peak
 
 
@@ -39,6 +42,42 @@ def test_a_program_that_writes_to_a_buffer_says_so(tmp_path: Path) -> None:
     members["small/models/model.json"] = json.dumps(tree).encode()
     (tmp_path / "m.pt2").write_bytes(models.pt2(members))
     assert inspection.inspect(str(tmp_path / "m.pt2")).notes == ("writes to shift",)
+
+
+def changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> str:
+    members = models.pt2_members()
+    tree = json.loads(members["small/models/model.json"])
+    change(tree["graph_module"]["graph"])
+    members["small/models/model.json"] = json.dumps(tree).encode()
+    (folder / "m.pt2").write_bytes(models.pt2(members))
+    return str(folder / "m.pt2")
+
+
+@pytest.mark.parametrize(
+    "operator", ["einsum", "scaled_dot_product_attention", "lstm", "convolution", "matmul"]
+)
+def test_a_node_that_is_none_of_its_operator_is_counted_without_figures(
+    tmp_path: Path, operator: str
+) -> None:
+    def change(graph: dict[str, Any]) -> None:
+        graph["nodes"][0]["target"] = f"torch.ops.aten.{operator}.default"
+        one = {"name": "equation", "arg": None, "kind": 1}
+        del graph["nodes"][0]["inputs"][1:]
+        graph["nodes"][0]["inputs"].append(one)
+
+    found = inspection.inspect(changed(tmp_path, change))
+    assert f"{operator}.default" in {one.op for one in found.operators}
+
+
+@pytest.mark.parametrize("shape", [[2**62] * 20, [1] * 65])
+def test_a_value_of_more_elements_than_there_can_be_is_refused(
+    tmp_path: Path, shape: list[int]
+) -> None:
+    def change(graph: dict[str, Any]) -> None:
+        graph["tensor_values"]["relu"]["sizes"] = [{"as_int": size} for size in shape]
+
+    with pytest.raises(StageError, match="at value 'relu': a shape"):
+        inspection.inspect(changed(tmp_path, change))
 
 
 @pytest.mark.parametrize(

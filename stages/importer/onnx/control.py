@@ -10,29 +10,51 @@ from onnx import AttributeProto, GraphProto, NodeProto, helper, numpy_helper
 
 from . import model as onnx_model
 
-OPAQUE = frozenset(  # never evaluated while folding: random, or with subgraphs
-    ("Bernoulli", "If", "Loop", "Multinomial", "RandomNormal", "RandomNormalLike",
-     "RandomUniform", "RandomUniformLike", "Scan")
-)  # fmt: skip
 MAX_TRIPS = 64  # a loop is unrolled up to here
-MAX_NODES = 20_000
+MAX_NODES = 10_000
+_NODE = 256  # bytes that count as a node
 
 
-def branch(node: NodeProto, condition: bool) -> list[NodeProto]:
-    """The nodes of the branch of an `If` that is taken."""
+class Room:
+    """What taking control apart may still add to a graph: nodes, or the bytes of as many."""
+
+    def __init__(self) -> None:
+        self._left = MAX_NODES
+
+    def takes(self, body: GraphProto, prefix: str, trips: int | None = None) -> bool:
+        """Whether there is room for a body: so many trips of it, or its new names alone."""
+        nodes = list(onnx_model.walk(body))
+        names = sum(1 + len(one.input) + len(one.output) for one in nodes)
+        added = len(prefix) * names // _NODE
+        if trips is not None:
+            added = trips * (added + len(nodes) + 2 + body.ByteSize() // _NODE)
+        fits = added <= self._left
+        self._left = self._left - added if fits else 0  # what stays is refused: no more work
+        return fits
+
+
+def branch(node: NodeProto, condition: bool, room: Room) -> list[NodeProto] | None:
+    """The nodes of the branch of an `If` that is taken; None without room for them."""
     body = _graph(node, "then_branch" if condition else "else_branch")
-    nodes, names = inlined(body, f"{node.name or node.output[0]}/", {})
+    prefix = f"{node.name or node.output[0]}/"
+    if len(body.output) != len(node.output) or not room.takes(body, prefix):
+        return None
+    nodes, names = inlined(body, prefix, {})
     return nodes + [
         _identity(names[one.name], out) for one, out in zip(body.output, node.output, strict=False)
     ]
 
 
-def unrolled(node: NodeProto, trips: int) -> list[NodeProto] | None:
-    """The nodes of a `Loop` of so many trips; None when its body decides to end earlier."""
-    body = _graph(node, "body")
-    if trips > MAX_TRIPS or trips * len(body.node) > MAX_NODES or not _runs_on(body):
+def unrolled(node: NodeProto, trips: int, room: Room) -> list[NodeProto] | None:
+    """The nodes of a `Loop` of so many trips; None when its body decides to end earlier, or
+    without room for them.
+    """
+    body, prefix = _graph(node, "body"), node.name or node.output[0]
+    fits = len(body.input) == len(node.input) and len(body.output) == len(node.output) + 1
+    if not fits or trips > MAX_TRIPS or not _runs_on(body):
         return None
-    prefix = node.name or node.output[0]
+    if not room.takes(body, prefix, trips):
+        return None
     carried, stacked = list(node.input[2:]), len(body.output) - 1 - len(node.input[2:])
     scans: list[list[str]] = [[] for _ in range(stacked)]
     nodes: list[NodeProto] = []
@@ -80,7 +102,7 @@ def inlined(
         nodes.append(helper.make_node("Constant", [], [name], name=name, value=copied))
     for node in body.node:
         names |= {one: prefix + one for one in node.output if one}
-    nodes += [_renamed(node, names, prefix) for node in body.node]
+    nodes += [_renamed(node, names, prefix) for node in body.node if any(node.output)]
     for one in body.output:
         names.setdefault(one.name, one.name)  # of the graph outside
     return nodes, names
@@ -107,7 +129,7 @@ def _runs_on(body: GraphProto) -> bool:
         name = made[name].input[0]
     if name == body.input[1].name:
         return True
-    if name in made and made[name].op_type == "Constant":
+    if name in made and onnx_model.gives_tensor(made[name]):
         tensor = onnx_model.constant_tensor(made[name])
         return bool(numpy_helper.to_array(tensor).all())
     return name in constants and bool(constants[name].all())
@@ -125,4 +147,4 @@ def trips_of(count: Any, condition: Any) -> int | None:
     """How often a `Loop` runs by its inputs' values: None when they are not known."""
     if condition is not None and not bool(np.all(condition)):
         return 0
-    return None if count is None else max(0, int(np.asarray(count).flat[0]))
+    return None if count is None or not np.size(count) else max(0, int(np.asarray(count).flat[0]))

@@ -48,6 +48,11 @@ def read(path: str) -> Model:
 
 def check(model: ModelProto, path: str) -> None:
     """Raises StageError when the graph is not well formed, by ONNX's own checker."""
+    for node in walk(model.graph):
+        if node.op_type == "Constant" and not _is_constant(node):
+            name = node.name or ", ".join(node.output)
+            why = f"Constant {name!r} has not one output and one value"
+            raise StageError(message=f"{path} is no valid ONNX model: {why}")
     model = copy(model)
     for output in model.graph.output:
         output.type.tensor_type.shape.SetInParent()  # the checker wants one; no runtime needs it
@@ -57,6 +62,12 @@ def check(model: ModelProto, path: str) -> None:
     except (onnx.checker.ValidationError, ValueError) as error:
         reason = " ".join(str(error).partition("==> Context")[0].split())
         raise StageError(message=f"{path} is no valid ONNX model: {reason}") from error
+
+
+def _is_constant(node: NodeProto) -> bool:
+    """Whether a Constant has one output and one value, of its attribute's type."""
+    kinds = [_VALUES.get(one.name) == one.type for one in node.attribute]
+    return kinds == [True] and len(node.output) == 1 and bool(node.output[0])
 
 
 def _outside_as_inputs(graph: GraphProto) -> None:
@@ -141,7 +152,9 @@ def canonical(
     del graph.value_info[:]
     nodes: list[NodeProto] = []
     for node in graph.node:
-        if _gives_tensor(node):
+        if not any(node.output):
+            continue
+        if gives_tensor(node):
             tensor, name = constant_tensor(node), node.output[0]
             if is_weight(tensor):
                 graph.initializer.append(tensor)
@@ -186,7 +199,7 @@ def _hoist(top: GraphProto, graph: GraphProto, taken: set[str]) -> None:
 
     nodes: list[NodeProto] = []
     for node in graph.node:
-        if _gives_tensor(node) and is_weight(tensor := constant_tensor(node)):
+        if gives_tensor(node) and is_weight(tensor := constant_tensor(node)):
             move(tensor)
         else:
             nodes.append(node)
@@ -212,7 +225,7 @@ def rename(graph: GraphProto, names: Mapping[str, str]) -> None:
         one.name = seen.get(one.name, one.name)
 
 
-def _gives_tensor(node: NodeProto) -> bool:
+def gives_tensor(node: NodeProto) -> bool:
     return node.op_type == "Constant" and node.attribute[0].name not in _STRINGS
 
 
@@ -325,6 +338,16 @@ def match_inputs(
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _STRINGS = ("value_string", "value_strings", "sparse_value")
+_VALUES = {  # attributes of Constant
+    "sparse_value": AttributeProto.SPARSE_TENSOR,
+    "value": AttributeProto.TENSOR,
+    "value_float": AttributeProto.FLOAT,
+    "value_floats": AttributeProto.FLOATS,
+    "value_int": AttributeProto.INT,
+    "value_ints": AttributeProto.INTS,
+    "value_string": AttributeProto.STRING,
+    "value_strings": AttributeProto.STRINGS,
+}
 
 
 def _keep(field: Any, wanted: Any) -> None:

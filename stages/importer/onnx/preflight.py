@@ -62,7 +62,7 @@ def unsupported(
     opset = onnx_model.opset(model)
     for node in onnx_model.walk(model.graph) if nodes is None else nodes:
         for what, advice in _wrong(node, known, opset):
-            rows[what, advice].append(node.name or node.output[0])
+            rows[what, advice].append(node.name or ", ".join(node.output))
     for what, name in _odd_types(model):
         rows[what, f"a compiled model takes tensors of numbers; {_DEFAULT}"].append(name)
     return [Unsupported(op, tuple(names), advice) for (op, advice), names in rows.items()]

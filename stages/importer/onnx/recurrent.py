@@ -216,9 +216,8 @@ def _advance(
         _multiply(gates, h, r, 0, 4 * size, size)
 
         def gate(index: int, j: Expr, looks_at: Any) -> Expr:
-            order = {0: 0, 1: 1, 2: 2}[index]  # i, o, f in W, R and P alike
-            value = gates[index * size + j]
-            return value if peep is None else value + peep[order * size + j] * looks_at
+            value = gates[index * size + j]  # i, o, f in W, R and P alike
+            return value if peep is None else value + peep[index * size + j] * looks_at
 
         with T.serial(0, size) as j:
             keep = tirx.sigmoid(gate(2, j, c[j])) * c[j]

@@ -14,6 +14,16 @@ class Unknown(Exception):
     """A value that this evaluation does not know."""
 
 
+class Symbolic:
+    """A number with dims in it. What a kind of it does not define, nobody knows."""
+
+    def _unknown(self, *_: Any) -> Any:
+        raise Unknown
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __neg__ = _unknown
+    __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = _unknown
+
+
 @dataclass(frozen=True)
 class Quotient:
     """`size // divisor`, rounded down, where it does not come out even."""
@@ -29,7 +39,7 @@ Atom = str | Quotient
 
 
 @dataclass(frozen=True)
-class Size:
+class Size(Symbolic):
     """A sum of terms (dim or quotient → factor) plus `const`. As text, an expression of Python."""
 
     terms: tuple[tuple[Atom, int], ...]
@@ -84,9 +94,6 @@ class Size:
         quotient = Size(((Quotient(inner, divisor // common), 1),))
         return linear([(front, 1), (quotient, 1)])
 
-    def __rfloordiv__(self, other: Any) -> Any:
-        raise Unknown
-
     def __mod__(self, divisor: Any) -> Any:
         return self - (self // divisor) * divisor
 
@@ -106,7 +113,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Ratio:
+class Ratio(Symbolic):
     """A size over an integer, not rounded yet: what floats of a graph hold."""
 
     size: Size

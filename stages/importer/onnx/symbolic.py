@@ -10,6 +10,7 @@ and a Loop whose count is, its trips. The graph computes what it did before.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from operator import mul
 from typing import Any
@@ -17,11 +18,11 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
-from . import control
+from . import control, evaluate
 from . import model as onnx_model
-from .sizes import Limits, Ratio, Size, Unknown, compared
+from .evaluate import FLOATS, KNOWN, is_symbolic
+from .sizes import Limits, Size, Unknown, compared
 
 SIZES, RANGE = "TapmlSizes", "TapmlRange"  # nodes that hold expressions over the dims
 # Operands that say how to compute, not on what: from_onnx wants them as constants.
@@ -45,23 +46,26 @@ def fold(model: ModelProto, limits: Limits) -> ModelProto:
 
     Works in rounds: what one round writes down lets ONNX's shape inference see further in the next.
     """
-    model, known = onnx_model.copy(model), dict[str, list[Any]]()
-    while _Round(model, limits, known).run():
+    model, known, room = onnx_model.copy(model), dict[str, list[Any]](), control.Room()
+    while _Round(model, limits, known, room).run():
         pass
     onnx_model.drop_unused(model.graph)
     return model
 
 
 class _Round:
-    """One pass over the graph; `known` holds shapes that earlier rounds proved."""
+    """One pass over the graph; `known` holds shapes that earlier rounds proved, `room` what they
+    left for control that is taken apart.
+    """
 
     def __init__(
         self,
         model: ModelProto,
         limits: Limits,
         known: dict[str, list[Any]],
+        room: control.Room,
     ) -> None:
-        self.graph, self.limits, self.known = model.graph, limits, known
+        self.graph, self.limits, self.known, self.room = model.graph, limits, known, room
         self.opsets = list(model.opset_import)
         inferred = onnx.shape_inference.infer_shapes(_with_shapes(model, known)).graph
         self.shapes: dict[str, list[Any]] = {}
@@ -92,9 +96,9 @@ class _Round:
         return dim
 
     def _learn(self, name: str, tensor: TensorProto) -> None:
-        small = _SMALL if tensor.data_type in _FLOATS else 4096
+        small = _SMALL if tensor.data_type in FLOATS else evaluate.MOST
         inside = tensor.data_location != TensorProto.EXTERNAL
-        if tensor.data_type in _KNOWN and inside and int(np.prod(tensor.dims)) <= small:
+        if tensor.data_type in KNOWN and inside and math.prod(tensor.dims) <= small:
             self.values[name] = numpy_helper.to_array(tensor).astype(object)
 
     def run(self) -> bool:
@@ -116,7 +120,7 @@ class _Round:
             return [node]
         if (value := self._evaluate(node)) is not None:
             self.values[node.output[0]] = value
-            if not _symbolic(value) and self.types[node.output[0]] not in _FLOATS:
+            if not is_symbolic(value) and self.types[node.output[0]] not in FLOATS:
                 return [self._constant(node.output[0], value)]
             return [node]
         before = self._settle(node)
@@ -124,8 +128,10 @@ class _Round:
         return [*before, *(rewrite(node) if rewrite else [node])]
 
     def _constant(self, name: str, value: np.ndarray, like: str = "") -> NodeProto:
-        dtype = helper.tensor_dtype_to_np_dtype(self.types[like or name])
-        return onnx_model.constant(name, value.astype(dtype))
+        return onnx_model.constant(name, value.astype(self._dtype(like or name)))
+
+    def _dtype(self, name: str) -> np.dtype:
+        return helper.tensor_dtype_to_np_dtype(self.types[name])
 
     def _settle(self, node: NodeProto) -> list[NodeProto]:
         """Constants for the settings of a node that were computed in the graph."""
@@ -136,7 +142,7 @@ class _Round:
             if value is None or name not in self.made:
                 continue
             new = f"{node.name}/setting{index}"
-            if not _symbolic(value):
+            if not is_symbolic(value):
                 constants.append(self._constant(new, value, like=name))
             elif node.op_type == "Resize" and index == 3:
                 constants.append(_sizes(new, value))
@@ -147,50 +153,33 @@ class _Round:
 
     def _evaluate(self, node: NodeProto) -> np.ndarray | None:
         """What a node of small numbers gives, over sizes; None when it is not known."""
-        if node.domain or len(node.output) != 1 or self.types.get(node.output[0]) not in _KNOWN:
+        if node.domain or len(node.output) != 1 or self.types.get(node.output[0]) not in KNOWN:
             return None
         attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
         try:
             if node.op_type == "Shape":
                 shape = self._shape(node.input[0])
                 return _vector(shape[attributes.get("start", 0) : attributes.get("end")])
+            dtype = self._dtype(node.output[0])
             if node.op_type == "Size":
-                return np.array(np.prod(_vector(self._shape(node.input[0]))), dtype=object)
-            if not node.input or not all(name in self.values for name in node.input if name):
+                count = np.array(math.prod(self._shape(node.input[0])), dtype=object)
+                return evaluate.fitting(count, dtype)
+            names = [name for name in node.input if name]
+            if not names or not all(name in self.values for name in names):
                 return None
-            inputs = [self.values[name] for name in node.input if name]
-            if not any(_symbolic(one) for one in inputs):
-                return self._computed(node)
+            inputs = [self.values[name] for name in names]
+            if not evaluate.is_small(node, inputs, self.shapes.get(node.output[0])):
+                return None
+            if not any(map(is_symbolic, inputs)):
+                typed = {name: self.values[name].astype(self._dtype(name)) for name in names}
+                return evaluate.of_numbers(node, typed, self.opsets)
             if node.op_type in ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"):
                 return self._compare(node.op_type, *inputs)
-            if node.op_type in _EVALUATORS and all(node.input):
-                return np.asarray(_EVALUATORS[node.op_type](inputs, attributes), dtype=object)
-        except Unknown:
+            if all(node.input):
+                return evaluate.over_sizes(node, inputs, attributes, dtype)
+        except evaluate.UNKNOWN:
             pass
         return None
-
-    def _computed(self, node: NodeProto) -> np.ndarray | None:
-        """What ONNX's own reference makes of numbers; nothing large, nothing random."""
-        if node.op_type in control.OPAQUE or any(one.HasField("g") for one in node.attribute):
-            return None
-        names = [name for name in dict.fromkeys(node.input) if name]
-        given = {
-            name: self.values[name].astype(helper.tensor_dtype_to_np_dtype(self.types[name]))
-            for name in names
-        }
-        if node.op_type in ("ConstantOfShape", "Expand", "Range", "Tile", "Pad", "Resize"):
-            shape = self.shapes.get(node.output[0])
-            if shape is None or not all(isinstance(dim, int) for dim in shape):
-                return None
-            if int(np.prod(shape)) > 4096:
-                return None
-        try:
-            evaluator = ReferenceEvaluator(_single(node, self.opsets))
-            (result,) = evaluator.run(None, given)
-        except Exception:  # whatever it cannot do is left to the importer
-            return None
-        result = np.asarray(result)
-        return result.astype(object) if result.size <= 4096 else None
 
     def _compare(self, op: str, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         def one(a: Any, b: Any) -> bool:
@@ -207,17 +196,17 @@ class _Round:
 
     def _if(self, node: NodeProto) -> list[NodeProto]:
         condition = self.values.get(node.input[0])
-        if condition is None or _symbolic(condition):
+        if condition is None or is_symbolic(condition):
             return [node]
-        return control.branch(node, bool(condition.all()))
+        return control.branch(node, bool(condition.all()), self.room) or [node]
 
     def _loop(self, node: NodeProto) -> list[NodeProto]:
         count, condition = ([*map(self.values.get, node.input[:2]), None])[:2]
         unknown = (node.input[0] and count is None) or (node.input[1] and condition is None)
-        if unknown or any(_symbolic(one) for one in (count, condition) if one is not None):
+        if unknown or any(is_symbolic(one) for one in (count, condition) if one is not None):
             return [node]
         trips = control.trips_of(count, condition)
-        return (None if trips is None else control.unrolled(node, trips)) or [node]
+        return (None if trips is None else control.unrolled(node, trips, self.room)) or [node]
 
     def _range(self, node: NodeProto) -> list[NodeProto]:
         values = [self.values.get(name) for name in node.input]
@@ -233,7 +222,7 @@ class _Round:
     def _sized(self, node: NodeProto) -> list[NodeProto]:
         """A shape with symbols, written as the expressions that it is."""
         value = self.values.get(node.input[0])
-        if value is None or not _symbolic(value) or not node.input[0]:
+        if value is None or not is_symbolic(value) or not node.input[0]:
             return [node]
         self.known[node.output[0]] = self.shapes[node.output[0]] = list(value.flat)
         fixed = _sizes(f"{node.name}/shape", value)
@@ -299,7 +288,7 @@ class _Round:
             return [node]
         self.known[node.output[0]] = self.shapes[node.output[0]] = shape
         whole = _vector(shape)
-        if not _symbolic(whole):
+        if not is_symbolic(whole):
             return [node]
         fixed = _sizes(f"{node.name}/shape", whole)
         node.input[1] = fixed.output[0]
@@ -309,18 +298,21 @@ class _Round:
         """A Slice loses the axes that it takes whole; without any left it becomes an Identity."""
         if len(node.input) == 1:
             return self._slice_by_inputs(node)
-        operands = [self.values[name] for name in node.input[1:] if name in self.values]
-        shape = self.shapes.get(node.input[0])
-        if shape is None or len(operands) != len([name for name in node.input[1:] if name]):
+        shape, names = self.shapes.get(node.input[0]), [*node.input[1:], "", ""][:4]
+        starts, ends, axes, steps = (self.values.get(name) for name in names)
+        unknown = [name for name in names if name and name not in self.values]
+        if shape is None or unknown or starts is None or ends is None:
             return [node]
-        starts, ends = operands[:2]
-        axes = operands[2] if len(operands) > 2 else np.arange(len(starts))
-        steps = operands[3] if len(operands) > 3 else np.ones(len(starts), int)
-        rows = [
-            row
-            for row in zip(starts, ends, axes, steps, strict=True)
-            if not self._takes_all(row[0], row[1], row[3], shape[row[2]])
-        ]
+        axes = np.arange(starts.size) if axes is None else axes
+        steps = np.ones(starts.size, int) if steps is None else steps
+        try:
+            rows = [
+                row
+                for row in zip(starts, ends, axes, steps, strict=True)
+                if not self._takes_all(row[0], row[1], row[3], shape[row[2]])
+            ]
+        except (ValueError, IndexError, TypeError):  # they do not fit: the importer names the node
+            return [node]
         if any(isinstance(x, Size) for row in rows for x in row):
             return self._slice_to(node, rows)
         if len(rows) == len(starts):
@@ -342,7 +334,7 @@ class _Round:
         parts = []
         for index, part in enumerate(("starts", "ends", "axes", "steps")):
             column, name = _vector([row[index] for row in rows]), f"{node.name}/{part}"
-            if _symbolic(column):
+            if is_symbolic(column):
                 parts.append(_sizes(name, column))
             else:
                 parts.append(onnx_model.constant(name, column.astype(np.int64)))
@@ -404,14 +396,9 @@ def _reshaped(source: Sequence[Any], wanted: Sequence[Any]) -> list[Size | int] 
             shape[shape.index(-1)] = functools.reduce(mul, left, 1) // functools.reduce(
                 mul, rest, 1
             )
-        except Unknown:
+        except (Unknown, ZeroDivisionError):
             return None
     return None if -1 in shape or None in shape else shape
-
-
-_INTEGERS = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
-_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
-_KNOWN = (*_INTEGERS, *_FLOATS)
 
 
 def _vector(sizes: Sequence[Any]) -> np.ndarray:
@@ -420,123 +407,6 @@ def _vector(sizes: Sequence[Any]) -> np.ndarray:
     return vector
 
 
-def _symbolic(value: np.ndarray) -> bool:
-    return any(isinstance(one, Size | Ratio) for one in value.flat)
-
-
 def _sizes(name: str, value: np.ndarray) -> NodeProto:
     """A node that gives expressions over the dims."""
     return helper.make_node(SIZES, [], [name], name=name, exprs=[str(one) for one in value.flat])
-
-
-def _single(node: NodeProto, opsets: Sequence[Any]) -> ModelProto:
-    """A model of this node alone."""
-    inputs = [
-        helper.make_tensor_value_info(name, TensorProto.UNDEFINED, None)
-        for name in dict.fromkeys(node.input)
-        if name
-    ]
-    outputs = [
-        helper.make_tensor_value_info(name, TensorProto.UNDEFINED, None) for name in node.output
-    ]
-    graph = helper.make_graph([node], "node", inputs, outputs)
-    return helper.make_model(graph, opset_imports=opsets)
-
-
-def _slice_values(inputs: list[np.ndarray], attributes: dict[str, Any]) -> np.ndarray:
-    if len(inputs) == 1:  # before opset 10
-        given = [attributes.get(name) for name in ("starts", "ends", "axes")]
-        inputs = [*inputs, *(np.array(one, object) for one in given if one is not None)]
-    data, starts, ends, *rest = inputs
-    axes = rest[0] if rest else range(len(starts))
-    steps = rest[1] if len(rest) > 1 else [1] * len(starts)
-    index = [slice(None)] * data.ndim
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        if isinstance(start, Size) or isinstance(end, Size):
-            raise Unknown
-        index[axis] = slice(start, end, step)
-    return data[tuple(index)]
-
-
-def _gather(inputs: list[np.ndarray], attributes: dict[str, Any]) -> np.ndarray:
-    return np.take(inputs[0], inputs[1].astype(np.int64), axis=attributes.get("axis", 0))
-
-
-def _concat(inputs: list[np.ndarray], attributes: dict[str, Any]) -> np.ndarray:
-    return np.concatenate(inputs, axis=attributes["axis"])
-
-
-def _unsqueeze(inputs: list[np.ndarray], attributes: dict[str, Any]) -> np.ndarray:
-    axes = inputs[1] if len(inputs) > 1 else attributes["axes"]
-    return np.expand_dims(inputs[0], tuple(int(axis) for axis in axes))
-
-
-def _squeeze(inputs: list[np.ndarray], attributes: dict[str, Any]) -> np.ndarray:
-    axes = inputs[1] if len(inputs) > 1 else attributes.get("axes")
-    return np.squeeze(inputs[0], None if axes is None else tuple(int(axis) for axis in axes))
-
-
-def _divide(inputs: list[np.ndarray], _: dict[str, Any]) -> np.ndarray:
-    if any(isinstance(x, int) and x < 0 for one in inputs for x in one.flat):
-        raise Unknown  # ONNX truncates, Python floors: equal for sizes only
-    if any(isinstance(x, float) for x in inputs[1].flat):
-        return inputs[0] / inputs[1]
-    return inputs[0] // inputs[1]
-
-
-def _cast(inputs: list[np.ndarray], attributes: dict[str, Any]) -> np.ndarray:
-    if attributes["to"] == TensorProto.BOOL:
-        raise Unknown
-    whole = attributes["to"] in _INTEGERS
-
-    def one(value: Any) -> Any:
-        if isinstance(value, Ratio):
-            return value.floor() if whole else value
-        if isinstance(value, Size):
-            return value
-        return int(value) if whole else float(value)
-
-    return np.asarray(np.frompyfunc(one, 1, 1)(inputs[0]), dtype=object)
-
-
-def _rounded(which: str) -> Callable[[list[np.ndarray], dict[str, Any]], np.ndarray]:
-    def one(value: Any) -> Any:
-        if isinstance(value, Ratio):
-            return getattr(value, which)()
-        return value if isinstance(value, Size) else float(getattr(np, which)(value))
-
-    return lambda inputs, _: np.asarray(np.frompyfunc(one, 1, 1)(inputs[0]), dtype=object)
-
-
-def _product(inputs: list[np.ndarray], attributes: dict[str, Any]) -> np.ndarray:
-    if inputs[0].ndim != 1:
-        raise Unknown
-    total = functools.reduce(mul, inputs[0].flat, 1)
-    return np.array([total] if attributes.get("keepdims", 1) else total, dtype=object)
-
-
-def _where(inputs: list[np.ndarray], _: dict[str, Any]) -> np.ndarray:
-    if _symbolic(inputs[0]):
-        raise Unknown
-    return np.where(inputs[0].astype(bool), inputs[1], inputs[2])
-
-
-_EVALUATORS: dict[str, Callable[[list[np.ndarray], dict[str, Any]], Any]] = {
-    "Add": lambda inputs, _: inputs[0] + inputs[1],
-    "Cast": _cast,
-    "Ceil": _rounded("ceil"),
-    "Concat": _concat,
-    "Div": _divide,
-    "Floor": _rounded("floor"),
-    "Gather": _gather,
-    "Identity": lambda inputs, _: inputs[0],
-    "Mod": lambda inputs, _: inputs[0] % inputs[1],
-    "Mul": lambda inputs, _: inputs[0] * inputs[1],
-    "Neg": lambda inputs, _: -inputs[0],
-    "ReduceProd": _product,
-    "Slice": _slice_values,
-    "Squeeze": _squeeze,
-    "Sub": lambda inputs, _: inputs[0] - inputs[1],
-    "Unsqueeze": _unsqueeze,
-    "Where": _where,
-}

@@ -3,14 +3,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from tapml.errors import StageError
 from tapml.stage import Outputs
 from tapml_stages import program
+from tapml_stages.importer.onnx import control, symbolic
 from tapml_stages.importer.onnx import model as onnx_model
-from tapml_stages.importer.onnx import symbolic
 
 MakeModel = Callable[..., ModelProto]
 Difference = Callable[..., float]
@@ -87,6 +88,43 @@ def test_a_long_loop_and_one_that_data_end_are_refused_by_name(
 ) -> None:
     with pytest.raises(StageError, match="Loop ×1: walk — what decides is computed from data"):
         import_model(loop(make_model, trips, ends))
+
+
+def test_loops_within_loops_are_unrolled_while_there_is_room(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8 trips of 8 trips of 8 trips, where there is room for 300 nodes."""
+    monkeypatch.setattr(control, "MAX_NODES", 300)
+    info = helper.make_tensor_value_info
+
+    def nested(depth: int) -> onnx.GraphProto:
+        i, go, x, on, y = (f"{name}{depth}" for name in ("i", "go", "x", "on", "y"))
+        inner = ["trips", "start", x]
+        made = (
+            helper.make_node("Loop", inner, [y], body=nested(depth - 1))
+            if depth
+            else helper.make_node("Add", [x, x], [y])
+        )
+        nodes = [helper.make_node("Identity", [go], [on]), made]
+        inputs = [info(i, TensorProto.INT64, []), info(go, TensorProto.BOOL, [])]
+        inputs.append(info(x, TensorProto.FLOAT, [2]))
+        outputs = [info(on, TensorProto.BOOL, []), info(y, TensorProto.FLOAT, [2])]
+        return helper.make_graph(nodes, "body", inputs, outputs)
+
+    outer = [
+        onnx_model.constant("trips", np.array(8)),
+        onnx_model.constant("start", np.array(True)),
+        helper.make_node("Loop", ["trips", "start", "x"], ["y"], name="walk", body=nested(2)),
+    ]
+    folded = symbolic.fold(make_model(outer, {"x": [2]}), {})
+    assert len(folded.graph.node) < control.MAX_NODES
+    assert "Loop" in [node.op_type for node in folded.graph.node]
+
+
+def test_a_loop_whose_body_does_not_fit_it_stays(make_model: MakeModel) -> None:
+    model = loop(make_model, 3)
+    del model.graph.node[2].attribute[0].g.input[1:]
+    assert symbolic.fold(model, {}).graph.node[-1].op_type == "Loop"
 
 
 def test_an_input_with_a_value_decides_a_branch(make_model: MakeModel) -> None:

@@ -95,6 +95,31 @@ def test_a_path_or_place_out_of_bounds_is_refused_naming_tensor_and_file(
     assert repr(location) in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("dtype", "why"), [(999, "of unknown type 999"), (TensorProto.STRING, "texts cannot lie there")]
+)
+def test_data_outside_of_no_numbers_are_refused(
+    beside: Callable[..., Path], dtype: int, why: str
+) -> None:
+    path = beside()
+    model = onnx.ModelProto.FromString(path.read_bytes())
+    model.graph.initializer[0].data_type = dtype
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(StageError, match=why):
+        onnx_file.read(path)
+
+
+def test_data_that_do_not_fit_their_shape_are_refused_in_the_file_too(tmp_path: Path) -> None:
+    """Of a Constant in a branch, which nothing reads before shapes are folded."""
+    value = TensorProto(name="c", data_type=TensorProto.INT64, dims=[3], raw_data=b"\0" * 16)
+    body = helper.make_graph([helper.make_node("Constant", [], ["o"], value=value)], "b", [], [])
+    choose = helper.make_node("If", ["x"], ["y"], then_branch=body, else_branch=body)
+    model = helper.make_model(helper.make_graph([choose], "g", [], []))
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(StageError, match=r"model\.onnx.*'c'"):
+        onnx_file.read(tmp_path / "model.onnx")
+
+
 def test_a_file_beside_the_model_is_found_without_reading_the_model(
     beside: Callable[..., Path],
 ) -> None:
