@@ -9,7 +9,7 @@ from typing import Any
 
 from tapml.errors import StageError
 
-from .files import CONFIG, INDEX, TOKENIZER, WEIGHTS
+from .files import CONFIG, INDEX, SHARDS, TOKENIZER, WEIGHTS
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _MAX_JSON = 64 << 20
@@ -65,6 +65,11 @@ def missing_weights(folder: Path) -> list[str]:
     names = sorted(set(shards.values()))
     if outside := [name for name in names if Path(name).name != name]:
         raise StageError(message=f"{folder / INDEX} points out of its folder: {outside[0]!r}")
+    if strange := [name for name in names if not fnmatchcase(name, SHARDS)]:
+        raise StageError(  # it is in no key, and not downloaded
+            message=f"{folder / INDEX} names weights that are no {SHARDS}: {strange[0]!r}",
+            hint="rename the files, in the index too: model-00001-of-00002.safetensors …",
+        )
     return [name for name in names if not (folder / name).is_file()]
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from tapml.errors import StageError
+from tapml.recipe import resolve
+from tapml_stages.importer.huggingface.files import READ
 from tapml_stages.importer.huggingface.folder import check, missing_weights, tokenizer
 
 
@@ -64,6 +66,25 @@ def test_an_index_may_not_point_out_of_its_folder(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(StageError, match="points out of its folder"):
         check(folder, None)
+
+
+def test_every_shard_that_an_index_may_name_is_among_the_files_of_the_key(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    for name in ("model-1.safetensors", "model_1.safetensors", "model.safetensors-1.safetensors"):
+        (folder / name).write_bytes(b"")
+        index = {"weight_map": {"a": name}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        assert missing_weights(folder) == []
+        assert name in resolve.folder(resolve.Located(folder, folder), "m", READ).files
+
+
+def test_a_shard_that_the_key_would_not_cover_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "weights-1.safetensors")
+    index = {"weight_map": {"a": "weights-1.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(StageError, match=r"no model\[-_\.\]\*\.safetensors: 'weights-1") as caught:
+        check(folder, None)
+    assert "rename" in caught.value.hint
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", "\x00", "[" * 100_000])
