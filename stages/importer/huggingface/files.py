@@ -18,4 +18,5 @@ TOKENIZER = (  # what turns text into the model's input, and back
     "preprocessor_config.json",
     "generation_config.json",
 )
-READ = (CONFIG, WEIGHTS, INDEX, "model-*.safetensors", *TOKENIZER)
+SHARDS = "model[-_.]*.safetensors"  # as the index may name them
+READ = (CONFIG, WEIGHTS, INDEX, SHARDS, *TOKENIZER)

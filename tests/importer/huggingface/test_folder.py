@@ -9,6 +9,9 @@ import pytest
 from fuzz import models
 
 from tapml.errors import StageError
+from tapml.formats import huggingface
+from tapml.recipe import resolve
+from tapml_stages.importer.huggingface.files import READ
 from tapml_stages.importer.huggingface.folder import check, tokenizer
 
 
@@ -53,6 +56,30 @@ def test_what_the_reader_of_folders_refuses_is_refused_before_transformers_sees_
     with pytest.raises(StageError, match=r"only 'pytorch_model\.bin': pickles") as caught:
         check(folder, None)
     assert "save_pretrained" in caught.value.hint
+
+
+def rename_shard(folder: Path, name: str) -> None:
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    (shard, *_) = sorted(set(index["weight_map"].values()))
+    (folder / shard).rename(folder / name)
+    path.write_text(json.dumps(index).replace(shard, name))
+
+
+@pytest.mark.parametrize("name", ["model-1", "model_1", "model.safetensors-1"])
+def test_every_shard_that_an_index_may_name_is_among_the_files_of_the_key(
+    folder: Path, name: str
+) -> None:
+    rename_shard(folder, f"{name}.safetensors")
+    check(folder, None)
+    assert f"{name}.safetensors" in resolve.folder(resolve.Located(folder, folder), "m", READ).files
+
+
+def test_a_shard_that_the_key_would_not_cover_is_refused(folder: Path) -> None:
+    rename_shard(folder, "weights-1.safetensors")
+    with pytest.raises(StageError, match=r"no model\[-_\.\]\*\.safetensors: .weights-1") as caught:
+        check(folder, None)
+    assert "rename" in caught.value.hint
 
 
 def test_files_of_a_tokenizer_are_found_and_no_others(folder: Path) -> None:
