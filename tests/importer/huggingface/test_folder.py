@@ -9,7 +9,6 @@ import pytest
 from fuzz import models
 
 from tapml.errors import StageError
-from tapml.formats import huggingface
 from tapml.recipe import resolve
 from tapml_stages.importer.huggingface.files import READ
 from tapml_stages.importer.huggingface.folder import check, tokenizer
