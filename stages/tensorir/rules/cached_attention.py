@@ -16,13 +16,15 @@ from ...attention import ATTEND, KERNEL, OVERFLOW, UPDATE, Attention
 from ...compat import tvm
 from ..intrinsics import exp, tanh
 from ..kernel import Axis, Expr, Unfit, as_int
-from ..loops import lanes, local, loop, parallel, scheduled, seq, store
+from ..loops import lanes, local, loop, parallel, prefetch, scheduled, seq, store
 from ..nests import float_lanes, vector
 
 tirx = tvm.tirx
 
 KEYS = 64  # of a block
 TOKENS = 16  # of a task
+AHEAD = 8  # keys that are fetched before they are read
+LINE = 16  # floats that one fetch brings, at least
 UNROLLED = 64  # vectors of a head, at most: they are kept in registers, or close to them
 INDEX = "int64"
 
@@ -163,8 +165,14 @@ class _Attend:
         return seq([*query, *sums, _set(self.top[h], top), _set(self.total[h], total)])
 
     def _products(self, row: Expr, held: Expr, at: Expr, j: Expr) -> Any:
-        """Query · key for one key and every head."""
-        statements = []
+        """Query · key for one key and every head. Memory is asked for the key a few tokens on and
+        for the value, which is read when the block's products are done: the caches' own guesses
+        start anew with each block.
+        """
+        statements = [
+            *(prefetch(self.keys, [row, held, at + AHEAD, x]) for x in _lines(self.width)),
+            *(prefetch(self.values, [row, held, at, x]) for x in _lines(self.value_width)),
+        ]
         for h in self.heads_here:
             part = local("part", (self.lanes,), "float32")
 
@@ -297,6 +305,11 @@ def _added(a: Expr, b: Expr) -> Expr:
 def _dividing(size: int, most: int) -> int:
     """The largest power of two up to `most` that divides `size`."""
     return min(size & -size, most)
+
+
+def _lines(size: int) -> list[Expr]:
+    """Where the lines of `size` floats begin."""
+    return [tirx.const(x, INDEX) for x in range(0, size, LINE)]
 
 
 def _shape(buffer: Any) -> Sequence[Any]:
