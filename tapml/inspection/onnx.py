@@ -12,13 +12,13 @@ from typing import Any
 from ..formats import bounded
 from ..formats import onnx as reader
 from ..formats.bounded import Tensor, refuse, short, shown
+from ..formats.functions import demand_bounded
 from . import macs, shapes
 from .model import Bounds, Dim, Layer, Model, Operation, Value, peak, tally
 from .supported import supported
 
 _MATRIX = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 _VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
-_MAX_NODES = 500_000  # of functions, once each is written where it is called
 _BATCH, _OTHER = 1, 128  # sizes of dims that the user gives none
 
 
@@ -75,25 +75,10 @@ def _facts(proto: Any, opset: int) -> dict[str, str]:
 
 
 def _inlined(path: Path, proto: Any) -> Any:
-    """The model with local functions written out, unless that makes it absurdly long."""
+    """The model with local functions written out."""
     if not proto.functions:
         return proto
-    bodies = {(one.domain, one.name): one for one in proto.functions}
-    lengths: dict[tuple[str, str], int] = {}
-
-    def length(key: tuple[str, str], above: frozenset[tuple[str, str]]) -> int:
-        if key in above or len(above) > 50:
-            refuse(path, "functions that call each other", where=shown(key[1]))
-        if key not in lengths:
-            calls = [(one.domain, one.op_type) for one in bodies[key].node]
-            below = above | {key}
-            lengths[key] = sum(length(one, below) if one in bodies else 1 for one in calls)
-        return min(lengths[key], _MAX_NODES + 1)
-
-    calls = [(one.domain, one.op_type) for one in proto.graph.node]
-    total = sum(length(one, frozenset()) if one in bodies else 1 for one in calls)
-    if total > _MAX_NODES:
-        refuse(path, f"its functions stand for more than {_MAX_NODES} nodes")
+    demand_bounded(path, proto)
     inliner: Any = importlib.import_module("onnx.inliner")
     return inliner.inline_local_functions(proto)
 

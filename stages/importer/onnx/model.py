@@ -15,7 +15,6 @@ import numpy as np
 import onnx
 from onnx import (
     AttributeProto,
-    FunctionProto,
     GraphProto,
     ModelProto,
     NodeProto,
@@ -98,7 +97,7 @@ def opset(model: ModelProto) -> int:
     return next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 1)
 
 
-def walk(graph: GraphProto | FunctionProto) -> Iterator[NodeProto]:
+def walk(graph: GraphProto) -> Iterator[NodeProto]:
     """Every node, those of subgraphs included."""
     for node in graph.node:
         yield from _within(node)

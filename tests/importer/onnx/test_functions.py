@@ -63,7 +63,7 @@ def test_a_function_that_calls_itself_is_refused(
     model: Callable[..., ModelProto], within: Callable[[NodeProto], NodeProto]
 ) -> None:
     made = model(function("Inner", within(call("Outer"))), function("Outer", call("Inner")))
-    with pytest.raises(StageError, match="call themselves: Inner, Outer"):
+    with pytest.raises(StageError, match=r"in a ring: .*Inner, Outer"):
         inline(made, "m")
 
 
@@ -79,10 +79,10 @@ def doubling(times: int, *first: Any) -> list[FunctionProto]:
 def test_a_few_functions_that_become_billions_of_nodes_are_refused_at_once(
     model: Callable[..., ModelProto],
 ) -> None:
-    small, large = (model(*doubling(n, call("Neg", domain=""))) for n in (8, 60))
+    small, large = (model(*doubling(n, call("Neg", domain=""))) for n in (8, 45))
     assert len(inline(small, "m").graph.node) == 2**7
     began = time.process_time()
-    with pytest.raises(StageError, match="m: its local functions become more than 100000 nodes"):
+    with pytest.raises(StageError, match="its local functions become more than 200000 nodes"):
         inline(large, "m")
     assert time.process_time() - began < 1
 
@@ -99,5 +99,5 @@ def test_a_large_tensor_in_a_function_is_not_copied_a_thousand_times(
 
 def test_functions_nested_a_thousand_deep_are_refused(model: Callable[..., ModelProto]) -> None:
     chain = [function(f"f{k}", call(f"f{k - 1}")) for k in range(1, 1000)]
-    with pytest.raises(StageError, match=r"cannot be inlined: .*depth"):
+    with pytest.raises(StageError, match="more than 50 deep"):
         inline(model(function("f0", call("Neg", domain="")), *chain), "m")
