@@ -12,6 +12,7 @@ from .kernel import (
     Step,
     Unfit,
     bounded,
+    ceil_div,
     element_dtype,
     equal,
     key,
@@ -54,7 +55,7 @@ def _sink(problem: Problem, step: Step) -> Sink:
     merged = sizes
     if problem.col is not None and anchor.axes[-2] is problem.col and isinstance(wanted[-1], int):
         blocks, count = sizes[-2], sizes[-1]
-        if isinstance(blocks, int) and -(-wanted[-1] // count) == blocks:
+        if isinstance(blocks, int) and ceil_div(wanted[-1], count) == blocks:
             short = wanted[-1] % count or None
             merged = [*sizes[:-2], wanted[-1]]
 

@@ -24,6 +24,7 @@ from .kernel import (
     Kernel,
     Step,
     Unfit,
+    ceil_div,
     depends_on,
     key,
     loads,
@@ -154,8 +155,8 @@ def balanced(extent: int, most: int, cores: int, *, whole_window: bool) -> int:
     """
 
     def waste(size: int) -> float:
-        tasks = -(-extent // size)
-        idle = -(-tasks // cores) * cores * size / extent
+        tasks = ceil_div(extent, size)
+        idle = ceil_div(tasks, cores) * cores * size / extent
         return idle + (0.05 * 2 / size if whole_window else 0.01 / size)
 
     return min(range(1, max(1, min(extent, most)) + 1), key=waste)

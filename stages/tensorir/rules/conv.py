@@ -7,7 +7,7 @@ from typing import Any
 from tapml.stage import Target
 
 from ..emitter import emit
-from ..kernel import Unfit, read
+from ..kernel import Unfit, ceil_div, read
 from ..tiling import (
     CHUNK_BYTES,
     Plan,
@@ -46,7 +46,7 @@ def plan(problem: Problem, target: Target) -> Plan:
     even = even_rows(problem)
     rows, cols = register_tile(row.static, col.static, problem.lane_count, depth, target, even)
     staged = reads_staged(problem)
-    tasks = -(-col.static // cols)
+    tasks = ceil_div(col.static, cols)
     if chunk is None:  # one spatial axis: whole rows of positions a task, blocks shared out
         return Plan(
             rows=rows,
@@ -64,7 +64,7 @@ def plan(problem: Problem, target: Target) -> Plan:
         rows=rows,
         cols=cols,
         chunk=lines,
-        cols_parallel=not staged and -(-chunk.extent // lines) < 4 * target.cores,
+        cols_parallel=not staged and ceil_div(chunk.extent, lines) < 4 * target.cores,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from tapml.stage import Target
 
 from ..emitter import emit
-from ..kernel import Unfit, depends_on, read
+from ..kernel import Unfit, ceil_div, depends_on, read
 from ..tiling import Plan, Problem, factors, flops, problem, register_tile
 
 LONG = 256  # what a symbolic depth counts as
@@ -45,7 +45,7 @@ def plan(problem: Problem, target: Target) -> Plan:
     chunk = max(1, MAX_ROWS // rows) * rows
     if col.static is None:
         return Plan(rows=rows, cols=1, chunk=chunk, cols_parallel=not problem.outer)
-    tasks = -(-col.static // cols)
+    tasks = ceil_div(col.static, cols)
     if tasks >= 4 * target.cores and row.static is not None:
         chunk = row.static
     return Plan(rows=rows, cols=cols, chunk=chunk, cols_parallel=flops(problem) >= 1e5 or tasks > 1)

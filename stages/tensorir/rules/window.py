@@ -8,7 +8,7 @@ from typing import Any
 from tapml.stage import Target
 
 from ..emitter import emit
-from ..kernel import depends_on, read
+from ..kernel import ceil_div, depends_on, read
 from ..tiling import Plan, Problem, balanced, factors, problem, reads_staged
 
 MAX_UNROLLED = 9  # taps
@@ -48,7 +48,7 @@ def plan(problem: Problem, target: Target) -> Plan:
     width = max(1, problem.lane_count * 32 // target.vector_bits)
     positions = row.static if row is not None and row.static is not None else 1
     most = max(1, min(positions, 8, target.vector_registers // (2 * width)))
-    rows = min(range(1, most + 1), key=lambda r: (-(-positions // r) * (1 + 0.5 / r), -r))
+    rows = min(range(1, most + 1), key=lambda r: (ceil_div(positions, r) * (1 + 0.5 / r), -r))
     tasks = prod(axis.static or 1 for axis in problem.outer if axis is not chunk)
     lines = 1
     if chunk is not None and chunk.static is not None:
