@@ -17,8 +17,8 @@ from google.protobuf.message import DecodeError
 from onnx import FunctionProto, GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from tapml.errors import StageError
-
-from . import onnx_wire
+from tapml.formats import onnx_wire
+from tapml.formats.bounded import inside
 
 WEIGHTS = "weights.bin"
 _ALIGN = 64
@@ -87,9 +87,9 @@ class Data:
         if location in self._files:
             return self._files[location]
         try:
-            self._files[location] = onnx_wire.map_file(onnx_wire.beside(self._path, location))
-        except (ValueError, OSError) as error:
-            raise self._refused(tensor, location, str(error)) from error
+            self._files[location] = onnx_wire.mapped(inside(self._path.parent, location))
+        except StageError as error:
+            raise self._refused(tensor, location, error.message) from error
         return self._files[location]
 
     def _refused(self, tensor: TensorProto, file: str, why: str) -> StageError:
@@ -115,14 +115,13 @@ def read(path: Path) -> Model:
 
     Raises: StageError naming the file when it is broken; naming the tensor when its data are.
     """
+    buffer = onnx_wire.mapped(path)
     try:
-        buffer = onnx_wire.map_file(path)
-        proto = ModelProto.FromString(onnx_wire.skeleton(buffer))
-    except (onnx_wire.WireError, DecodeError, OSError, ValueError) as error:
-        size = path.stat().st_size if path.exists() else 0
+        proto = ModelProto.FromString(onnx_wire.skeleton(path, buffer))
+    except (DecodeError, ValueError) as error:
         raise StageError(
             message=f"{path} is no readable ONNX model: {error}",
-            hint=f"the file has {size} bytes: is it truncated?",
+            hint=f"the file has {len(buffer)} bytes: is it truncated?",
         ) from error
     model = Model(proto, Data(path, buffer))
     for graph in (proto.graph, *proto.functions):

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from tapml.errors import EnvironmentalError, RecipeError, RecipeErrors, nearest
+from tapml.errors import EnvironmentalError, RecipeError, RecipeErrors, StageError, nearest
 from tapml.stage import (
     Context,
     File,
@@ -365,13 +365,16 @@ def _of_onnx(recipe: Recipe, model: Model, file: File) -> dict[str, File]:
     Raises: RecipeError naming tensor and file for one that is not there, or out of bounds; for an
             input that the model does not have. What else is wrong with the model, `run` tells.
     """
-    from .. import onnx_wire
+    from tapml.formats import onnx_wire
+    from tapml.formats.bounded import inside, opened
 
     assert model.path is not None
+    path = Path(file.path)
     try:
-        buffer = onnx_wire.map_file(Path(file.path))
-        named, inputs = onnx_wire.external_files(buffer), onnx_wire.input_names(buffer)
-    except (onnx_wire.WireError, OSError):
+        buffer = onnx_wire.mapped(path)
+        named = onnx_wire.external_files(path, buffer)
+        inputs = onnx_wire.input_names(path, buffer)
+    except StageError:
         return {}
     if wrong := [no_input(name, inputs) for name in model.inputs if inputs and name not in inputs]:
         raise (
@@ -382,9 +385,10 @@ def _of_onnx(recipe: Recipe, model: Model, file: File) -> dict[str, File]:
     folder, files = model.path.rpartition("/")[0], dict[str, File]()
     for name, tensor in named.items():
         try:
-            onnx_wire.beside(Path(file.path), name)
-        except ValueError as error:
-            message = f"tensor {tensor!r} of the model has its data in {name!r}: {error}"
+            with opened(inside(path.parent, name)):
+                pass
+        except StageError as error:
+            message = f"tensor {tensor!r} of the model has its data in {name!r}: {error.message}"
             raise RecipeError(field="model.path", message=message, hint=onnx_wire.ADVICE) from error
         text = f"{folder}/{name}" if folder else name
         files[name] = recipe.file(text, field="model.path")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def test_a_size_of_minus_one_is_unknown() -> None:
     "values", [{}, {"value_float": 1.0, "value_int": 2}, {"value": 1.0}, {"unknown": 1}]
 )
 def test_a_constant_without_one_value_of_its_type_is_no_valid_model(
-    make_model: Callable[..., ModelProto], values: dict[str, object]
+    make_model: Callable[..., ModelProto], values: dict[str, Any]
 ) -> None:
     """Also within a branch, where weights are looked for before ONNX's checker sees it."""
     body = make_model([helper.make_node("Constant", [], ["o"], **values)], {}, outputs=["o"]).graph

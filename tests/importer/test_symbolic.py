@@ -181,7 +181,7 @@ def test_arithmetic_of_floats_that_is_not_known_stays_in_the_graph(
         helper.make_node("Shape", ["x"], ["shape"]),
         helper.make_node("Gather", ["shape", "zero"], ["batch"]),
         helper.make_node("Cast", ["batch"], ["float"], to=TensorProto.FLOAT),
-        onnx_model.constant("two", np.float32(2)),
+        onnx_model.constant("two", np.array(2, np.float32)),
         helper.make_node("Div", ["float", "two"], ["half"]),
         helper.make_node("Neg", ["half"], ["less"]),
         helper.make_node("Add", ["less", "two"], ["y"]),

@@ -196,7 +196,8 @@ def test_a_node_that_is_none_of_its_operator_is_counted_without_figures(
 ) -> None:
     last = helper.make_node("Relu", ["x"], ["y"])
     path = save(tmp_path / "m.onnx", [node, last], [weight("w", 1, 12, 3)], [2, 3], [2, 3])
-    assert {one.op for one in inspection.inspect(str(path)).operators} == {node.op_type, "Relu"}
+    operators = inspection.inspect(str(path)).operators or ()
+    assert {one.op for one in operators} == {node.op_type, "Relu"}
 
 
 @pytest.mark.parametrize("shape", [[2**62] * 20, [1] * 65, [2**62, "b", 2**62]])
@@ -204,7 +205,7 @@ def test_an_input_of_more_elements_than_there_can_be_is_refused(
     tmp_path: Path, shape: list[int | str]
 ) -> None:
     path = save(tmp_path / "m.onnx", [helper.make_node("Relu", ["x"], ["y"])], [], shape, shape)
-    with pytest.raises(StageError, match=r"m\.onnx is refused at value 'x': a shape"):
+    with pytest.raises(StageError, match=r"m\.onnx is refused at .*: a shape"):
         inspection.inspect(str(path))
 
 
@@ -214,5 +215,5 @@ def test_a_product_that_no_machine_could_compute_has_no_figure(tmp_path: Path) -
     equation = f"{','.join(terms)}->a"
     node = helper.make_node("Einsum", ["x"] * 7, ["y"], equation=equation)
     path = save(tmp_path / "m.onnx", [node], [], [2**20] * 3, [2**20])
-    (einsum,) = inspection.inspect(str(path)).operators
-    assert einsum.macs is None
+    operators = inspection.inspect(str(path)).operators or ()
+    assert [one.macs for one in operators] == [None]

@@ -65,8 +65,8 @@ def test_a_node_that_is_none_of_its_operator_is_counted_without_figures(
         del graph["nodes"][0]["inputs"][1:]
         graph["nodes"][0]["inputs"].append(one)
 
-    found = inspection.inspect(changed(tmp_path, change))
-    assert f"{operator}.default" in {one.op for one in found.operators}
+    operators = inspection.inspect(changed(tmp_path, change)).operators or ()
+    assert f"{operator}.default" in {one.op for one in operators}
 
 
 @pytest.mark.parametrize("shape", [[2**62] * 20, [1] * 65])

@@ -12,8 +12,9 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from tapml import recipe
 from tapml.errors import RecipeError, StageError
+from tapml.formats import onnx_wire
 from tapml.stage import File, Inputs
-from tapml_stages import codec, onnx_file, onnx_wire
+from tapml_stages import codec, onnx_file
 from tapml_stages.importer.stage import Import
 
 MakeModel = Callable[..., ModelProto]
@@ -57,7 +58,7 @@ def test_large_tensors_of_the_file_itself_never_pass_through_protobuf(
     node = helper.make_node("MatMul", ["x", "w"], ["y"], name="dense")
     content = make_model([node], {"x": [2, 128]}, {"w": WEIGHT}).SerializeToString()
     (tmp_path / "model.onnx").write_bytes(content)
-    assert len(onnx_wire.skeleton(content)) < 1000 < WEIGHT.nbytes
+    assert len(onnx_wire.skeleton(tmp_path, content)) < 1000 < WEIGHT.nbytes
     model = onnx_file.read(tmp_path / "model.onnx")
     np.testing.assert_array_equal(model.array(model.proto.graph.initializer[0]), WEIGHT)
 
@@ -74,11 +75,11 @@ def test_what_is_written_onnx_reads_with_other_weights(
 @pytest.mark.parametrize(
     ("location", "offset", "length", "why"),
     [
-        ("../outside.bin", 0, None, "leaves the model's folder"),
-        ("link.bin", 0, None, "leaves the model's folder"),
-        ("/etc/hostname", 0, None, "not relative"),
-        ("", 0, None, "not relative"),
-        ("missing.bin", 0, None, "no such file"),
+        ("../outside.bin", 0, None, "is no file of it"),
+        ("link.bin", 0, None, "leads out of the model's folder"),
+        ("/etc/hostname", 0, None, "is no file of it"),
+        ("", 0, None, "is no file of it"),
+        ("missing.bin", 0, None, "cannot be read: No such file"),
         ("weights.bin", 0, 2 * WEIGHT.nbytes, "it has 32768 bytes"),
         ("weights.bin", 0, 100, "100 bytes there, 32768 in float32"),
     ],
@@ -111,7 +112,7 @@ def test_data_outside_of_no_numbers_are_refused(
 
 def test_data_that_do_not_fit_their_shape_are_refused_in_the_file_too(tmp_path: Path) -> None:
     """Of a Constant in a branch, which nothing reads before shapes are folded."""
-    value = TensorProto(name="c", data_type=TensorProto.INT64, dims=[3], raw_data=b"\0" * 16)
+    value = TensorProto(name="c", data_type=TensorProto.INT64, dims=[3], int64_data=[1, 2])
     body = helper.make_graph([helper.make_node("Constant", [], ["o"], value=value)], "b", [], [])
     choose = helper.make_node("If", ["x"], ["y"], then_branch=body, else_branch=body)
     model = helper.make_model(helper.make_graph([choose], "g", [], []))
@@ -120,10 +121,19 @@ def test_data_that_do_not_fit_their_shape_are_refused_in_the_file_too(tmp_path: 
         onnx_file.read(tmp_path / "model.onnx")
 
 
+def test_a_shape_without_end_is_refused_before_protobuf_reads_it(tmp_path: Path) -> None:
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1] * 100_000)
+    model = helper.make_model(helper.make_graph([], "g", [], [], [tensor]))
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(StageError, match=r"model\.onnx is refused at byte \d+: a shape of more"):
+        onnx_file.read(tmp_path / "model.onnx")
+
+
 def test_a_file_beside_the_model_is_found_without_reading_the_model(
     beside: Callable[..., Path],
 ) -> None:
-    assert onnx_wire.external_files(onnx_wire.map_file(beside())) == {"weights.bin": "w"}
+    path = beside()
+    assert onnx_wire.external_files(path, onnx_wire.mapped(path)) == {"weights.bin": "w"}
 
 
 def test_the_stage_imports_it(beside: Callable[..., Path], context: object, tmp_path: Path) -> None:
