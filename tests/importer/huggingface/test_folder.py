@@ -9,6 +9,8 @@ import pytest
 from fuzz import models
 
 from tapml.errors import StageError
+from tapml.recipe import resolve
+from tapml_stages.importer.huggingface.files import READ
 from tapml_stages.importer.huggingface.folder import check, tokenizer
 
 
@@ -22,6 +24,11 @@ def folder(tmp_path: Path) -> Path:
 def configure(folder: Path, **fields: object) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **fields}))
+
+
+def rename(folder: Path, shard: str) -> None:
+    index = {"metadata": {}, "weight_map": dict.fromkeys("ab", shard)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def test_a_folder_of_config_and_safetensors_passes(folder: Path) -> None:
@@ -53,6 +60,26 @@ def test_what_the_reader_of_folders_refuses_is_refused_before_transformers_sees_
     with pytest.raises(StageError, match=r"only 'pytorch_model\.bin': pickles") as caught:
         check(folder, None)
     assert "save_pretrained" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "name", ["model_1.safetensors", "model.safetensors-1.safetensors", "model-00001.safetensors"]
+)
+def test_a_shard_that_an_index_may_name_is_among_the_files_of_the_key(
+    folder: Path, name: str
+) -> None:
+    (folder / "model-1.safetensors").rename(folder / name)
+    rename(folder, name)
+    check(folder, None)
+    assert name in resolve.folder(resolve.Located(folder, folder), "m", READ).files
+
+
+@pytest.mark.parametrize("name", ["weights-1.safetensors", "model-1/model-1.safetensors"])
+def test_a_shard_that_the_key_would_not_cover_is_refused(folder: Path, name: str) -> None:
+    rename(folder, name)
+    with pytest.raises(StageError, match=rf"'{name}' is no model\[") as caught:
+        check(folder, None)
+    assert "in the index too" in caught.value.hint
 
 
 def test_files_of_a_tokenizer_are_found_and_no_others(folder: Path) -> None:
