@@ -57,8 +57,8 @@ def convert(
             `states`: inputs that the program may write to (a converter of theirs does it in place);
             `where`: what errors call the program
     Out:    weights under their state_dict names, as views of torch's memory.
-    Raises: StageError for unsupported operators (all at once), mutated buffers and inputs, sizes
-            that depend on data, a node that cannot be converted.
+    Raises: StageError for unsupported operators (all at once), anything written to but
+            states, sizes that depend on data, a node that cannot be converted.
     """
     extra = converters or {}
     exported = decomposed(exported, lambda node: _is_known(node, extra))
@@ -280,14 +280,16 @@ def as_numpy(tensor: torch.Tensor, name: str) -> np.ndarray:
 def _refuse_mutations(
     exported: ExportedProgram, inputs: Mapping[str, str], states: Sequence[str], where: str
 ) -> None:
-    """Raises StageError naming every buffer and input that the program writes to."""
-    signature = exported.graph_signature
-    written = [f"buffer {name!r}" for name in signature.buffers_to_mutate.values()]
-    written += [
-        f"input {inputs[name]!r}"
-        for name in signature.user_inputs_to_mutate.values()
-        if inputs[name] not in states
-    ]
+    """Raises StageError naming what the program writes to, other than its outputs and `states`."""
+    written: list[str] = []
+    for spec in exported.graph_signature.output_specs:
+        target = inputs.get(spec.target or "", spec.target)
+        if spec.kind is OutputKind.USER_OUTPUT:
+            continue
+        if spec.kind is OutputKind.USER_INPUT_MUTATION and target in states:
+            continue
+        kind = spec.kind.name.removesuffix("_MUTATION").removeprefix("USER_")
+        written.append(f"{kind.lower().replace('_', ' ')} {target!r}")
     if written:
         raise StageError(
             message=f"{where} writes to {', '.join(written)}: a library keeps no state of its own",

@@ -91,6 +91,7 @@ CONVERTERS: dict[str, Converter] = {
     "full_like.default": arithmetic.full(),
     "gather.default": indexing.gather,
     "getitem": network.getitem,
+    "grid_sampler_2d.default": network.grid_sample,
     "hypot.default": arithmetic.hypotenuse,
     "index.Tensor": indexing.index,
     "index_put.default": indexing.index_put,

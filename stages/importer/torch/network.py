@@ -45,7 +45,7 @@ def add_product(left: str, right: str) -> Converter:
 
 
 def attention(call: Call) -> Any:
-    """scaled_dot_product_attention as matmul, mask, softmax, matmul."""
+    """scaled_dot_product_attention as matmul, mask, softmax, matmul; 0 where a row sees nothing."""
     query, key, value = (call.value(name) for name in ("query", "key", "value"))
     rank, width = call.meta("query").dim(), int(call.meta("query").shape[-1])
     if call["enable_gqa"]:
@@ -63,12 +63,17 @@ def attention(call: Call) -> Any:
         )
         seen = call.emit(rx.op.greater_equal(call.emit(rx.op.expand_dims(rows, 1)), columns))
         scores = call.emit(rx.op.where(seen, scores, lowest))
-    if (mask := call.value("attn_mask")) is not None:
-        if call.meta("attn_mask").dtype is torch.bool:
-            scores = call.emit(rx.op.where(mask, scores, lowest))
-        else:
-            scores = call.emit(rx.op.add(scores, mask))
-    return call.emit(rx.op.matmul(call.emit(rx.op.nn.softmax(scores, axis=-1)), value))
+    if (mask := call.value("attn_mask")) is None:
+        return call.emit(rx.op.matmul(call.emit(rx.op.nn.softmax(scores, axis=-1)), value))
+    if call.meta("attn_mask").dtype is torch.bool:
+        seen, scores = mask, call.emit(rx.op.where(mask, scores, lowest))
+    else:
+        seen = call.emit(rx.op.greater(mask, lowest))
+        scores = call.emit(rx.op.add(scores, mask))
+    attended = call.emit(rx.op.matmul(call.emit(rx.op.nn.softmax(scores, axis=-1)), value))
+    count = call.emit(rx.op.sum(call.cast(seen, "int32"), -1, keepdims=True))
+    sees = call.emit(rx.op.greater(count, rx.const(0, "int32")))
+    return call.emit(rx.op.where(sees, attended, rx.const(0.0, call.dtype)))
 
 
 def softmax(op: Callable[..., Any]) -> Converter:
@@ -232,8 +237,9 @@ def average_pool(call: Call) -> Any:
     pooled = call.importer.convert_map["avg_pool2d.default"](call.node)
     if (divisor := call["divisor_override"]) is None:
         return pooled
-    if not call["count_include_pad"]:
-        raise NotImplementedError("divisor_override together with count_include_pad=False")
+    if call["ceil_mode"] or not call["count_include_pad"]:
+        other = "ceil_mode=True" if call["ceil_mode"] else "count_include_pad=False"
+        raise NotImplementedError(f"divisor_override together with {other}")
     kernel = list(call["kernel_size"])
     count = math.prod(kernel) if len(kernel) == 2 else kernel[0] ** 2
     return call.emit(rx.op.multiply(pooled, rx.const(count / divisor, call.dtype)))
@@ -268,6 +274,24 @@ def _is_ratio(call: Call, scale: float, size: Any, length: Any) -> bool:
     if float(scale).is_integer():
         return call.same(size * int(scale), length)
     return isinstance(size, int) and size * scale == length
+
+
+_METHODS, _PADDINGS = ("bilinear", "nearest", "bicubic"), ("zeros", "border", "reflection")
+
+
+def grid_sample(call: Call) -> Any:
+    """grid_sampler_2d; TVM's operator has the coordinates in axis 1, its converter in the last."""
+    padding, corners = _PADDINGS[call["padding_mode"]], call["align_corners"]
+    if padding == "reflection" and corners and 1 in call.meta("input").shape[-2:]:
+        raise NotImplementedError("reflection between the corners of an axis of size 1")
+    value = rx.op.image.grid_sample(
+        call.value("input"),
+        call.emit(rx.op.permute_dims(call.value("grid"), [0, 3, 1, 2])),
+        method=_METHODS[call["interpolation_mode"]],
+        padding_mode=padding,
+        align_corners=corners,
+    )
+    return call.emit(value)
 
 
 def getitem(call: Call) -> Any:

@@ -77,6 +77,29 @@ def test_a_buffer_that_is_written_to_is_refused_by_name(imported: Callable[..., 
         imported(Counts(), {"x": torch.ones(3)})
 
 
+def test_a_parameter_that_is_written_to_is_refused_by_name(imported: Callable[..., Any]) -> None:
+    class Learns(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3), requires_grad=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.weight.add_(1)
+            return x * self.weight
+
+    with pytest.raises(StageError, match=r"writes to parameter 'weight'"):
+        imported(Learns(), {"x": torch.ones(3)})
+
+
+def test_an_input_that_is_written_to_is_refused_by_name(imported: Callable[..., Any]) -> None:
+    class Overwrites(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.add_(1)
+
+    with pytest.raises(StageError, match=r"writes to input 'x'"):
+        imported(Overwrites(), {"x": torch.ones(3)})
+
+
 def test_every_unsupported_operator_is_told_with_its_line(imported: Callable[..., Any]) -> None:
     class Odd(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

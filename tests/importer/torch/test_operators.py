@@ -148,6 +148,12 @@ def images(x: Tensor, y: Tensor, i: Tensor, m: Tensor) -> dict[str, Tensor]:
         "masked": F.scaled_dot_product_attention(
             image, image, image, (image > 0)[:, :1] | torch.eye(6, dtype=torch.bool)
         ),
+        "a row sees nothing": F.scaled_dot_product_attention(
+            image, image, image, torch.arange(6)[:, None] > torch.arange(6)
+        ),
+        "a row sees nothing by a sum": F.scaled_dot_product_attention(
+            image, image, image, torch.full((6, 6), float("-inf")).triu().to(image)
+        ),
         "upwards": F.conv_transpose2d(
             image,
             torch.arange(72.0).view(4, 2, 3, 3).sin().to(image),
@@ -168,6 +174,29 @@ def test_values_are_torchs_at_every_size(same_as_torch: Callable[..., Any], grou
         "m": torch.ones(2, 4, 6, dtype=torch.bool),
     }
     same_as_torch(Computes(group), arguments, SHAPES, {"batch": (1, 8)}, SIZES)
+
+
+def test_a_grid_samples_as_torch_does_inside_and_outside(
+    same_as_torch: Callable[..., Any],
+) -> None:
+    settings = (
+        ("bilinear", "zeros", False),
+        ("bilinear", "reflection", True),
+        ("nearest", "border", False),
+        ("bicubic", "reflection", False),
+    )
+
+    class Samples(nn.Module):
+        def forward(self, x: Tensor, grid: Tensor) -> dict[str, Tensor]:
+            return {
+                f"{method} {padding} {corners}": F.grid_sample(x, grid, method, padding, corners)
+                for method, padding, corners in settings
+            }
+
+    torch.manual_seed(0)
+    arguments = {"x": torch.randn(2, 3, 5, 6), "grid": torch.randn(2, 4, 7, 2)}
+    shapes = {"x": ("batch", 3, 5, 6), "grid": ("batch", 4, 7, 2)}
+    same_as_torch(Samples(), arguments, shapes, {"batch": (1, 8)}, SIZES)
 
 
 def test_positions_of_a_table_have_the_inputs_size(same_as_torch: Callable[..., Any]) -> None:
@@ -197,6 +226,10 @@ def test_positions_of_a_table_have_the_inputs_size(same_as_torch: Callable[..., 
         (lambda x: F.interpolate(x[None], scale_factor=1.7, mode="bilinear"), "no whole size"),
         (lambda x: torch.fft.rfft(x).abs(), "_fft_r2c"),
         (lambda x: torch.view_as_real(torch.polar(x.abs(), x)), "there are no complex numbers"),
+        (
+            lambda x: F.avg_pool2d(x[None], 3, 2, 1, ceil_mode=True, divisor_override=5),
+            "divisor_override together with ceil_mode=True",
+        ),
     ],
 )
 def test_what_would_be_another_number_is_refused(
