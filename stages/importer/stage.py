@@ -29,13 +29,15 @@ from tapml.stage import (
     Table,
 )
 
+from ..model_source import ModelSource, SourceName
 from .huggingface.files import READ
 from .source import UnknownShapeError, find, no_input
 
+DType = Literal[
+    "bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64",
+    "uint8", "uint16", "uint32", "uint64",
+]  # fmt: skip
 SymbolName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
-
-
-SourceName = Literal["onnx", "torch", "huggingface", "gguf", "relax", "operator"]
 _COMMIT = (
     "write the 40 hex digits of the commit to build from, as the model's page lists them (or: "
     "git ls-remote https://huggingface.co/ID HEAD), so that every build is of the same weights"
@@ -89,11 +91,7 @@ class InputSpec(Frozen):
         examples=[["batch", 2048]],
         json_schema_extra={"unit": "elements"},
     )
-    dtype: str = Field(
-        pattern=r"^(float|int|uint)\d+$|^bool$",
-        description="NumPy's name of it",
-        examples=["int32"],
-    )
+    dtype: DType = Field(description="NumPy's name of it", examples=["int32"])
     value: int | float | bool | None = Field(
         None,
         description="A constant instead of the input: what depends on it alone is folded, branches "
@@ -130,12 +128,9 @@ class DimBounds(Frozen):
         return self
 
 
-class Model(Frozen):
+class Model(ModelSource):
     """What is compiled, and at which sizes."""
 
-    source: SourceName = Field(
-        description="What holds the model: a file of a framework, a model hub, or Python of yours"
-    )
     path: str | None = Field(
         None,
         description="The model file (Relax: its weights in a .safetensors of its name), or the "

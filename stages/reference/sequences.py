@@ -13,7 +13,7 @@ import numpy as np
 
 from tapml.errors import StageError
 
-from ..program import Io
+from ..program import Bounds, Io
 from .cases import Arrays, Case, Kind, Real
 from .runners.runner import Run
 
@@ -59,10 +59,14 @@ def make(io: Io, real: Real | None) -> list[Case]:
 
 
 def _real_tokens(io: Io, real: Real | None) -> Iterator[np.ndarray]:
-    """Sequences [rows, n] of token numbers, one after the other where the batch is of one row."""
+    """Sequences [rows, n] of token numbers, every one of them in as many as the batch holds.
+
+    The last are taken again where too few are left.
+    """
     if real is None:
         return
     rows, vocabulary = io.inputs[0].shape[0], int(io.outputs[0].shape[-1])
+    bounds = io.dims[rows] if isinstance(rows, str) else Bounds(rows, rows)
     for batch in real.batches if real.batches is not None else [real.samples or {}]:
         tokens = np.asarray(batch.get(INPUTS[0]))
         is_tokens = tokens.ndim == 2 and tokens.size and tokens.dtype.kind in "iu"
@@ -71,9 +75,12 @@ def _real_tokens(io: Io, real: Real | None) -> Iterator[np.ndarray]:
             raise StageError(message=message)
         if not (tokens.min() >= 0 and tokens.max() < vocabulary):
             raise StageError(message=f"{real.origin} gave tokens outside 0..{vocabulary - 1}")
-        size = rows if isinstance(rows, int) else len(tokens)
-        for start in range(0, len(tokens) - size + 1, size):
-            yield tokens[start : start + size].astype(np.int64)
+        if len(tokens) < bounds.min:
+            message = f"{real.origin} gave {len(tokens)} sequences, the batch has {bounds.min}"
+            raise StageError(message=message, hint="give more, or a batch of fewer rows")
+        for start in range(0, len(tokens), bounds.max):
+            start = min(start, len(tokens) - bounds.min)
+            yield tokens[start : start + bounds.max].astype(np.int64)
 
 
 def _chain(

@@ -23,6 +23,8 @@ from tapml.stage import (
     Table,
 )
 
+from ..model_source import ModelSource, SourceName
+
 
 class ReferenceInputs(Frozen):
     """Realistic inputs. Without them only random ones are used, and no metric can be judged."""
@@ -40,6 +42,14 @@ class ReferenceInputs(Frozen):
     )
 
 
+_RUN_BY: dict[SourceName, tuple[str, ...]] = {  # by model.source
+    "onnx": ("onnx", "onnxruntime"),
+    "torch": ("torch",),
+    "huggingface": ("torch", "transformers"),
+    "gguf": ("torch", "transformers"),
+    "relax": ("apache-tvm",),
+    "operator": ("apache-tvm",),  # its Python makes a module too
+}
 _UNDEFINED = (
     "the model itself gives them: look at its weights, or give `validation.inputs` "
     "or `validation.random` ranges where it is defined"
@@ -66,10 +76,11 @@ class Reference(Stage):
         "weights": "weights",
     }
     outputs: ClassVar[Mapping[str, Kind]] = {"reference": "reference"}
-    tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "numpy")
+    tools: ClassVar[tuple[str, ...]] = ("numpy",)
     # onnxruntime's threads and the user's imports die with the worker
     resources: ClassVar[Resources] = Resources(fresh_process=True)
 
+    source: SourceName
     function: PythonFunction | None = None
     arrays: File | None = None
     random: dict[str, tuple[float, float]] = Field(default_factory=dict)
@@ -87,7 +98,16 @@ class Reference(Stage):
             case None:
                 pass
         threads = recipe.target.device.threads
-        return cls(function=function, arrays=arrays, random=section.random, threads=threads)
+        return cls(
+            source=recipe.section("model", ModelSource).source,
+            function=function,
+            arrays=arrays,
+            random=section.random,
+            threads=threads,
+        )
+
+    def uses(self) -> tuple[str, ...]:
+        return (*self.tools, *_RUN_BY[self.source])
 
     def run(self, inputs: Inputs, ctx: Context) -> Outputs:
         import numpy as np

@@ -39,6 +39,12 @@ def test_a_bucket_outside_the_bounds_is_an_error() -> None:
     assert caught.value.field == "model.buckets.1.batch"
 
 
+@pytest.mark.parametrize("dtype", ["int46", "float8", "uint", "bfloat16"])
+def test_an_input_is_of_a_type_that_there_is(dtype: str) -> None:
+    with pytest.raises(ValidationError, match="dtype\n.*'float32'"):
+        InputSpec.model_validate({"shape": (1, 4), "dtype": dtype})
+
+
 def test_a_source_demands_its_own_field() -> None:
     with pytest.raises(ValidationError, match="operator needs `python`"):
         model(source="operator")

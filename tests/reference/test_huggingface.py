@@ -57,7 +57,7 @@ def run(source: Path, weights: dict[str, np.ndarray]) -> Path:
     path = source.parent / "weights.safetensors"
     codec.write_weights(path, weights)
     context = Context(workdir=work, logger=logging.getLogger("test"), database=work)
-    stage = Reference(threads=1, random={"input_ids": (3, 63)})
+    stage = Reference(source="huggingface", threads=1, random={"input_ids": (3, 63)})
     inputs = Inputs({"source": source, "original": path, "weights": path})
     return stage.run(inputs, context).artifacts["reference"]
 

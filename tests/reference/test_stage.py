@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -9,9 +10,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tapml import keys
 from tapml.errors import StageError
 from tapml.stage import Context, Inputs
 from tapml_stages import codec
+from tapml_stages.model_source import SourceName
 from tapml_stages.reference.stage import Reference
 
 IO = {
@@ -53,7 +56,16 @@ def run(stage: Reference, source: Path, **weights: np.ndarray) -> Path:
 
 
 def positive() -> Reference:
-    return Reference(threads=1, random={"x": (1.0, 2.0)})
+    return Reference(source="onnx", threads=1, random={"x": (1.0, 2.0)})
+
+
+@pytest.mark.parametrize("source", get_args(SourceName))
+def test_the_key_has_the_version_of_what_answers(source: SourceName) -> None:
+    tools = keys.preimage(Reference(source=source, threads=1), {})["tools"]
+    assert ("onnxruntime" in tools) == (source == "onnx")
+    assert ("transformers" in tools) == (source in ("huggingface", "gguf"))
+    assert ("torch" in tools) == (source in ("torch", "huggingface", "gguf"))
+    assert all(tools.values())
 
 
 def test_both_weights_are_answered_in_every_case(onnx_source: Path) -> None:
@@ -86,7 +98,7 @@ def test_rounding_is_answered_once_for_each_size(onnx_source: Path) -> None:
 
 def test_a_reference_that_answers_nan_fails(onnx_source: Path) -> None:
     with pytest.raises(StageError, match=r"output 'y' holds \d+ NaN or infinite values"):
-        run(Reference(threads=1), onnx_source)
+        run(Reference(source="onnx", threads=1), onnx_source)
 
 
 OPERATOR = """
@@ -107,7 +119,7 @@ def test_an_operators_reference_is_its_authors_in_float64(tmp_path: Path) -> Non
     (source / "operator_.py").write_text(OPERATOR)
     facts = {"kind": "operator", "module": "operator_.py", "function": "fn", "io": IO}
     codec.write_json(source / "source.json", facts)
-    folder = run(Reference(threads=1), source, w=PRUNED)
+    folder = run(Reference(source="operator", threads=1), source, w=PRUNED)
     pruned = codec.read_npz(folder / "outputs_pruned.npz")["random/0/y"]
     rounded = codec.read_npz(folder / "outputs_unoptimized.npz")["random/0/y"]
     x = codec.read_npz(folder / "inputs.npz")["random/0/x"].astype(np.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tapml.stage import Context, Inputs
 from tapml_stages import codec, program, records
 from tapml_stages.codegen.stage import Codegen
 from tapml_stages.compat import load_json, tvm
+from tapml_stages.program import Bounds
 from tapml_stages.reference import cases, sequences
 from tapml_stages.validation.stage import Validation
 
@@ -52,6 +54,35 @@ def test_real_sequences_are_prompted_and_then_forced() -> None:
         sequences.make(io, cases.Real("here", None, {"input_ids": tokens + 1}))
     with pytest.raises(StageError, match="the context is 80"):
         sequences.make(io, cases.Real("here", None, {"input_ids": np.zeros((1, 81), int)}))
+
+
+@pytest.mark.parametrize(
+    ("rows", "taken"),
+    [
+        (None, [range(4), range(4, 6)]),
+        (Bounds(3, 4), [range(4), range(3, 6)]),
+        (4, [range(4), range(2, 6)]),
+        (6, [range(6)]),
+        (1, [range(row, row + 1) for row in range(6)]),
+    ],
+)
+def test_every_real_sequence_is_taken_in_batches_that_fit(
+    rows: int | Bounds | None, taken: list[range]
+) -> None:
+    model = language.Llama(layers=1, batch=rows if isinstance(rows, int) else None, context=80)
+    io = language.program(model).io
+    if not isinstance(rows, int):
+        io = replace(io, dims={**io.dims, "batch": rows or Bounds(1, 4)})
+    tokens = np.arange(6)[:, None] + np.arange(8)
+    made = sequences.make(io, cases.Real("here", None, {"input_ids": tokens}))
+    first = [case for case in made if case.kind == "real" and not case.after]
+    assert [list(case.inputs["input_ids"][:, 0]) for case in first] == [list(one) for one in taken]
+
+
+def test_fewer_real_sequences_than_the_batch_has_rows_are_refused() -> None:
+    io = language.program(language.Llama(layers=1, batch=8, context=80)).io
+    with pytest.raises(StageError, match="gave 6 sequences, the batch has 8"):
+        sequences.make(io, cases.Real("here", None, {"input_ids": np.ones((6, 8), int)}))
 
 
 def test_a_call_is_answered_by_the_sequence_so_far() -> None:
