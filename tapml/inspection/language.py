@@ -40,8 +40,9 @@ def of_transformers(config: Mapping[str, Any]) -> Cache | None:
         keys = 1
     width = _first(one, "head_dim", "d_kv") or hidden // heads
     numbers = keys * 2 * width
-    if latent := _first(one, "kv_lora_rank"):  # one compressed vector for all heads
-        numbers = latent + (_first(one, "qk_rope_head_dim") or 0)
+    if _first(one, "kv_lora_rank"):  # what is compressed in the model is kept for every head
+        sizes = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+        numbers = heads * sum(_first(one, size) or 0 for size in sizes)
     return Cache(layers, layers * numbers * _BYTES, context_of(one))
 
 
