@@ -41,7 +41,7 @@ def test_a_bucket_outside_the_bounds_is_an_error() -> None:
 
 @pytest.mark.parametrize("dtype", ["int46", "float8", "uint", "bfloat16"])
 def test_an_input_is_of_a_type_that_there_is(dtype: str) -> None:
-    with pytest.raises(ValidationError, match="dtype\n.*'float32'"):
+    with pytest.raises(ValidationError, match=r"dtype\n.*'float32'"):
         InputSpec.model_validate({"shape": (1, 4), "dtype": dtype})
 
 
