@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,16 @@ from typing import Any
 import numpy as np
 
 from ..compat import tvm
+from ..dataflow import KERNEL_CALLS, bindings, is_operator_call, op_name
 from ..program import Bounds, Io, Origin, Program, TensorSpec
-from .source import UnknownShapeError
+from .source import UnknownShapeError, Unsupported, refuse
 
 rx = tvm.relax
+# without a legalization, by other means: tensorir has orders and running sums
+_LOWERED = KERNEL_CALLS | {
+    f"relax.{name}" for name in ("sort", "argsort", "topk", "cumsum", "cumprod")
+}
+_ADVICE = "no kernel for it can be made: end the model before it, run it on the host"
 
 
 @dataclass(frozen=True)
@@ -71,19 +78,23 @@ def finish(
     sources: Mapping[str, Node],
     dims: Mapping[str, Bounds],
     buckets: Iterable[Mapping[str, int]],
+    where: str,
 ) -> tuple[Program, dict[str, np.ndarray]]:
     """The program of an imported module, and the weights that it uses.
 
     In:     `params`: name of a parameter of `main` → source name of its weight; the others are
             inputs, in the order of `inputs`. `sources`: name of a binding → where it comes from.
+            `where`: what errors call the model
     Out:    float constants with ndim > 0 are parameters too; unused weights are gone; bindings are
             named after their sources.
-    Raises: UnknownShapeError listing every value whose shape is unknown.
+    Raises: StageError listing every operator that no kernel can be made for; UnknownShapeError
+            listing every value whose shape is unknown.
     """
     weights = dict(weights)
     mod = rx.transform.CanonicalizeBindings()(mod)
     mod = rx.transform.DeadCodeElimination(["main"])(mod)
     func = mod["main"]
+    refuse(where, _unlowered(func, sources))
     _demand_known_shapes(func, sources, dims)
     named = _Finisher(func, inputs, weights, params, sources)
     func = named.function(dims)
@@ -92,7 +103,7 @@ def finish(
     func = mod["main"]
     io = Io(
         inputs=tuple(_spec(name, var.ty) for name, var in zip(inputs, func.params, strict=False)),
-        outputs=_output_specs(func, outputs),
+        outputs=tuple(_spec(*pair) for pair in zip(outputs, outputs_of(func), strict=True)),
         params=tuple(
             _spec(name, var.ty)
             for name, var in zip(named.weight_names, func.params[len(inputs) :], strict=True)
@@ -160,7 +171,8 @@ class _Finisher:
         rename = _Rename(self.remap, self.lift)
         params = [rename.define(param) for param in self.params]
         body = rename.visit_expr(self.func.body)
-        func = rx.Function([*params, *self.lifted], body, self.func.ret_ty, is_pure=True)
+        ty = self.func.body.body.ty
+        func = rx.Function([*params, *self.lifted], body, ty, is_pure=True)
         attrs: dict[str, Any] = {
             "global_symbol": "main",
             "num_input": len(params) + len(self.lifted) - len(self.weight_names),
@@ -214,18 +226,34 @@ class _Rename(rx.PyExprMutator):
         return self.lift(array) if array.ndim and array.dtype.kind == "f" else op
 
 
+def shape_of(ty: Any) -> tuple[int | str, ...]:
+    """Sizes of a tensor's type, and names of its dims."""
+    return tuple(
+        int(dim) if isinstance(dim, tvm.tirx.IntImm) else str(dim) for dim in ty.shape.values
+    )
+
+
+def outputs_of(func: Any) -> list[Any]:
+    """The types of what a function gives; it may be declared to give less than its body tells."""
+    ty = func.body.body.ty
+    return list(ty.fields) if isinstance(ty, rx.TupleType) else [ty]
+
+
 def _spec(name: str, ty: Any) -> TensorSpec:
-    return TensorSpec(name, tuple(_dim(dim) for dim in ty.shape.values), str(ty.dtype))
+    return TensorSpec(name, shape_of(ty), str(ty.dtype))
 
 
-def _dim(dim: Any) -> int | str:
-    return int(dim) if isinstance(dim, tvm.tirx.IntImm) else str(dim)
-
-
-def _output_specs(func: Any, names: Sequence[str]) -> tuple[TensorSpec, ...]:
-    ty = func.ret_ty
-    fields = list(ty.fields) if isinstance(ty, rx.TupleType) else [ty]
-    return tuple(_spec(name, field) for name, field in zip(names, fields, strict=True))
+def _unlowered(func: Any, sources: Mapping[str, Node]) -> list[Unsupported]:
+    """Nodes that became operators without a lowering; they would fail two stages later."""
+    rows: dict[str, dict[str, None]] = defaultdict(dict)
+    for var, value in bindings(func):
+        name = op_name(value)
+        if not is_operator_call(value) or name in _LOWERED:
+            continue
+        if value.op.get_attr("FLegalize") is None:
+            source = sources[var.name]
+            rows[name if source.op == name else f"{source.op} ({name})"][source.node] = None
+    return [Unsupported(op, tuple(nodes), _ADVICE) for op, nodes in rows.items()]
 
 
 def _demand_known_shapes(

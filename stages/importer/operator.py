@@ -22,8 +22,9 @@ from tapml.errors import RecipeError, StageError, nearest
 from tapml.stage import Context, PythonFunction
 
 from ..compat import tvm
+from ..dataflow import bindings
 from ..program import Bounds, Program
-from .finish import Node, finish
+from .finish import Node, finish, outputs_of, shape_of
 from .source import Imported
 from .stage import Import
 
@@ -77,33 +78,35 @@ def load(stage: Import, ctx: Context) -> Imported:
     """
     assert stage.python is not None
     operator = call(stage.python)
-    program, weights = finished(stage, operator.mod, operator.weights, operator.outputs)
+    where = f"{stage.python.path}: {stage.python.function}()"
+    program, weights = finished(stage, operator.mod, operator.weights, operator.outputs, where)
     return Imported(program, weights, write_source(stage.python, ctx.workdir / "source"))
 
 
 def finished(
-    stage: Import, mod: Any, weights: Arrays, outputs: Sequence[str]
+    stage: Import, mod: Any, weights: Arrays, outputs: Sequence[str], where: str
 ) -> tuple[Program, dict[str, np.ndarray]]:
     """Program and weights of a module whose `main` takes inputs, and parameters that `weights`
     names.
 
     Raises: RecipeError when the recipe's inputs and dims do not fit; StageError when weights do
-            not.
+            not, and for a `main` that is no graph from tensors to tensors.
     """
     func = mod["main"]
+    _check_main(func, outputs, where)
     inputs = {param.name: param for param in func.params if param.name not in weights}
     _check_weights(weights, func)
     _check_signature(stage, inputs)
-    bindings = [binding for block in func.body.blocks for binding in block.bindings]
     return finish(
         mod,
         inputs=list(inputs),
         outputs=outputs,
         weights=weights,
         params={name: name for name in weights},
-        sources={one.var.name: Node(one.var.name, _op(one.value)) for one in bindings},
+        sources={var.name: Node(var.name, _op(value)) for var, value in bindings(func)},
         dims={name: Bounds(bounds.min, bounds.max) for name, bounds in stage.dims.items()},
         buckets=stage.buckets,
+        where=where,
     )
 
 
@@ -146,6 +149,48 @@ def _op(value: Any) -> str:
     return type(value).__name__
 
 
+def _check_main(func: Any, outputs: Sequence[str], where: str) -> None:
+    """Raises StageError naming all of `main` that is not of tensors, or that branches."""
+    given = outputs_of(func)
+    wrong = [
+        f"parameter {one.name!r} is {kind}" for one in func.params if (kind := _no_tensor(one.ty))
+    ]
+    wrong += [
+        f"output {index} is a tuple in a tuple"
+        for index, ty in enumerate(given)
+        if isinstance(ty, rx.TupleType)
+    ]
+    wrong += [
+        f"{var.name!r} is an `if`" for var, value in bindings(func) if isinstance(value, rx.If)
+    ]
+    if wrong:
+        raise StageError(
+            message=f"{where}: main is no graph from tensors to tensors: {'; '.join(wrong)}",
+            hint="take and give tensors of known shapes, and choose between values with where",
+        )
+    if len(outputs) != len(given):
+        raise StageError(
+            message=f"{where}: main gives {len(given)} outputs, {len(outputs)} are named"
+        )
+    names = [var.name for var, _ in bindings(func)]
+    if shared := sorted({name for name in names if names.count(name) > 1}):
+        raise StageError(message=f"{where}: bindings of main share names: {shared}")
+
+
+def _no_tensor(ty: Any) -> str:
+    """What a value is instead of a tensor of known shape and type; "" if it is one."""
+    match ty:
+        case rx.TensorType(shape=rx.ShapeExpr()):
+            return "" if ty.dtype else "of unknown type"
+        case rx.TensorType():
+            return "of unknown shape"
+        case rx.TupleType():
+            return "a tuple"
+        case rx.ShapeType():
+            return "a shape"
+    return "no tensor"
+
+
 def _check_weights(weights: Arrays, func: Any) -> None:
     params = {param.name: param.ty for param in func.params}
     for name, array in weights.items():
@@ -153,23 +198,17 @@ def _check_weights(weights: Arrays, func: Any) -> None:
             hint = nearest(name, list(params), noun="parameters")
             raise StageError(message=f"main has no parameter {name!r}", hint=hint)
         ty = params[name]
-        shape, dtype = tuple(int(dim) for dim in ty.shape.values), str(ty.dtype)
+        shape, dtype = shape_of(ty), str(ty.dtype)
         if (array.shape, str(array.dtype)) != (shape, dtype):
             raise StageError(
                 message=f"weight {name!r} is {array.dtype}{list(array.shape)}, "
-                f"main takes {dtype}{list(shape)}"
+                f"main takes {dtype}[{', '.join(map(str, shape))}]"
             )
-    names = [one.var.name for block in func.body.blocks for one in block.bindings]
-    if shared := sorted({name for name in names if names.count(name) > 1}):
-        raise StageError(message=f"bindings of main share names: {shared}")
 
 
 def _check_signature(stage: Import, inputs: Mapping[str, Any]) -> None:
     """Raises RecipeError where the recipe's inputs or dims differ from the function's."""
-    there = {
-        name: (tuple(_dim(dim) for dim in param.ty.shape.values), str(param.ty.dtype))
-        for name, param in inputs.items()
-    }
+    there = {name: (shape_of(param.ty), str(param.ty.dtype)) for name, param in inputs.items()}
     for name, spec in stage.signature.items():
         field = f"model.inputs.{name}"
         if name not in there:
@@ -192,7 +231,3 @@ def _check_signature(stage: Import, inputs: Mapping[str, Any]) -> None:
             hint = nearest(name, symbols, noun="its dims")
             message = f"the operator has no dim {name!r}"
             raise RecipeError(field=f"model.dims.{name}", message=message, hint=hint)
-
-
-def _dim(dim: Any) -> int | str:
-    return int(dim) if isinstance(dim, tvm.tirx.IntImm) else str(dim)

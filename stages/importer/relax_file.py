@@ -14,6 +14,7 @@ from tapml.stage import Context
 
 from .. import codec
 from ..compat import load_json, tvm
+from .finish import outputs_of
 from .operator import finished
 from .source import Imported
 from .stage import Import
@@ -38,10 +39,9 @@ def load(stage: Import, ctx: Context) -> Imported:
         weights = codec.read_weights(Path(file.path))
         shutil.copyfile(file.path, folder / name)
     order = [param.name for param in mod["main"].params]
-    ty = mod["main"].ret_ty
-    count = len(ty.fields) if isinstance(ty, rx.TupleType) else 1
-    outputs = stage.keep or tuple(f"output_{k}" if count > 1 else "output" for k in range(count))
-    program, used = finished(stage, mod, weights, outputs)
+    count = len(outputs_of(mod["main"]))
+    outputs = [f"output_{k}" if count > 1 else "output" for k in range(count)]
+    program, used = finished(stage, mod, weights, outputs, str(path))
     return Imported(program, used, {"kind": "relax", "module": path.name, "params": order})
 
 

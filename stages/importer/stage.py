@@ -78,7 +78,7 @@ _SOURCES: dict[str, _Source] = {
         needs=("torch", "transformers", "gguf"),
         extra="gguf",
     ),
-    "relax": _Source(_either("path"), frozenset({"outputs"})),
+    "relax": _Source(_either("path")),
     "operator": _Source(_either("python")),
 }
 

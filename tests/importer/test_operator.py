@@ -105,6 +105,10 @@ def test_the_source_holds_the_file_and_the_signature(import_operator: ImportOper
         ("def fn(): raise KeyError('oh')", "raised KeyError: 'oh'"),
         ("def fn(): return Operator(matmul(), {'wait': WEIGHT}, reference)", "no parameter 'wait'"),
         ("def fn(): return Operator(matmul(), {'weight': WEIGHT.T}, reference)", "main takes"),
+        (
+            "def fn(): return Operator(matmul(), {'weight': WEIGHT}, reference, ('a', 'b'))",
+            r"operator_\.py: fn\(\): main gives 1 outputs, 2 are named",
+        ),
     ],
 )
 def test_a_function_that_gives_no_operator_is_named(

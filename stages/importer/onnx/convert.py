@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import warnings
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -22,7 +21,7 @@ from ...compat import tvm
 from ...onnx_file import Model
 from ...program import Bounds, Program
 from ..finish import Node, attribute, finish
-from ..source import UnknownShapeError, Unsupported, refuse
+from ..source import UnknownShapeError, refuse
 from . import model as onnx_model
 from . import symbolic
 from .operators import CONVERTERS, axis_extent, axis_extents
@@ -33,11 +32,6 @@ from tvm.relax.frontend.onnx import onnx_frontend  # isort: skip  # after compat
 onnx_frontend._axis_extent, onnx_frontend._coord_axis_extents = axis_extent, axis_extents
 rx = tvm.relax
 _MARK = "tapml_end_of_node"
-LOWERED = {  # without a legalization, by other means: tensorir has orders and running sums
-    *("relax.call_tir", "relax.call_dps_packed", "relax.sort", "relax.argsort", "relax.topk"),
-    *("relax.cumsum", "relax.cumprod"),
-}
-UNLOWERED = "no kernel for it can be made: end the model before it, run it on the host"
 
 
 def known() -> frozenset[str]:
@@ -61,7 +55,6 @@ def convert(
     onnx_model.name_uniquely(folded.graph.node)
     importer = _Importer(folded.graph)
     mod = importer.module(onnx_model.opset(folded))
-    refuse(where, importer.unlowered())
     weights = {one.name: source.array(one) for one in folded.graph.initializer}
     return finish(
         mod,
@@ -72,6 +65,7 @@ def convert(
         sources=importer.sources,
         dims=dims,
         buckets=buckets,
+        where=where,
     )
 
 
@@ -193,16 +187,6 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         whole = bb.emit(rx.op.arange(start, stop, step, dtype="int64"))
         return whole if dtype == "int64" else rx.op.astype(whole, dtype)
 
-    def unlowered(self) -> list[Unsupported]:
-        """Nodes that became operators without a lowering; they would fail two stages later."""
-        rows: dict[str, dict[str, None]] = defaultdict(dict)
-        for block in self.bb.get()["main"].body.blocks:
-            for binding in block.bindings:
-                if (name := _unlowered(binding.value)) and binding.var.name in self.sources:
-                    source = self.sources[binding.var.name]
-                    rows[f"{source.op} ({name})"][source.node] = None
-        return [Unsupported(op, tuple(nodes), UNLOWERED) for op, nodes in rows.items()]
-
     def _convert_operator(
         self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int
     ) -> Any:
@@ -264,11 +248,3 @@ def _shape(value: Any) -> list[Any] | None:
     if not isinstance(value.ty, rx.TensorType):
         return []
     return list(value.ty.shape.values) if isinstance(value.ty.shape, rx.ShapeExpr) else None
-
-
-def _unlowered(value: Any) -> str:
-    """The name of a called operator that nothing turns into TensorIR."""
-    if not isinstance(value, rx.Call) or not isinstance(value.op, tvm.ir.Op):
-        return ""
-    name = value.op.name
-    return "" if name in LOWERED or value.op.get_attr("FLegalize") is not None else name

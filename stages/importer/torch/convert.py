@@ -76,6 +76,7 @@ def convert(
         sources=importer.sources,
         dims=dims,
         buckets=buckets,
+        where=where,
     )
 
 
