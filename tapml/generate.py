@@ -1,8 +1,7 @@
-"""Text from a bundle that decodes: its tokenizer, its chat template, and where a text ends."""
+"""Text from a bundle that decodes: its tokenizer, and where a text ends."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from . import bundle as bundles
+from . import chat as chats
 from .errors import EnvironmentalError, RecipeError
 
 TOKENIZER = "tokenizer.json"
@@ -73,7 +73,7 @@ class Writer:
 
     def encode(self, prompt: str, *, chat: bool = False) -> list[int]:
         """Tokens of a prompt; with `chat` as the user's turn in the model's own template."""
-        text = self._in_template(prompt) if chat else prompt
+        text = chats.rendered(self._folder, prompt) if chat else prompt
         encoded = self._tokenizer().encode(text, add_special_tokens=not chat)
         return list(encoded.ids)
 
@@ -139,10 +139,6 @@ class Writer:
 
         return Tokenizer.from_file(str(self._folder / TOKENIZER))
 
-    def _settings(self, name: str) -> dict[str, Any]:
-        path = self._folder / name
-        return cast("dict[str, Any]", json.loads(path.read_bytes())) if path.is_file() else {}
-
     def _ends(self) -> set[int]:
         """Tokens that end a text: what the import wrote of the model, else the model's own settings
         or its tokenizer's name.
@@ -151,48 +147,16 @@ class Writer:
             ("generation.json", "eos_token_ids"),
             ("generation_config.json", "eos_token_id"),
         ):
-            named: object = self._settings(file).get(name)
+            named: object = chats.settings_of(self._folder, file).get(name)
             if isinstance(named, int):
                 return {named}
             if isinstance(named, list) and named:
                 return {int(one) for one in cast("list[int]", named)}
-        token = _content(self._settings("tokenizer_config.json").get("eos_token"))
+        token = chats.special_tokens(self._folder).get("eos_token")
         if token is None or not (self._folder / TOKENIZER).is_file() or not find_spec("tokenizers"):
             return set()
         number = self._tokenizer().token_to_id(token)
         return set() if number is None else {number}
-
-    def _in_template(self, prompt: str) -> str:
-        settings = self._settings("tokenizer_config.json")
-        template: object = settings.get("chat_template")
-        if (own := self._folder / "chat_template.jinja").is_file():
-            template = own.read_text(encoding="utf-8")
-        if not isinstance(template, str):
-            raise RecipeError(message=f"{self._folder} has no chat template; leave out --chat")
-        if find_spec("jinja2") is None:
-            raise EnvironmentalError(
-                message="a chat template needs jinja2, not installed here",
-                hint="pip install jinja2",
-            )
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment  # it came with the model
-
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        special = {name: _content(settings.get(name)) or "" for name in ("bos_token", "eos_token")}
-        messages = [{"role": "user", "content": prompt}]
-        try:
-            return environment.from_string(template).render(
-                messages=messages, add_generation_prompt=True, **special
-            )
-        except TemplateError as error:
-            raise RecipeError(message=f"the chat template fails: {error}") from error
-
-
-def _content(token: object) -> str | None:
-    """A special token, which may be given with its properties."""
-    if isinstance(token, dict):
-        token = cast("dict[str, object]", token).get("content")
-    return token if isinstance(token, str) else None
 
 
 def _may_begin(text: str, stops: Sequence[str]) -> int:
