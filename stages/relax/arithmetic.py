@@ -39,7 +39,7 @@ def canonicalize(mod: Any, *, reciprocal: bool = True) -> Any:
             new = _extremum(writer, value)
         elif name in ("relax.max", "relax.min"):
             new = _from_stack(writer, value)
-        if new is None:
+        if new is None or new is value:
             return None
         before, after = (shape_of(writer.typed(one)) for one in (value, new))
         return new if same_shape(before, after) else None  # an operand alone gave it its shape
@@ -59,9 +59,10 @@ def _fold_constant(value: Any) -> Any:
 
 def _from_tensorir(writer: Writer, value: Any) -> Any:
     """maximum or minimum for a call_tir of TOPI's, as ONNX's Clip has it, else the call itself."""
-    func, args = writer.mod[value.args[0]], value.args[1].fields
-    shape = shape_of(writer.typed(value))
-    if len(args) != 2 or any(arg.ty.ndim and not same_shape(shape_of(arg), shape) for arg in args):
+    func, args, result = writer.mod[value.args[0]], value.args[1].fields, writer.typed(value)
+    if len(args) != 2 or not isinstance(result.ty, rx.TensorType):
+        return value
+    if any(arg.ty.ndim and not same_shape(shape_of(arg), shape_of(result)) for arg in args):
         return value
     for kernel, op in ((topi.maximum, rx.op.maximum), (topi.minimum, rx.op.minimum)):
         builder = rx.BlockBuilder()

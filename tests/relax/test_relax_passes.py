@@ -100,6 +100,19 @@ def test_a_maximum_of_other_elements_than_its_own_stays_tensorir():
     assert operators(canonicalize(builder.get())) == ["call_tir"]
 
 
+def test_a_kernel_of_two_results_stays_tensorir():
+    te, builder = tvm.te, rx.BlockBuilder()
+    a, b = (te.placeholder((3,), name=name) for name in "ab")
+    outs = [te.compute((3,), lambda i: a[i] + b[i]), te.compute((3,), lambda i: a[i] - b[i])]
+    x, y = (rx.Var(name, rx.TensorType((3,), "float32")) for name in "xy")
+    with builder.function("main", [x, y]):
+        with builder.dataflow():
+            kernel = builder.add_func(te.create_prim_func([a, b, *outs]), "both")
+            out = builder.emit_output(rx.call_tir(kernel, [x, y], [x.ty, y.ty]))
+        builder.emit_func_output(out)
+    assert operators(canonicalize(builder.get())) == ["call_tir"]
+
+
 def test_an_infinite_bound_is_none():
     before = graph(
         lambda emit, x: op.abs(emit(op.maximum(rx.const(-np.inf), x))), {"x": ("batch", 4)}
