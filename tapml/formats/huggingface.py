@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from .bounded import Tensor, inside, mapping, opened, parse_json, refuse, shown,
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
+SHARDS = "model[-_.]*.safetensors"  # what an index may name; others are fetched and keyed by nobody
 _MAX_JSON = 64 << 20  # bytes
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -101,10 +103,13 @@ def _shards(folder: Path) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for tensor, value in places.items():
         file = text(path, value, where=f"weight_map: {shown(tensor)}")
+        where = f"weight_map: {shown(tensor)}"
         if not file.endswith(".safetensors"):
-            refuse(
-                path, f"{shown(file)} is no safetensors file", where=f"weight_map: {shown(tensor)}"
-            )
+            refuse(path, f"{shown(file)} is no safetensors file", where=where)
+        inside(folder, file)
+        if not fnmatchcase(file, SHARDS) or "/" in file:
+            hint = "name the file so, in the index too: model-00001-of-00002.safetensors"
+            refuse(path, f"{shown(file)} is no {SHARDS} beside it", where=where, hint=hint)
         found.setdefault(file, set()).add(tensor)
     if not found:
         refuse(path, "it is empty", where="weight_map")

@@ -110,7 +110,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "a shard elsewhere": (lambda f: index(f, {"a": "../x.safetensors"}), "no file of it"),
     "a shard at a root": (lambda f: index(f, {"a": "/etc/x.safetensors"}), "no file of it"),
     "a shard that is a pickle": (lambda f: index(f, {"a": "model.bin"}), "no safetensors"),
-    "a shard that is missing": (lambda f: index(f, {"a": "m-2.safetensors"}), "1 of 1 shards"),
+    "a shard that is missing": (lambda f: index(f, {"a": "model-2.safetensors"}), "1 of 1 shards"),
     "an index that is empty": (lambda f: index(f, {}), "it is empty"),
     "an index of numbers": (lambda f: index(f, {"a": 1}), "text is wanted"),
     "an index that is a list": (lambda f: index(f, []), "object is wanted"),

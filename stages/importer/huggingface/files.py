@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tapml.formats.huggingface import CONFIG, INDEX, WEIGHTS
+from tapml.formats.huggingface import CONFIG, INDEX, SHARDS, WEIGHTS
 
 TOKENIZER = (  # what turns text into the model's input, and back
     "tokenizer.json",
@@ -18,5 +18,4 @@ TOKENIZER = (  # what turns text into the model's input, and back
     "preprocessor_config.json",
     "generation_config.json",
 )
-SHARDS = "model[-_.]*.safetensors"  # as the index may name them
 READ = (CONFIG, WEIGHTS, INDEX, SHARDS, *TOKENIZER)

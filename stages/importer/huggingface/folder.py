@@ -9,7 +9,7 @@ from tapml.errors import StageError
 from tapml.formats import huggingface
 from tapml.formats.bounded import mapping, shown
 
-from .files import CONFIG, READ, SHARDS, TOKENIZER
+from .files import CONFIG, TOKENIZER
 
 
 def check(folder: Path, architecture: str | None) -> None:
@@ -31,13 +31,6 @@ def check(folder: Path, architecture: str | None) -> None:
             message=f"{folder}: weights quantised by {shown(method)} are not imported",
             hint="take the float weights that they were made of; `relax.quantize` quantises them",
         )
-    if strange := [
-        one.name for one in found.shards if not any(fnmatchcase(one.name, t) for t in READ)
-    ]:
-        raise StageError(  # it is in no key, and not downloaded
-            message=f"{folder} has weights that are no {SHARDS}: {shown(strange[0])}",
-            hint="rename the files, in the index too: model-00001-of-00002.safetensors …",
-        )
     _demand_depth(found)
 
 
@@ -58,8 +51,4 @@ def _demand_depth(found: huggingface.Folder) -> None:
 def tokenizer(folder: Path) -> dict[str, Path]:
     """The files that turn text into the model's input and back, by name."""
     files = (path for path in sorted(folder.iterdir()) if path.is_file())
-    return {path.name: path for path in files if _is_one(path.name, TOKENIZER)}
-
-
-def _is_one(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+    return {path.name: path for path in files if any(fnmatchcase(path.name, t) for t in TOKENIZER)}
