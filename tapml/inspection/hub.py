@@ -17,9 +17,9 @@ def is_id(name: str) -> bool:
 
 
 def find(name: str) -> Path:
-    """The folder of a model's commit in the cache: the one asked for, else the newest fetched.
+    """The folder of a model's commit in the cache: the one asked for, else its main, else the only.
 
-    Raises: RecipeError when it is not there.
+    Raises: RecipeError when it is not there, or there are several.
     """
     model, _, revision = name.partition("@")
     folder = cache() / f"models--{model.replace('/', '--')}"
@@ -33,7 +33,13 @@ def find(name: str) -> Path:
             hint=f"fetch it first: hf download {model}"
             + (f" --revision {revision}" * bool(revision)),
         )
-    return found[-1]
+    if len(found) > 1:
+        raise RecipeError(
+            message=f"{cache()} has several commits of {model}: "
+            + ", ".join(one.name[:12] for one in found),
+            hint=f"name one: {model}@{found[0].name[:12]}",
+        )
+    return found[0]
 
 
 def cache() -> Path:

@@ -130,6 +130,13 @@ def test_an_id_is_found_in_the_hubs_cache(
     assert found.parameters == 11
     assert f"id: some/model, revision: {commit}" in " ".join(inspection.draft(found).split())
     assert inspection.inspect(f"some/model@{commit[:8]}").parameters == 11
+    other = model / "snapshots" / "f00dfeed00000000000000000000000000000000"
+    other.mkdir()
+    with pytest.raises(RecipeError, match="several commits of some/model: 0123456789ab, f00dfeed"):
+        inspection.inspect("some/model")
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(f"{commit}\n")
+    assert inspection.inspect("some/model").parameters == 11
     for name in ("some/other", "some/model@ffffffff"):
         with pytest.raises(RecipeError, match=r"no such model in [\s\S]*hf download some/"):
             inspection.inspect(name)
