@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from tapml.errors import RecipeError, RecipeErrors, StageError
+from tapml.errors import StageError
 from tapml_stages.importer.onnx import model as onnx_model
 
 FLOAT_X = {"x": (("batch", 8), "float32")}
@@ -36,38 +36,6 @@ def test_float_constant_nodes_become_initializers_and_integers_do_not(
     assert [one.name for one in graph.initializer] == ["scale"]
     (axes,) = (node for node in graph.node if node.op_type == "Constant")
     assert numpy_helper.to_array(axes.attribute[0].t).tolist() == [0]
-
-
-def test_a_wrong_input_name_offers_the_nearest(mlp: ModelProto) -> None:
-    with pytest.raises(RecipeErrors, match="no input 'xx'") as caught:
-        onnx_model.match_inputs(mlp, {"xx": (("batch", 8), "float32")}, {"batch": ...})
-    first, second = caught.value.errors
-    assert (first.field, first.hint) == ("model.inputs.xx", "did you mean 'x'?")
-    assert "input 'x' (float32[N, 8]) has no shape in the recipe" in second.message
-
-
-@pytest.mark.parametrize(
-    ("shape", "dtype", "field", "message"),
-    [
-        (("batch", 9), "float32", "shape", "dim 1 is 8 in the model, not 9"),
-        (("batch", "n"), "float32", "shape", "dim 1 is 8 in the model, not n"),
-        (("batch", 8, 1), "float32", "shape", "has 2 dims, not 3"),
-        (("batch", 8), "int32", "dtype", "is float32, not int32"),
-    ],
-)
-def test_a_shape_or_dtype_that_the_file_contradicts_is_an_error(
-    mlp: ModelProto, shape: tuple[int | str, ...], dtype: str, field: str, message: str
-) -> None:
-    with pytest.raises(RecipeError, match=message) as caught:
-        onnx_model.match_inputs(mlp, {"x": (shape, dtype)}, {})
-    assert caught.value.field == f"model.inputs.x.{field}"
-
-
-def test_without_inputs_in_the_recipe_the_files_fixed_shapes_are_taken(
-    make_model: Callable[..., ModelProto],
-) -> None:
-    model = make_model([helper.make_node("Relu", ["x"], ["y"])], {"x": [2, 3]})
-    assert onnx_model.match_inputs(model, {}, {}) == {"x": ((2, 3), "float32")}
 
 
 def test_a_size_of_minus_one_is_unknown() -> None:

@@ -7,7 +7,7 @@ them in Constant nodes), inputs have the recipe's shapes. onnxruntime runs it as
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ from onnx import (
     numpy_helper,
 )
 
-from tapml.errors import RecipeError, RecipeErrors, StageError
+from tapml.errors import StageError
 from tapml.formats.other import refuse_other
 
 from ... import onnx_file
 from ...onnx_file import Model
-from ..source import no_input
+from ..signature import Wanted
 
 Shape = tuple[int | str, ...]
 
@@ -260,11 +260,11 @@ def _within(node: NodeProto) -> Iterator[NodeProto]:
             yield from walk(attribute.g)
 
 
-def signature_of(model: ModelProto) -> dict[str, tuple[tuple[int | str | None, ...], str]]:
-    """Name → shape (None: unknown) and dtype of every input that is no weight, by the file."""
+def signature_of(model: ModelProto) -> dict[str, Wanted]:
+    """Every input that is no weight, by the file."""
     weights = {one.name for one in model.graph.initializer}
     return {
-        one.name: (shape_of(one), _dtype(one.type.tensor_type.elem_type))
+        one.name: Wanted(shape_of(one), _dtype(one.type.tensor_type.elem_type))
         for one in model.graph.input
         if one.name not in weights
     }
@@ -277,62 +277,6 @@ def shape_of(value: onnx.ValueInfoProto) -> tuple[int | str | None, ...]:
         return dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None
 
     return tuple(dim.dim_param or size(dim) for dim in value.type.tensor_type.shape.dim)
-
-
-def match_inputs(
-    model: ModelProto,
-    wanted: Mapping[str, tuple[Shape, str]],
-    dims: Mapping[str, Any],
-    free: Collection[str] = (),
-) -> dict[str, tuple[Shape, str]]:
-    """The inputs' shapes and dtypes, in the file's order, as the recipe wants them.
-
-    In:     `free`: inputs whose sizes in the file do not count
-    Raises: RecipeError(s): unknown or missing names, other ranks, dtypes or fixed sizes.
-    """
-    there = signature_of(model)
-    errors: list[RecipeError] = []
-
-    def wrong(field: str, message: str, hint: str = "") -> None:
-        errors.append(RecipeError(field=field, message=message, hint=hint))
-
-    errors += [no_input(name, there) for name in wanted if name not in there]
-    result: dict[str, tuple[Shape, str]] = {}
-    for name, (has, dtype) in there.items():
-        if 0 in has:
-            wrong("model.inputs", f"input {name!r} has a dim of size 0 in the model")
-        if name not in wanted:
-            loose = [dim for dim in has if not isinstance(dim, int) and dim not in dims]
-            text = ", ".join(str(dim or "?") for dim in has)
-            if wanted or loose:
-                wrong(
-                    "model.inputs", f"input {name!r} ({dtype}[{text}]) has no shape in the recipe"
-                )
-            else:
-                result[name] = tuple(dim for dim in has if dim is not None), dtype
-            continue
-        shape, want_dtype = wanted[name]
-        field = f"model.inputs.{name}"
-        if want_dtype != dtype:
-            wrong(f"{field}.dtype", f"the model's input {name!r} is {dtype}, not {want_dtype}")
-        if len(shape) != len(has):
-            wrong(
-                f"{field}.shape",
-                f"the model's input {name!r} has {len(has)} dims, not {len(shape)}",
-            )
-        elif fixed := [
-            f"dim {axis} is {is_} in the model, not {want}"
-            for axis, (is_, want) in enumerate(zip(has, shape, strict=True))
-            if isinstance(is_, int) and is_ != want and name not in free
-        ]:
-            hint = "with `override: true`, where those are only the sizes of the export"
-            wrong(f"{field}.shape", f"input {name!r}: {'; '.join(fixed)}", hint)
-        result[name] = shape, want_dtype
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        raise RecipeErrors(errors=tuple(errors), message=f"{len(errors)} mistakes in model.inputs")
-    return result
 
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...compat import tvm
 from .recurrent import recurrent
-from .resize import resize, upsample
+from .resize import resize, static_size, upsample
 
 rx = tvm.relax
 Converter = Callable[[Any, Any, Mapping[str, Any], int], Any]
@@ -140,7 +140,7 @@ def _conv_transpose(_bb: Any, inputs: Any, attrs: Any, _opset: int) -> Any:
         return None
     x, w = inputs[:2]
     rank = len(wanted)
-    dims = [_static(dim) for dim in x.ty.shape.values[2:]]
+    dims = [static_size(dim) for dim in x.ty.shape.values[2:]]
     if any(dim is None for dim in dims):
         raise ValueError("output_shape needs fixed sizes of the input")
     kernel = attrs.get("kernel_shape") or [int(one) for one in w.ty.shape.values[2:]]
@@ -162,10 +162,6 @@ def _conv_transpose(_bb: Any, inputs: Any, attrs: Any, _opset: int) -> Any:
     attrs.pop("auto_pad", None)
     attrs["pads"] = tuple(begin + end)
     return None
-
-
-def _static(dim: Any) -> int | None:
-    return int(dim) if isinstance(dim, int | tvm.tirx.IntImm) else None
 
 
 def _centred(bb: Any, x: Any, zero: Any, shape: list[int] | None = None) -> Any:
@@ -225,7 +221,7 @@ def axis_extent(bb: Any, data: Any, axis: int, dtype: str) -> Any:
     for the shape at run time, which nothing lowers.
     """
     dim = data.ty.shape.values[axis]
-    if (static := _static(dim)) is not None:
+    if (static := static_size(dim)) is not None:
         return rx.const(static, dtype)
     one = bb.emit(rx.op.arange(dim, dim + 1, 1, dtype="int64"))
     return bb.emit(rx.op.astype(bb.emit(rx.op.reshape(one, [])), dtype))
@@ -246,7 +242,7 @@ def _gather(_bb: Any, inputs: Any, attrs: Mapping[str, Any], _opset: int) -> Any
     known = isinstance(indices, tvm.ir.GenericConst) and isinstance(data, rx.Var)
     if not known or not isinstance(data.ty.shape, rx.ShapeExpr):
         return None
-    at, dim = indices.value.numpy(), _static(data.ty.shape.values[axis])
+    at, dim = indices.value.numpy(), static_size(data.ty.shape.values[axis])
     if (at < 0).any() and dim is None:
         return None
     return rx.op.take(data, rx.const(at + (at < 0) * (dim or 0), str(at.dtype)), axis)

@@ -92,7 +92,8 @@ def _values(operand: Any) -> list[Any]:
     return operand.value.numpy().tolist()
 
 
-def _static(dim: Any) -> int | None:
+def static_size(dim: Any) -> int | None:
+    """A size as a number; None for one that is not known, or symbolic."""
     return int(dim) if isinstance(dim, int | tirx.IntImm) else None
 
 
@@ -104,7 +105,7 @@ def _kept_ratio(x: Any, size: Mapping[int, Any], policy: str) -> dict[int, Any]:
     """Scales that keep the ratio of the axes, as ONNX's text has it."""
     ratios = {}
     for axis, one in size.items():
-        dim, wanted = _static(x.ty.shape[axis]), _static(one)
+        dim, wanted = static_size(x.ty.shape[axis]), static_size(one)
         if dim is None or wanted is None:
             raise ValueError("keep_aspect_ratio_policy needs fixed sizes")
         ratios[axis] = wanted / dim
@@ -118,7 +119,7 @@ def _output(dim: Any, change: Any, is_size: bool) -> Any:
     """The size that an axis gets."""
     if is_size:
         return change
-    if (static := _static(dim)) is not None:
+    if (static := static_size(dim)) is not None:
         return int(np.floor(np.float32(static) * np.float32(change)))
     if change != int(change):
         raise ValueError(f"a scale of {change} of a symbolic size")
@@ -134,11 +135,11 @@ def _is_plain(x: Any, changed: Mapping[int, Any], is_size: bool, options: dict[s
     if options["antialias"] or options["exclude_outside"] or options["mode"] == "cubic":
         return False
     for axis, change in changed.items():
-        dim = _static(x.ty.shape[axis])
+        dim = static_size(x.ty.shape[axis])
         if dim is None:
             continue
         exact = is_size or float(np.float32(dim) * np.float32(change)).is_integer()
-        one = _static(_output(dim, change, is_size)) == 1  # align_corners divides by size - 1
+        one = static_size(_output(dim, change, is_size)) == 1  # align_corners divides by size - 1
         if not exact or (one and mode in ("align_corners", "pytorch_half_pixel")):
             return False
     return True
@@ -162,8 +163,8 @@ def _stock(x: Any, changed: Mapping[int, Any], is_size: bool, options: dict[str,
 
 def _along(bb: Any, x: Any, axis: int, change: Any, is_size: bool, options: dict[str, Any]) -> Any:
     """`x` resized along one axis by a matrix."""
-    dim = _static(x.ty.shape[axis])
-    size = _static(change) if is_size else None
+    dim = static_size(x.ty.shape[axis])
+    size = static_size(change) if is_size else None
     if dim is None or (is_size and size is None):
         raise ValueError(f"this mode needs a fixed size; axis {axis} has {x.ty.shape[axis]}")
     fraction = not is_size and not float(np.float32(dim) * np.float32(change)).is_integer()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ... import onnx_file
 from ...program import Bounds
+from ..signature import Wanted, match_inputs
 from ..source import Imported, refuse
 from . import model as onnx_model
 from .functions import inline
@@ -28,9 +29,17 @@ def load(stage: Import, ctx: Context) -> Imported:
     path = stage.file.path
     read = onnx_model.read(path)
     model = inline(read.proto, path)
-    wanted = {name: (spec.shape, spec.dtype) for name, spec in stage.signature.items()}
-    free = {name for name, spec in stage.signature.items() if spec.override}
-    signature = onnx_model.match_inputs(model, wanted, stage.dims, free)
+    matched = match_inputs(
+        onnx_model.signature_of(model),
+        {name: Wanted(spec.shape, spec.dtype) for name, spec in stage.signature.items()},
+        dims=stage.dims,
+        free={name for name, spec in stage.signature.items() if spec.override},
+        hint="with `override: true`, where those are only the sizes of the export",
+    )
+    signature = {
+        name: (tuple(dim for dim in one.shape if dim is not None), one.dtype)
+        for name, one in matched.items()
+    }
     fixed = {n: one.value for n, one in stage.signature.items() if one.value is not None}
 
     from . import convert

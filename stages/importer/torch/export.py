@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -19,9 +18,10 @@ from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
-from tapml.errors import RecipeError, RecipeErrors, StageError, nearest
+from tapml.errors import RecipeError, StageError
 
 from ...program import Bounds
+from ..signature import Wanted
 from .call import dtype_of
 
 _KEPT_WHOLE = (  # operators of torch that have one in Relax: not taken apart
@@ -31,17 +31,6 @@ _KEPT_WHOLE = (  # operators of torch that have one in Relax: not taken apart
     torch.ops.aten.scaled_dot_product_attention.default,
     torch.ops.aten.silu.default,
 )
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """One input as the recipe wants it, or as the model has it (None: a size that may differ)."""
-
-    shape: Sequence[int | str | None]
-    dtype: str
-
-    def __str__(self) -> str:
-        return f"{self.dtype}[{', '.join('?' if one is None else str(one) for one in self.shape)}]"
 
 
 def examples_of(arguments: Mapping[str, Any]) -> dict[str, Wanted]:
@@ -70,49 +59,6 @@ def inputs_of(exported: ExportedProgram) -> dict[str, Wanted]:
         )
         for name, value in values.items()
     }
-
-
-def match_inputs(
-    there: Mapping[str, Wanted], wanted: Mapping[str, Wanted], what: str
-) -> dict[str, Wanted]:
-    """Every input, in the model's order, as the recipe wants it; without `wanted` as it is there.
-
-    Raises: RecipeError(s): unknown or missing names, other ranks, dtypes or fixed sizes.
-    """
-    errors: list[RecipeError] = []
-
-    def wrong(field: str, message: str, hint: str = "") -> None:
-        errors.append(RecipeError(field=field, message=message, hint=hint))
-
-    for name in wanted:
-        if name not in there:
-            hint = nearest(name, list(there), noun="inputs")
-            wrong(f"model.inputs.{name}", f"{what} has no input {name!r}", hint)
-    result: dict[str, Wanted] = {}
-    for name, has in there.items():
-        takes = f"{what} takes {name!r} as {has}"
-        if name not in wanted:
-            if wanted or None in has.shape:
-                wrong("model.inputs", f"{takes}: it has no shape in the recipe")
-            result[name] = has
-            continue
-        result[name] = want = wanted[name]
-        field = f"model.inputs.{name}"
-        if want.dtype != has.dtype:
-            wrong(f"{field}.dtype", f"{takes}, not {want.dtype}")
-        if len(want.shape) != len(has.shape):
-            wrong(f"{field}.shape", f"{takes}: {len(has.shape)} dims, not {len(want.shape)}")
-        elif fixed := [
-            f"dim {axis} is {there_}, not {here}"
-            for axis, (there_, here) in enumerate(zip(has.shape, want.shape, strict=True))
-            if isinstance(here, int) and there_ not in (None, here)
-        ]:
-            wrong(f"{field}.shape", f"{takes}: {'; '.join(fixed)}")
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        raise RecipeErrors(errors=tuple(errors), message=f"{len(errors)} mistakes in model.inputs")
-    return result
 
 
 def export(

@@ -11,6 +11,7 @@ from tapml.errors import RecipeError, nearest
 
 from ...program import Bounds
 from ..operator import write_source
+from ..signature import Wanted, match_inputs
 from ..source import Imported
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from tapml.stage import Context
 
     from ..stage import Import
-    from .export import Wanted
 
 
 def load(stage: Import, ctx: Context) -> Imported:
@@ -75,7 +75,8 @@ def _of_module(stage: Import, where: str) -> tuple[ExportedProgram, dict[str, Wa
 
     assert stage.python is not None
     module, arguments = call(stage.python, "model.python")
-    inputs = export.match_inputs(export.examples_of(arguments), _wanted(stage), "the module")
+    there = export.examples_of(arguments)
+    inputs = match_inputs(there, _wanted(stage), what="the module", examples=True)
     return export.export(module, arguments, inputs, _bounds(stage), where), inputs
 
 
@@ -85,13 +86,12 @@ def _of_file(stage: Import) -> tuple[ExportedProgram, dict[str, Wanted]]:
 
     assert stage.file is not None
     exported = load(Path(stage.file.path))
-    inputs = export.match_inputs(export.inputs_of(exported), _wanted(stage), "the program")
+    there = export.inputs_of(exported)
+    inputs = match_inputs(there, _wanted(stage), what="the program", examples=True)
     return exported, inputs
 
 
 def _wanted(stage: Import) -> dict[str, Wanted]:
-    from .export import Wanted
-
     for name, spec in stage.signature.items():
         if spec.value is not None or spec.override:
             field = "value" if spec.value is not None else "override"
