@@ -186,7 +186,8 @@ class Writer:
 
     def _start(self) -> int:
         """The token that a model with an encoder begins to write with."""
-        token: object = self._settings("generation.json").get("decoder_start_token_id")
+        settings = chats.settings_of(self._folder, "generation.json")
+        token: object = settings.get("decoder_start_token_id")
         if not isinstance(token, int):
             raise RecipeError(
                 message=f"{self._folder} names no token to begin with",
