@@ -79,11 +79,12 @@ def markdown(rows: Iterable[dict[str, Any]]) -> str:
         "are the largest over prompt and following tokens, teacher-forced, relative to the range "
         "of the logits of transformers' model run whole, without a cache "
         f"({PROMPTS[lengths[0]]} tokens after the first prompt); no greedy token differs where the "
-        "two best are further apart than the tolerance.",
+        "two best are further apart than the tolerance. Done wrong on purpose: positions off by "
+        "one (without a cache: the prompt's last token left out), states wiped after the prompt.",
         "",
         "| family | "
         + " | ".join(f"prompt {', '.join(map(str, one))}" for one in lengths)
-        + " | position off by one | wiped cache | what fails |",
+        + " | off by one | wiped states | what fails |",
         "|---" * (len(lengths) + 4) + "|",
     ]
     for one in rows:

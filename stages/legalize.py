@@ -1,5 +1,6 @@
 """Relax operators as tensor expressions: TVM's LegalizeOps, but that rectifiers, clips, maxima and
-minima of floats keep NaN, as torch and ONNX have it (`tirx.max` gives the other operand).
+minima of floats keep NaN, as torch and ONNX have it (`tirx.max` gives the other operand), and
+softplus its precision.
 
 A bound that is known is compared first, so that x86 needs one `maxps` or `minps`: those give the
 second operand where one is NaN.
@@ -14,6 +15,7 @@ import tvm_ffi
 
 from .compat import tvm
 from .dataflow import scalar_value
+from .softplus import softplus
 
 rx, te, tirx, topi = tvm.relax, tvm.te, tvm.tirx, tvm.topi
 
@@ -25,6 +27,7 @@ def legalize_operators() -> Any:
         "relax.clip": _keeping_nan("tir_clip", topi.clip),
         "relax.maximum": _keeping_nan("maximum", topi.maximum),
         "relax.minimum": _keeping_nan("minimum", topi.minimum),
+        "relax.nn.softplus": softplus,
     }
     return rx.transform.LegalizeOps(forms)
 

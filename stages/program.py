@@ -51,8 +51,9 @@ class Bounds:
 class Io:
     """The signature of a program. `main` takes `inputs`, `states`, then `params`, in this order.
 
-    `states` are tensors that the caller owns and a call updates in place (a key-value cache): what
-    one call leaves in them the next one reads.
+    `states` are tensors that the caller owns and a call updates in place (a key-value cache, what a
+    recurrent layer holds): what one call leaves in them the next one reads. `context` is how many
+    tokens they hold at most; None where they hold no token, but what all of them made.
 
     `params` carry SOURCE names (keys of weights.safetensors). After tensorir, `main` takes
     `inputs` and `states`, then the outputs of `main_transform_params`, which takes `params`.
@@ -64,6 +65,7 @@ class Io:
     states: tuple[TensorSpec, ...] = ()
     dims: dict[str, Bounds] = field(default_factory=dict)
     buckets: tuple[dict[str, int], ...] = ()
+    context: int | None = None
 
     @property
     def arguments(self) -> tuple[TensorSpec, ...]:
@@ -147,6 +149,7 @@ def io_from_json(data: dict[str, Any]) -> Io:
         states=specs(data["states"]),
         dims={name: Bounds(**bounds) for name, bounds in data["dims"].items()},
         buckets=tuple(data["buckets"]),
+        context=data.get("context"),
     )
 
 

@@ -85,13 +85,21 @@ class Writer:
                     message=f"{token} is no token: they are 0..{self._vocabulary - 1}"
                 )
 
-    def tokens(self, prompt: Sequence[int], request: Request) -> Iterator[int]:
-        """The tokens behind a prompt, to the model's own end, which is not given."""
+    def tokens(
+        self, prompt: Sequence[int], request: Request, source: Path | None = None
+    ) -> Iterator[int]:
+        """The tokens behind a prompt, to the model's own end, which is not given. A model with an
+        encoder reads the prompt there, or the features of a `source` (.npy), and writes from its
+        own first token on.
+        """
         sampling = self._code.Sampling(request.temperature, request.top_p, request.seed)
         ends = self._ends()
         self.written = []
         made = self._generator.generate(
-            [prompt], max_tokens=request.max_tokens, sampling=sampling, stop=ends
+            **self._given(prompt, source),
+            max_tokens=request.max_tokens,
+            sampling=sampling,
+            stop=ends,
         )
         try:
             for [token] in made:
@@ -101,13 +109,15 @@ class Writer:
         except self._code.GenerateError as error:
             raise RecipeError(message=str(error)) from error
 
-    def text(self, prompt: Sequence[int], request: Request) -> Iterator[str]:
+    def text(
+        self, prompt: Sequence[int], request: Request, source: Path | None = None
+    ) -> Iterator[str]:
         """The text behind a prompt, in pieces as they are certain; `stop` ends it."""
         from tokenizers.decoders import DecodeStream
 
         tokenizer, stream = self._tokenizer(), DecodeStream(skip_special_tokens=True)
         held = ""
-        for token in self.tokens(prompt, request):
+        for token in self.tokens(prompt, request, source):
             held += stream.step(tokenizer, token) or ""
             ends = [held.index(one) for one in request.stop if one in held]
             if ends:
@@ -157,6 +167,42 @@ class Writer:
             return set()
         number = self._tokenizer().token_to_id(token)
         return set() if number is None else {number}
+
+    def _given(self, prompt: Sequence[int], source: Path | None) -> dict[str, Any]:
+        """What goes to the encoder, where there is one, and what the text begins with."""
+        reads = self._generator.source
+        if reads is not None and reads["dtype"] != "int64":
+            if source is None:
+                raise RecipeError(
+                    message=f"{self._folder} reads features {reads['shape'][1:]}, no text",
+                    hint="--source FILE.npy, with --tokens for what the text begins with",
+                )
+            return {"prompts": [prompt or [self._start()]], "sources": [_features(source)]}
+        if source is not None:
+            raise RecipeError(message=f"{self._folder} reads no features; leave out --source")
+        if reads is None:
+            return {"prompts": [prompt]}
+        return {"prompts": [[self._start()]], "sources": [prompt]}
+
+    def _start(self) -> int:
+        """The token that a model with an encoder begins to write with."""
+        settings = chats.settings_of(self._folder, "generation.json")
+        token: object = settings.get("decoder_start_token_id")
+        if not isinstance(token, int):
+            raise RecipeError(
+                message=f"{self._folder} names no token to begin with",
+                hint='generation.json: {"decoder_start_token_id": N}, as the model was trained',
+            )
+        return token
+
+
+def _features(path: Path) -> Any:
+    import numpy as np
+
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise RecipeError(message=f"{path} is no readable .npy: {error}") from error
 
 
 def _may_begin(text: str, stops: Sequence[str]) -> int:

@@ -76,13 +76,16 @@ def decode(
     steps: int,
     *,
     shift: int = 0,
+    forgotten: int = 0,
     wiped: bool = False,
     fill: float = np.nan,
+    sources: Sequence[np.ndarray] = (),
 ) -> Iterator[Answer]:
     """Teacher-forced: prompts of the rows' lengths in one call, padded, then `steps` tokens.
 
-    In: `tokens` [rows, n]; two ways to do it wrong: `shift` of the positions after the prompt,
-        `wiped` states after it; `fill`: what the states hold at first
+    In: `tokens` [rows, n]; ways to do it wrong: `shift` of the positions after the prompt, tokens
+        `forgotten` at its end, `wiped` states after it; `fill`: what the states hold at first;
+        `sources`: tokens that the encoder reads for each row, in the first call
     """
     rows = len(prompts)
     batch = {"batch": rows} if "batch" in bundle.manifest["dims"] else {}
@@ -93,7 +96,9 @@ def decode(
         for row, (start, width) in enumerate(zip(position, widths, strict=True)):
             ids[row, :width] = tokens[row, start : start + width]
         at = position + (shift if step else 0)
-        logits = session(input_ids=ids, position=at, last=widths - 1)["logits"]
+        last = widths - 1 - (0 if step else forgotten)
+        read = padded(sources[:rows], empty=step > 0) if sources else {}
+        logits = session(input_ids=ids, position=at, last=last, **read)["logits"]
         position, widths = position + widths, np.ones(rows, np.int64)
         for row in range(rows):
             yield Answer(row, int(position[row]) - 1, logits[row])
@@ -101,8 +106,21 @@ def decode(
             session = bundle.session(fill=0, **batch)
 
 
+def padded(sources: Sequence[np.ndarray], empty: bool = False) -> dict[str, np.ndarray]:
+    """The inputs of an encoder; `empty`: of a call that goes on with what it has read before."""
+    if sources[0].ndim > 1:
+        return {"source": np.stack(sources)[: 0 if empty else None]}
+    length = np.array([len(one) for one in sources])
+    source = np.zeros((len(sources), 0 if empty else length.max()), np.int64)
+    if not empty:
+        for row, one in zip(source, sources, strict=True):
+            row[: len(one)] = one
+    return {"source": source, "source_length": length}
+
+
 TOLERANCE = 2e-5  # of the logits' range; seen: 3e-6
 # tokens of each row's prompt → calls of one token after it
+SOURCES = (11, 6)  # tokens that an encoder reads for each row
 PROMPTS: dict[tuple[int, ...], int] = {(5,): 64, (1,): 8, (16,): 8, (7, 3): 8, (1, 1): 4}
 
 
@@ -110,34 +128,54 @@ PROMPTS: dict[tuple[int, ...], int] = {(5,): 64, (1,): 8, (16,): 8, (7, 3): 8, (
 class Family:
     """A bundle of a family's tiny model with a free batch, and the model's own logits.
 
-    tokens [2, n]; expected [2, n, vocabulary]
+    tokens [2, n]; expected [2, n, vocabulary]; sources of the two, where it has an encoder
     """
 
     bundle: Any
     tokens: np.ndarray
     expected: np.ndarray
+    sources: tuple[np.ndarray, ...] = ()
 
     def compare(self, prompts: Sequence[int], steps: int, **wrong: Any) -> Comparison:
-        answers = decode(self.bundle, self.tokens, prompts, steps, **wrong)
+        answers = decode(
+            self.bundle, self.tokens, prompts, steps, **{"sources": self.sources, **wrong}
+        )
         return compare(answers, self.expected, TOLERANCE)
 
     def controls(self) -> dict[str, float]:
-        """Errors of what is done wrong on purpose: they must be large."""
-        shifted, wiped = self.compare((7,), 4, shift=1, fill=0), self.compare((7,), 4, wiped=True)
-        return {"position off by one": shifted.error, "wiped cache": wiped.error}
+        """Errors of what is done wrong on purpose: they must be large. Without a cache there are no
+        positions to get wrong, but a token may be missing.
+        """
+        has_cache = self.bundle.manifest["context"] is not None
+        off: dict[str, Any] = {"shift": 1, "fill": 0} if has_cache else {"forgotten": 1}
+        wrong = {"off by one": off, "wiped states": {"wiped": True}}
+        return {name: self.compare((7,), 4, **how).error for name, how in wrong.items()}
 
 
 def family(name: str, folder: Path) -> Family:
     import torch
     from families import CONTEXT, make
 
+    from tapml_stages.importer.huggingface.adapters import features
     from tapml_stages.importer.huggingface.generate import decoder
 
     model = make(name)
     program, weights = decoder(model, CONTEXT, Bounds(1, 4), where=name)
-    tokens = torch.randint(256, (2, CONTEXT), generator=torch.Generator().manual_seed(1))
-    expected = model(input_ids=tokens, use_cache=False).logits.numpy()
-    return Family(build(program, dict(weights), folder), tokens.numpy(), expected)
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(256, (2, CONTEXT), generator=generator)
+    bundle, sources = build(program, dict(weights), folder), ()
+    if model.config.is_encoder_decoder:
+        read = model.main_input_name
+        if read == "input_ids":
+            sources = tuple(torch.randint(256, (n,), generator=generator) for n in SOURCES)
+        else:
+            sources = tuple(torch.randn(2, *features(model), generator=generator))
+        pairs = zip(sources, tokens, strict=True)
+        alone = [model(**{read: a[None], "decoder_input_ids": b[None]}) for a, b in pairs]
+        expected = torch.cat([one.logits for one in alone])
+    else:
+        expected = model(input_ids=tokens, use_cache=False).logits
+    return Family(bundle, tokens.numpy(), expected.numpy(), tuple(one.numpy() for one in sources))
 
 
 @dataclass(frozen=True)

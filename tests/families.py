@@ -14,6 +14,7 @@ _KV = {"num_key_value_heads": 2}
 _HEAD = {"head_dim": 16}
 _EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 _DEEPSEEK = {**MLA, "max_position_embeddings": CONTEXT}
+_MAMBA = {"vocab_size": 256, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 8}
 _GEMMA = {**_BASE, **_KV, **_HEAD, "sliding_window": 4, "query_pre_attn_scalar": 16}
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -83,6 +84,44 @@ FAMILIES |= {
         "num_experts_per_tok": 2,
     },
     "olmoe": {**_BASE, **_TOKENS, "num_experts": 4, "num_experts_per_tok": 2},
+    "mamba": _MAMBA,
+    "falcon_mamba": _MAMBA,
+    "jamba": {  # a layer of mamba with experts, then one of attention
+        **_BASE,
+        **_KV,
+        "mamba_d_state": 8,
+        "num_experts": 4,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 0,
+    },
+    "t5": {
+        "vocab_size": 256,
+        "d_model": 64,
+        "d_kv": 16,
+        "d_ff": 128,
+        "num_layers": 2,
+        "num_heads": 4,
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 32,
+    },
+    "whisper": {
+        "vocab_size": 256,
+        "d_model": 64,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 128,
+        "decoder_ffn_dim": 128,
+        "num_mel_bins": 20,
+        "max_source_positions": 30,
+        "max_target_positions": CONTEXT,
+        **_TOKENS,
+        "decoder_start_token_id": 1,
+    },
+    "lfm2": {**_BASE, **_KV, "layer_types": ["conv", "full_attention"]},
 }
 
 
@@ -91,11 +130,21 @@ def make(name: str, **changes: Any) -> Any:
     large enough that attention is sharp and biases count.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForSeq2SeqLM,
+        AutoModelForSpeechSeq2Seq,
+    )
 
     config = AutoConfig.for_model(name, **{**FAMILIES[name], **changes})
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(
+    kind = AutoModelForCausalLM
+    if config.is_encoder_decoder:
+        kind = (
+            AutoModelForSpeechSeq2Seq if hasattr(config, "num_mel_bins") else AutoModelForSeq2SeqLM
+        )
+    model = kind.from_config(
         config, attn_implementation="eager", experts_implementation="batched_mm"
     ).eval()
     with torch.no_grad():

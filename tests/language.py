@@ -113,6 +113,7 @@ def program(model: Llama, buckets: tuple[Mapping[str, int], ...] = ()) -> Progra
         states=tuple(TensorSpec(name, (named_batch, *cache), "float32") for name in states),
         dims=dims,
         buckets=tuple(dict(bucket) for bucket in buckets),
+        context=model.context,
     )
     return Program(mod, io, tuple(Origin(value, (f"node/{value}",), "Op") for value in values))
 

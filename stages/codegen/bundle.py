@@ -158,7 +158,7 @@ def _manifest(
         **{
             key: value
             for key, value in asdict(io).items()
-            if key in ("inputs", "outputs", "states", "dims", "buckets")
+            if key in ("inputs", "outputs", "states", "dims", "buckets", "context")
         },
         "target": stage.target.model_dump(),
         "machine": _machine(stage.target),

@@ -168,11 +168,12 @@ class Model(ModelSource):
     )
     task: Literal["generate"] | None = Field(
         None,
-        description="`generate`: a language model that decodes, its key-value cache kept as state",
+        description="`generate`: a language model that decodes, with states for what it has read",
     )
     context: PositiveInt | None = Field(
         None,
-        description="Tokens that the cache holds, prompt included (task: generate)",
+        description="Tokens that the cache holds, prompt included; without a cache, those of one "
+        "call at most (task: generate)",
         examples=[2048],
         json_schema_extra={"unit": "tokens"},
     )

@@ -9,12 +9,13 @@ from typing import Any
 
 from tapml.errors import StageError
 
-from ..attention import KERNEL
 from ..compat import tvm
 from ..dataflow import kernel_of, op_name
 from ..measure import Arg
+from ..opaque import KERNEL
 from ..program import REGION, TRANSFORM, Program
 from ..records import Record
+from ..recurrence import RECUR
 
 relax = tvm.relax
 Args = tuple[Arg | int, ...]
@@ -24,8 +25,8 @@ Args = tuple[Arg | int, ...]
 class Site:
     """The calls of one kernel in one clone of `main`, at concrete sizes.
 
-    args: arguments of the PrimFunc in order, the last `outputs` of them written; none of them is
-          when the kernel updates an input in place
+    args: arguments of the PrimFunc in order, the last `outputs` of them written, beside those that
+          the kernel updates in place
     """
 
     clone: str
@@ -116,24 +117,38 @@ def _site(clone: str, kernel: str, call: Any) -> Site:
             _tensor(arg.ty) if isinstance(arg.ty, relax.TensorType) else int(arg)
             for arg in call.args[1].fields
         ]
-        in_place = op_name(call) == "relax.call_tir_inplace"
-        outputs = [
-            _tensor(field)
-            for ty in (() if in_place else call.ty_args)
-            for field in (ty.fields if isinstance(ty, relax.TupleType) else [ty])
-        ]
+        outputs = [_tensor(ty) for ty in _new(call)]
     except TypeError as error:  # a size that binding the dims has left open
         message = f"kernel {kernel} in {clone} has a size that follows from no dimension"
         raise StageError(message=message) from error
     return Site(clone, (*inputs, *outputs), len(outputs))
 
 
+def _new(call: Any) -> list[Any]:
+    """Types of the outputs of a call that are not one of its arguments, updated in place."""
+    fields = [
+        field
+        for ty in call.ty_args
+        for field in (ty.fields if isinstance(ty, relax.TupleType) else [ty])
+    ]
+    if op_name(call) != "relax.call_tir_inplace":
+        return fields
+    pairs = zip(fields, call.attrs.inplace_indices, strict=True)
+    return [field for field, place in pairs if int(place) < 0]
+
+
 def _with_positions(func: Any, args: Args) -> Args:
-    """The arguments of a kernel that reads positions in a cache, which is half full there."""
-    if KERNEL not in (func.attrs or {}):
+    """The arguments of a kernel on states: a cache is half full there, a recurrence goes on through
+    all tokens.
+    """
+    attrs = func.attrs or {}
+    if KERNEL not in attrs:
         return args
-    new, context = sorted(arg.shape[2] for arg in args[:2] if isinstance(arg, Arg))
-    half = (context - new) // 2
+    if attrs[KERNEL] == RECUR:
+        half = next(arg for arg in args[3:] if isinstance(arg, Arg)).shape[1]
+    else:
+        new, context = sorted(arg.shape[2] for arg in args[:2] if isinstance(arg, Arg))
+        half = (context - new) // 2
     return tuple(
         replace(arg, fill=half) if isinstance(arg, Arg) and arg.dtype == "int64" else arg
         for arg in args

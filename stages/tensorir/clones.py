@@ -1,7 +1,7 @@
 """Exact-size copies of `main` for the buckets, and the `main` that chooses among them.
 
-A program with states has one more: `decode`, for one token a call. The copy for any number of
-tokens is then called `prefill`.
+A program with states has one more: `decode`, for one token a call, and nothing of what a call need
+not bring (a dim that may be 0). The copy for any number of tokens is then called `prefill`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import tvm_ffi
 
 from ..compat import tvm
-from ..dataflow import rx
+from ..dataflow import op_name, remove_dead_code, rewrite, rx, shape_of
 from ..program import DECODE, DYNAMIC, PREFILL, Io
 
 Clones = Mapping[str, Mapping[str, int]]  # name of each copy of `main` → the sizes it is for
@@ -22,7 +22,7 @@ def clone_names(io: Io) -> dict[str, dict[str, int]]:
     """The copies that a program is given, the symbolic one last; `main` alone when there are no
     buckets.
     """
-    step = dict.fromkeys(io.steps, 1)
+    step = {dim: min(1, io.dims[dim].min) for dim in io.steps}
     buckets = [dict(bucket) for bucket in io.buckets if io.dims]
     if step and not any(step.items() <= bucket.items() for bucket in buckets):
         buckets.insert(0, step)
@@ -53,7 +53,17 @@ def clone_buckets(mod: Any, clones: Clones) -> Any:
             out = rx.transform.BindSymbolicVars(
                 {dim: tvm.tirx.IntImm("int64", size) for dim, size in sizes.items()}, name
             )(out)
-    return out
+        if 0 in sizes.values():
+            out = rewrite(out, _unwritten, name)
+    return remove_dead_code(out, *clones)
+
+
+def _unwritten(_writer: Any, _var: Any, value: Any) -> Any:
+    """The state itself for an update of it by nothing."""
+    if op_name(value) != "relax.call_tir_inplace":
+        return None
+    state, new = value.args[1].fields[:2]
+    return state if 0 in shape_of(new) else None
 
 
 def add_dispatcher(mod: Any, clones: Clones) -> Any:

@@ -101,6 +101,7 @@ class Imported:
         self.nodes = {origin.value: origin.nodes for origin in provenance}
         main = mod["main"]
         count = num_input(main)
+        self.values = {var.name for var, _ in bindings(main)}
         self.results = [leaf.name for leaf in operands(main.body.body)]
         # several results in one value, or one of them: nothing is computed for it
         self.tuples = {
@@ -132,6 +133,14 @@ class Imported:
                 stack.extend(self.reads[name])
         return found
 
+    def left_out(self, names: set[str]) -> set[str]:
+        """Values that only those of the program beside `names` are computed from."""
+        kept, dropped = (
+            {base for name in some if (base := self.base(name)) is not None}
+            for some in (names, self.values - names)
+        )
+        return set().union(*(self.cone(name, kept) for name in dropped - kept))
+
     def needed(self) -> tuple[set[str], set[str]]:
         """(values that depend on inputs, values of weights alone) that the results need."""
         live = set().union(*(self.cone(name, set()) for name in self.results))
@@ -143,12 +152,16 @@ class Imported:
 
 
 def groups(
-    imported: Imported, before: Any, after: Any, calls: dict[str, list[str | None]]
+    imported: Imported,
+    before: Any,
+    after: Any,
+    calls: dict[str, list[str | None]],
+    needed: dict[str, set[str]],
 ) -> dict[str, Any]:
     """groups.json: per clone, each kernel call with the imported values and source nodes of it.
 
     In:     the module before and after FuseOps; clone → the kernel of each of its calls, in order,
-            None for a view.
+            None for a view; clone → the values of the program that it needs at its sizes.
     Out:    a view's values belong to the kernel called next.
     Raises: StageError when an imported operator is in no group, neither folded nor part of the
             packing of weights.
@@ -161,6 +174,7 @@ def groups(
     for clone, kernels in calls.items():
         reads = _reads(before[clone])
         rows: list[dict[str, Any]] = []
+        left_out = imported.left_out(needed[clone])
         covered: set[str] = set()
         cone: set[str] = set()
         for kernel, values in zip(kernels, fused_values(before, after, clone), strict=True):
@@ -169,7 +183,7 @@ def groups(
                     stops = {
                         base for read in reads[value] if (base := imported.base(read)) is not None
                     }
-                    cone |= imported.cone(root, stops)
+                    cone |= imported.cone(root, stops | left_out)
             covered |= cone
             if kernel is not None:
                 ordered = [name for name in imported.reads if name in cone]
@@ -180,7 +194,7 @@ def groups(
                     {"call": len(rows), "kernel": kernel, "values": ordered, "nodes": nodes}
                 )
                 cone = set()
-        if lost := varying - covered - imported.tuples:
+        if lost := varying - covered - imported.tuples - left_out:
             raise StageError(
                 stage="tensorir", message=f"{clone}: no kernel covers {', '.join(sorted(lost))}"
             )

@@ -57,6 +57,7 @@ def lower(program: Program, lanes: int, watch: Watch = lambda name, mod: None) -
 
     clones = clone_names(program.io)
     mod = shown("clone_buckets", clone_buckets(program.mod, clones))
+    needed = {name: {var.name for var, _ in bindings(mod[name])} for name in clones}
     for name in clones:
         mod = shown(f"fuse_attention_{name}", fuse_attention(mod, name))
         mod = shown(f"lower_group_norm_{name}", lower_group_norm(mod, name))
@@ -77,7 +78,7 @@ def lower(program: Program, lanes: int, watch: Watch = lambda name, mod: None) -
     mod = _annotate(remove_dead_code(mod, *entries), tuple(clones), _regions(fused))
     mod = shown("fuse_kernels", mod)
     calls = {name: _calls(mod[name]) for name in clones}
-    table = groups(Imported(program.mod, program.provenance), before, fused, calls)
+    table = groups(Imported(program.mod, program.provenance), before, fused, calls, needed)
     return replace(program, mod=shown("dispatch", add_dispatcher(mod, clones)), groups=table)
 
 

@@ -18,6 +18,7 @@ Rule = Callable[[Any, Target], Any]  # an unscheduled PrimFunc → a scheduled o
 
 ORDER = (
     "cached_attention",
+    "recurrence",
     "attention",
     "dense",
     "conv",

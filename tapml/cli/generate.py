@@ -15,6 +15,7 @@ from .app import FILE, JSON, app, document
 @click.argument("folder", type=FILE, metavar="BUNDLE")
 @click.argument("prompt", required=False)
 @click.option("--tokens", metavar="N,N,...", help="The prompt in numbers; numbers are printed.")
+@click.option("--source", type=FILE, help="Features that an encoder reads (.npy), not a PROMPT.")
 @click.option("--chat", is_flag=True, help="Put PROMPT into the model's chat template.")
 @click.option("--max-tokens", type=click.IntRange(1), help="[default: as the context holds]")
 @click.option(
@@ -39,6 +40,7 @@ def generate(
     folder: Path,
     prompt: str | None,
     tokens: str | None,
+    source: Path | None,
     chat: bool,
     max_tokens: int | None,
     temperature: float,
@@ -51,19 +53,19 @@ def generate(
     """Write on from PROMPT with the language model in BUNDLE, as it comes."""
     from ..generate import Request, Writer
 
-    if (prompt is None) == (tokens is None):
+    if (prompt is None) == (tokens is None) and (source is None or prompt is not None):
         raise click.UsageError("give a PROMPT, or --tokens")
     if tokens is not None and (chat or stop):
         raise click.UsageError("--chat and --stop are for text, --tokens is numbers")
     writer = Writer(folder, threads)
     request = Request(max_tokens, temperature, top_p, seed, tuple(one for one in stop if one))
-    if prompt is None:
-        given = _numbers(tokens or "")
+    if tokens is not None:
+        given = _numbers(tokens)
         writer.check(given)
-        pieces = (f"{token} " for token in writer.tokens(given, request))
+        pieces = (f"{token} " for token in writer.tokens(given, request, source))
     else:
-        given = writer.encode(prompt, chat=chat)
-        pieces = writer.text(given, request)
+        given = [] if prompt is None else writer.encode(prompt, chat=chat)
+        pieces = writer.text(given, request, source)
     written = ""
     for piece in pieces:
         written += piece
@@ -75,7 +77,7 @@ def generate(
             {
                 "prompt_tokens": given,
                 "tokens": writer.written,
-                **({"text": written} if prompt is not None else {}),
+                **({"text": written} if tokens is None else {}),
                 "prefill": prefill.to_data(),
                 "decode": decode.to_data(),
             }

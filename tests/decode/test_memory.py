@@ -14,9 +14,10 @@ from decoding import assemble, lower
 from families import CONTEXT, make
 
 from tapml_stages import program as programs
-from tapml_stages.attention import KERNEL, UPDATE
+from tapml_stages.attention import UPDATE
 from tapml_stages.compat import tvm
 from tapml_stages.dataflow import bindings, kernel_of, op_name
+from tapml_stages.opaque import KERNEL
 from tapml_stages.program import DECODE, PREFILL, Program
 
 rx, tirx = tvm.relax, tvm.tirx

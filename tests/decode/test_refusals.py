@@ -40,17 +40,21 @@ def test_attention_to_both_sides_is_refused() -> None:
 
 
 def test_chunked_attention_is_refused_unless_the_context_fits_a_chunk() -> None:
-    from tapml_stages.importer.huggingface.attention import States, mask
+    from tapml_stages.importer.huggingface.attention import mask
+    from tapml_stages.importer.huggingface.states import States
 
     torch = pytest.importorskip("torch")
     from transformers.masking_utils import chunked_causal_mask_function
 
     chunked = chunked_causal_mask_function(8, torch.zeros(1, dtype=torch.int64))
     model = make("llama")
-    with States({}, torch.tensor([0]), 8, checking=True).serving(model):
-        assert mask(mask_function=chunked).item() == 0
+    zero = torch.tensor([0])
+    with States({}, zero, zero, 8, checking=True).serving(model):
+        marker = mask(mask_function=chunked)
+        assert marker is not None
+        assert marker.item() == 0
     with (
-        States({}, torch.tensor([0]), 12, checking=True).serving(model),
+        States({}, zero, zero, 12, checking=True).serving(model),
         pytest.raises(StageError, match="chunks, or both sides"),
     ):
         mask(mask_function=chunked)
@@ -88,6 +92,34 @@ def test_attention_of_its_own_is_refused() -> None:
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with pytest.raises(StageError, match="layer 0 stores keys and never attends through us"):
         check(model)
+
+
+def test_a_recurrence_of_its_own_is_refused() -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "state_size": 8, "num_heads": 8}
+    config = AutoConfig.for_model("mamba2", vocab_size=256, head_dim=16, n_groups=1, **sizes)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(StageError, match="layer 0 goes from token to token by code of its own"):
+        check(model)
+
+
+def test_a_model_that_keeps_tensors_itself_is_refused() -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = AutoConfig.for_model("recurrent_gemma", vocab_size=256, **sizes)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with pytest.raises(StageError, match=r"keeps .*rg_lru\.recurrent_states.* itself"):
+        check(model)
+
+
+def test_a_model_without_a_known_cache_is_refused() -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model("rwkv", vocab_size=256, hidden_size=64, num_hidden_layers=2)
+    with pytest.raises(StageError, match="RwkvForCausalLM takes no cache that we know"):
+        check(AutoModelForCausalLM.from_config(config).eval())
 
 
 def test_alibi_that_is_rounded_is_refused() -> None:

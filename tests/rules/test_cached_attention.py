@@ -15,7 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rules.kernels import BASELINE, assert_close, build, run
 
-from tapml_stages.attention import OVERFLOW, Attention, cache_update, cached_attention
+from tapml_stages.attention import (
+    NO_SOURCE,
+    OVERFLOW,
+    Attention,
+    cache_update,
+    cached_attention,
+)
 from tapml_stages.compat import tvm
 from tapml_stages.tensorir.schedule import schedule
 from tapml_stages.tensorir.tiling import STACK_BYTES
@@ -60,7 +66,8 @@ def check(
     keys = rng.standard_normal((*held, sizes.width)).astype("float32")
     values = rng.standard_normal((*held, sizes.value_width)).astype("float32")
     for row, start in enumerate(position):
-        keys[row, :, start + tokens :] = values[row, :, start + tokens :] = np.nan
+        end = start + (0 if options.across else tokens)
+        keys[row, :, end:] = values[row, :, end:] = np.nan
     extra = {}
     if options.bias:
         extra["bias"] = rng.standard_normal((sizes.heads, sizes.context)).astype("float32")
@@ -84,7 +91,7 @@ def expected(
     rows, heads, tokens, _ = query.shape
     out = np.zeros((rows, tokens, heads, values.shape[-1]))
     for row, i, head in np.ndindex(rows, tokens, heads):
-        end = position[row] + i + 1
+        end = position[row] + (0 if options.across else i + 1)
         first = max(0, end - options.window) if options.window else 0
         held = head // (heads // keys.shape[1])
         seen = keys[row, held, first:end].astype(float)
@@ -113,6 +120,16 @@ def test_rows_of_different_lengths_attend_to_their_own_tokens(
 ) -> None:
     for position, tokens in (([0], 1), ([63], 1), ([64], 1), ([0, 70, 3], 3), ([11], 69)):
         check(sizes, options, position, tokens)
+
+
+@pytest.mark.slow
+def test_every_token_sees_the_whole_source_of_its_row_across() -> None:
+    sizes, options = Sizes(heads=6, kv_heads=2, context=70), Attention(0.3, across=True)
+    for length, tokens in (([1], 1), ([70], 1), ([64, 65, 3], 3), ([11], 69)):
+        check(sizes, options, length, tokens)
+    for length in (0, 71):
+        with pytest.raises(RuntimeError, match=NO_SOURCE):
+            check(sizes, options, [5, length], 2)
 
 
 @pytest.mark.slow

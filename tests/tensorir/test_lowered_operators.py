@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rules.kernels import BASELINE, assert_close
 
 from tapml_stages.compat import tvm
+from tapml_stages.softplus import softplus
 from tapml_stages.target import tvm_target
 from tapml_stages.tensorir.group_norm import lower_group_norm
 from tapml_stages.tensorir.layout import block_layout
@@ -216,3 +217,18 @@ def test_transposed_convolutions_of_any_window_are_right(
     end = [size - pad for size in full.shape[2:]]
     expected = full[:, :, pad : end[0], pad : end[1]]
     assert_close(call(x, w)[0], expected)
+
+
+@pytest.mark.parametrize("beta", [1.0, 2.0])
+def test_softplus_keeps_its_relative_precision_and_nan(beta: float) -> None:
+    def legalized(mod: Any) -> Any:
+        return relax.transform.LegalizeOps({"relax.nn.softplus": softplus})(mod)
+
+    call = machine(lambda emit, x: emit(op.nn.softplus(x, beta)), (N,), lowering=legalized)
+    x = np.linspace(-40, 80, 1203, dtype="float32")  # exp of ours is 0 below -86
+    wide = beta * x.astype("float64")
+    expected = (np.maximum(wide, 0) + np.log1p(np.exp(-np.abs(wide)))) / beta
+    (found,) = call(x)
+    assert np.abs(found / expected - 1).max() < 1e-6  # of exp: 3e-7
+    (found,) = call(np.array([np.nan, np.inf, -np.inf], "float32"))
+    np.testing.assert_array_equal(found, np.array([np.nan, np.inf, 0.0], "float32"))

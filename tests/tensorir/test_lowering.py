@@ -306,6 +306,8 @@ def test_a_program_with_states_has_a_clone_for_one_token_a_call():
         ("decode", {"n": 1}),
         ("prefill", {}),
     ]
+    with_source = replace(io, dims={**io.dims, "m": Bounds(0, 64)})
+    assert clone_names(with_source) == {"decode": {"n": 1, "m": 0}, "prefill": {}}
 
 
 @pytest.mark.parametrize(("bits", "expected"), [(128, 4), (256, 8), (512, 8)])

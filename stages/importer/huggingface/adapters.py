@@ -21,7 +21,9 @@ from transformers.cache_utils import Cache
 
 from tapml.errors import StageError
 
-from .attention import attention, refusal
+from .attention import attention
+from .recurrence import STAND_INS
+from .states import refusal
 
 
 @dataclass(frozen=True)
@@ -37,29 +39,36 @@ def exportable(model: PreTrainedModel) -> Iterator[None]:
     """Within, the model's code that torch.export cannot take is replaced; afterwards it is back."""
     with ExitStack() as undo:
         for module in list(model.modules()):
-            _stand_in(undo, module, _EXPORTABLE)
+            _stand_in(undo, module, _EXPORTABLE.get(type(module).__name__))
         yield
 
 
 @contextmanager
 def adapted(model: PreTrainedModel, context: int) -> Iterator[None]:
-    """Within, the model is exportable and its own attentions are replaced by ours; afterwards they
-    are back.
+    """Within, the model is exportable and its own attentions and recurrences are replaced by ours;
+    afterwards they are back.
     """
     tables: dict[int, Tensor] = {}  # one for all layers
     with exportable(model), ExitStack() as undo:
         module: Any
         for module in list(model.modules()):
-            if type(module).__name__ in _WITH_ALIBI:
+            kind = type(module).__name__
+            if kind in _WITH_ALIBI:
                 table = tables.setdefault(module.num_heads, _alibi(module.num_heads, context))
                 module.register_buffer(_BIAS, table, persistent=False)
                 undo.callback(delattr, module, _BIAS)
-            _stand_in(undo, module, _ATTENTIONS)
+            if kind in _WITH_BUCKETS:
+                module.register_buffer(_BUCKETS, _t5_buckets(module, context), persistent=False)
+                undo.callback(delattr, module, _BUCKETS)
+            code = vars(import_module(type(module).__module__))
+            there = {name: one for name, one in STAND_INS.items() if name in code}
+            _stand_in(undo, module, Adapter(functions=there))
+            _stand_in(undo, module, _ATTENTIONS.get(kind))
         yield
 
 
-def _stand_in(undo: ExitStack, module: Any, table: Mapping[str, Adapter]) -> None:
-    """Replaces what the table has for the module's class until `undo` is left."""
+def _stand_in(undo: ExitStack, module: Any, adapter: Adapter | None) -> None:
+    """Replaces what the adapter says until `undo` is left."""
 
     def replace(owner: Any, name: str, value: Any) -> None:
         if name in vars(owner):
@@ -68,7 +77,8 @@ def _stand_in(undo: ExitStack, module: Any, table: Mapping[str, Adapter]) -> Non
             undo.callback(delattr, owner, name)
         setattr(owner, name, value)
 
-    adapter = table.get(type(module).__name__, Adapter())
+    if adapter is None:
+        return
     for name, method in adapter.methods.items():
         replace(module, name, partial(method, module))
     for name, function in adapter.functions.items():
@@ -141,6 +151,70 @@ def _alibi(heads: int, context: int) -> Tensor:
     return -torch.tensor(powers)[:, None] * torch.arange(context)
 
 
+def _t5(
+    module: Any,
+    hidden_states: Tensor,
+    mask: Tensor | None = None,
+    key_value_states: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    past_key_values: Cache | None = None,
+    **_: Any,
+) -> tuple[Tensor, Tensor | None, None]:
+    """Its bias by distance is that of the first layer, which hands it on."""
+    if past_key_values is None:  # the encoder
+        own = type(module).forward
+        return own(module, hidden_states, mask, key_value_states, position_bias)
+    source = hidden_states if key_value_states is None else key_value_states
+    query, key, value = (
+        weight(x).unflatten(-1, (module.n_heads, -1)).transpose(1, 2)
+        for weight, x in ((module.q, hidden_states), (module.k, source), (module.v, source))
+    )
+    key, value = past_key_values.update(key, value, module.layer_idx)
+    if position_bias is None and module.has_relative_attention_bias:
+        position_bias = module.relative_attention_bias(getattr(module, _BUCKETS)).t()
+    out = attention(module, query, key, value, mask, scaling=module.scaling, bias=position_bias)
+    return module.o(out[0].flatten(2)), position_bias, None
+
+
+def _whisper(
+    module: Any,
+    hidden_states: Tensor,
+    key_value_states: Tensor | None = None,
+    past_key_values: Cache | None = None,
+    attention_mask: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Its own gives the keys of a source as many rows as the text has."""
+    if past_key_values is None:  # the encoder
+        return type(module).forward(module, hidden_states, attention_mask=attention_mask)
+    source = hidden_states if key_value_states is None else key_value_states
+    query, key, value = (
+        weight(x).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
+        for weight, x in (
+            (module.q_proj, hidden_states),
+            (module.k_proj, source),
+            (module.v_proj, source),
+        )
+    )
+    key, value = past_key_values.update(key, value, module.layer_idx)
+    out = attention(module, query, key, value, attention_mask, scaling=module.scaling)[0]
+    return module.out_proj(out.flatten(2)), None
+
+
+def features(model: PreTrainedModel) -> tuple[int, ...]:
+    """Sizes of what an encoder reads that reads no tokens, without the rows."""
+    config: Any = model.config
+    if (kind := type(model).__name__) not in _FEATURES:
+        raise refusal(f"{kind} reads {model.main_input_name}, of a size that we do not know")
+    return _FEATURES[kind](config)
+
+
+def _t5_buckets(module: Any, context: int) -> Tensor:
+    """[context]: which row of its table is for a distance."""
+    sizes = (module.relative_attention_num_buckets, module.relative_attention_max_distance)
+    return module._relative_position_bucket(-torch.arange(context), False, *sizes)
+
+
 def _deepseek_v2_angles(module: Any, x: Tensor, position_ids: Tensor) -> Tensor:
     """[2, batch, n, half]: cos and sin, of which the model makes complex numbers."""
     if module.rope_type in ("dynamic", "longrope"):
@@ -176,16 +250,26 @@ def _llava_images(module: Any, pixel_values: Tensor, **_: Any) -> Any:
     return seen
 
 
-_BIAS = "bias_by_distance"
+_BIAS, _BUCKETS = "bias_by_distance", "buckets_by_distance"
 _WITH_ALIBI = frozenset({"BloomAttention"})
+_WITH_BUCKETS = frozenset({"T5Attention", "MT5Attention"})
 # by a module's class
 _ATTENTIONS = {
     "GPTJAttention": Adapter({"_attn": _gptj, "_get_embed_positions": _gptj_table}),
     "FalconAttention": Adapter({"forward": _falcon}),
     "BloomAttention": Adapter({"forward": _bloom}),
+    **dict.fromkeys(_WITH_BUCKETS, Adapter({"forward": _t5})),
+    "WhisperAttention": Adapter({"forward": _whisper}),
 }
 _EXPORTABLE = {
     "LlavaModel": Adapter({"get_image_features": _llava_images}),
     "DeepseekV2RotaryEmbedding": Adapter({"forward": _deepseek_v2_angles}),
     "DeepseekV2Attention": Adapter(functions={"apply_rotary_emb": _deepseek_v2_rotate}),
+}
+# class of a model: the sizes of the features that its encoder reads
+_FEATURES: dict[str, Callable[[Any], tuple[int, ...]]] = {
+    "WhisperForConditionalGeneration": lambda config: (
+        config.num_mel_bins,
+        2 * config.max_source_positions,  # a convolution halves them
+    ),
 }

@@ -46,7 +46,7 @@ def imported(
 
     if stage.task == "generate":
         program, weights = generate.program_of(loaded.model, stage, where)
-        files = {**files, generate.FACTS: generate.write_facts(loaded.model, stage, ctx.workdir)}
+        files = {**files, generate.FACTS: generate.write_facts(loaded.model, ctx.workdir)}
     else:
         program, weights = export.program_of(loaded.model, stage, where)
     demand(loaded.missing, frozenset(weights), where)

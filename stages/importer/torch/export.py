@@ -30,6 +30,7 @@ _KEPT_WHOLE = (  # operators of torch that have one in Relax: not taken apart
     torch.ops.aten.matmul.default,
     torch.ops.aten.scaled_dot_product_attention.default,
     torch.ops.aten.silu.default,
+    torch.ops.aten.softplus.default,
 )
 
 

@@ -44,7 +44,10 @@ class HuggingFaceRunner:
         model = model.to(wide)
 
         def run(inputs: Arrays) -> dict[str, np.ndarray]:
-            tensors = {name: torch.from_numpy(np.array(one)) for name, one in inputs.items()}
+            tensors = {
+                name: torch.from_numpy(np.array(one))
+                for name, one in _named(inputs, model.main_input_name).items()
+            }
             floats = {n: one.to(wide) for n, one in tensors.items() if one.is_floating_point()}
             try:
                 with torch.inference_mode():
@@ -61,6 +64,19 @@ class HuggingFaceRunner:
 
     def save(self, weights: Arrays, folder: Path) -> None:
         """Nothing: torch is not timed."""
+
+
+def _named(inputs: Arrays, first: str) -> Arrays:
+    """Inputs by the model's own names. With a source, that is what it reads first, and `input_ids`
+    are the decoder's.
+    """
+    if "source" not in inputs:
+        return inputs
+    named = {first: inputs["source"], "decoder_input_ids": inputs["input_ids"]}
+    if (length := inputs.get("source_length")) is not None:
+        there = np.arange(inputs["source"].shape[1]) < length[:, None]
+        named["attention_mask"] = there.astype(np.int64)
+    return named
 
 
 def _at(answer: Any, name: str) -> Any:

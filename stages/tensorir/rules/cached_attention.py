@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import tvm_ffi
+
 from tapml.stage import Target
 
-from ...attention import ATTEND, KERNEL, OVERFLOW, UPDATE, Attention
+from ...attention import ATTEND, MORE_SOURCES, NO_SOURCE, OVERFLOW, UPDATE, Attention
 from ...compat import tvm
+from ...opaque import KERNEL
 from ..intrinsics import exp, tanh
 from ..kernel import Axis, Expr, Unfit, as_int
 from ..loops import lanes, local, loop, parallel, prefetch, scheduled, seq, store
@@ -46,10 +49,7 @@ def _update(func: Any, target: Target) -> Any:
 
     def row(b: Expr) -> Any:
         first = tirx.BufferLoad(position, [b])
-        fits = tirx.all(first >= 0, first + count <= context)
-        error, message = tvm.ir.StringImm("RuntimeError"), tvm.ir.StringImm(OVERFLOW)
-        # the wheel's constructor hands its arguments on as they come: the condition first
-        check = tirx.AssertStmt(fits, error, [message])
+        check = _demand(tirx.all(first >= 0, first + count <= context), OVERFLOW)
 
         def copy(h: Expr, i: Expr, x: Expr) -> Any:
             return store(state, [b, h, first + i, x], tirx.BufferLoad(new, [b, h, i, x]))
@@ -61,7 +61,15 @@ def _update(func: Any, target: Target) -> Any:
         heads_of = loop("head", heads, lambda h: loop("token", count, lambda i: token(h, i)))
         return seq([check, heads_of])
 
-    return loop("row", batch, row)
+    rows = loop("row", batch, row)
+    held = as_int(state.ty.shape[0])
+    same = isinstance(batch, int) or tvm_ffi.structural_equal(batch, held)
+    return rows if same else seq([_demand(batch <= held, MORE_SOURCES), rows])
+
+
+def _demand(condition: Expr, message: str) -> Any:
+    # the wheel's constructor hands its arguments on as they come: the condition first
+    return tirx.AssertStmt(condition, tvm.ir.StringImm("RuntimeError"), [tvm.ir.StringImm(message)])
 
 
 class _Attend:
@@ -119,12 +127,23 @@ class _Attend:
             tokens = loop("token", count, lambda i: self._token(row, head, first + i))
             return seq([*(tirx.AllocBuffer(buffer) for buffer in kept), tokens])
 
-        return parallel([self.batch, self.heads // self.shared, runs], task, INDEX)
+        tasks = parallel([self.batch, self.heads // self.shared, runs], task, INDEX)
+        if not self.options.across:
+            return tasks
+        context = self.keys.ty.shape[2]
+
+        def source(row: Expr) -> Any:
+            end = tirx.BufferLoad(self.position, [row])
+            return _demand(tirx.all(end > 0, end <= context), NO_SOURCE)
+
+        return seq([loop("row", self.batch, source), tasks])
 
     def _token(self, row: Expr, head: Expr, i: Expr) -> Any:
         """One token, attending with every head of the task."""
         held = head // (self.heads // self.kv_heads)
-        end = tirx.BufferLoad(self.position, [row]) + i + 1
+        end = tirx.BufferLoad(self.position, [row])
+        if not self.options.across:
+            end = end + i + 1
         begin = tirx.const(0, INDEX)
         if self.options.window:
             begin = tirx.max(end - self.options.window, begin)
