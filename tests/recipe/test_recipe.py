@@ -109,7 +109,11 @@ def test_what_is_nearly_the_version_is_not_it(errors_of: ErrorsOf, version: str)
     ("body", "message", "hint"),
     [
         ("sparsity: {layers: [a], prune: {}}", "'method' is missing", "one of: magnitude, none"),
-        ("model: {inputs: {x: {shape: [1], dtype: f32}}}", "unknown value 'f32'", "did you mean 'float32'"),
+        (
+            "model: {inputs: {x: {shape: [1], dtype: f32}}}",
+            "unknown value 'f32'",
+            "did you mean 'float32'",
+        ),
         ("tags: {a: '${b}'}", "unknown reference '${b}'", "${vars.NAME}, ${env:NAME}"),
         ("validation: {random: {x: [1]}}", "validation.random.x.1: a value is missing", ""),
     ],
