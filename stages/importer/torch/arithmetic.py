@@ -111,8 +111,8 @@ def ignoring_nan(op: Op) -> Converter:
 
     def convert(call: Call) -> Any:
         left, right = (call.operand(one, call.dtype) for one in call.pair)
-        value = rx.op.where(rx.op.not_equal(right, right), left, op(left, right))
-        return call.emit(rx.op.where(rx.op.not_equal(left, left), right, value))
+        value = rx.op.where(rx.op.isnan(right), left, op(left, right))
+        return call.emit(rx.op.where(rx.op.isnan(left), right, value))
 
     return convert
 
@@ -138,8 +138,7 @@ def where(call: Call) -> Any:
 
 
 def is_nan(call: Call) -> Any:
-    x = call.value("self")
-    return call.emit(rx.op.not_equal(x, x))
+    return call.emit(rx.op.isnan(call.value("self")))
 
 
 def is_inf(call: Call) -> Any:

@@ -114,6 +114,8 @@ def numbers(x: Tensor, y: Tensor, i: Tensor, m: Tensor) -> dict[str, Tensor]:
         "selu": F.selu(x),
         "celu": F.celu(x, alpha=0.5),
         "finite": torch.isfinite(x / (x > 0)),
+        "not a number": torch.nan_to_num(x.sqrt(), 1.0),
+        "the number of two": torch.fmax(x.sqrt(), y) - torch.fmin(y, x.sqrt()),
         "running sum of bools": m.cumsum(-1),
         "running sum of the batch": x.cumsum(0),
         "sum of bools": m.sum(-1),
