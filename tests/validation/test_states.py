@@ -7,6 +7,7 @@ import logging
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import language
 import numpy as np
@@ -83,6 +84,29 @@ def test_fewer_real_sequences_than_the_batch_has_rows_are_refused() -> None:
     io = language.program(language.Llama(layers=1, batch=8, context=80)).io
     with pytest.raises(StageError, match="gave 6 sequences, the batch has 8"):
         sequences.make(io, cases.Real("here", None, {"input_ids": np.ones((6, 8), int)}))
+
+
+def test_a_source_comes_with_the_first_call_of_a_chain_alone() -> None:
+    io = language.program(MODEL).io
+    length = program.TensorSpec("source_length", ("batch",), "int64")
+    tokens = program.TensorSpec("source", ("batch", "m"), "int64")
+    features = program.TensorSpec("source", ("s", 4, 6), "float32")
+    for more, name in (((tokens, length), "m"), ((features,), "s")):
+        bounds = {**io.dims, name: program.Bounds(0, 4 if name == "s" else 80)}
+        made = sequences.make(replace(io, inputs=io.inputs + more, dims=bounds), None)
+        first, *rest = sequences.chains(made)[1]
+        assert first.sizes[name] == (3 if name == "s" else 11)
+        assert {case.sizes[name] for case in rest} == {0}
+        assert all(case.inputs["source"].size == 0 for case in rest)
+        given: list[dict[str, np.ndarray]] = []
+
+        def seen(inputs: dict[str, np.ndarray], given: list[Any] = given) -> dict[str, np.ndarray]:
+            given.append(inputs)
+            return run(inputs)
+
+        sequences.answers(seen, [first, *rest], "logits")
+        np.testing.assert_array_equal(given[0]["source"], first.inputs["source"])
+    assert list(made[0].inputs["source"].shape) == [1, 4, 6]
 
 
 def test_a_call_is_answered_by_the_sequence_so_far() -> None:
