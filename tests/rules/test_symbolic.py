@@ -114,6 +114,20 @@ def test_reductions_over_symbolic_sizes_are_right(row_kernel: Any, rows: int, co
     assert_close(run(kernel, [x], expected.shape), expected)
 
 
+@pytest.mark.parametrize("shape", [(B, 1, 40), (B, N, 40), (1, 1, 40)])
+def test_a_norm_with_a_weight_for_each_element_is_computed_by_rows(shape: Any) -> None:
+    """One token of each row of a batch too; TOPI casts the weight in a step of its own."""
+
+    def normed(bb: Any, x: Any, w: Any) -> Any:
+        return op.nn.rms_norm(x, w, [-1], 1e-5)
+
+    scheduled, name = schedule(lower(normed, shape, (40,)), BASELINE)
+    assert name == "rows"
+    x, w = randoms((1, 1, 40), (40,), seed=5)
+    scale = np.sqrt(np.mean(np.square(x.astype("float64")), -1, keepdims=True) + 1e-5)
+    assert_close(run(kernels.build(scheduled), [x, w], x.shape), x / scale * w)
+
+
 def test_elementwise_over_symbolic_sizes_is_right() -> None:
     def build(bb: Any, x: Any, mask: Any) -> Any:
         return op.add(op.multiply(x, tvm.relax.const(0.5, "float32")), mask)

@@ -127,11 +127,10 @@ class _Rows:
         statements: list[Any] = []
         outputs = {key(step.buffer) for step in self.kernel.outputs}
         for step in self.kernel.steps:
-            env = self._env(step, position)
-            inner = step.axes[len(self.row) :]
             is_output = key(step.buffer) in outputs
-            if (step.reduce or is_output) and len(step.axes) < len(self.row):
-                raise Unfit(f"{step.name} has fewer axes than a row")
+            if not (step.reduce or is_output or self._is_kept(step)):
+                continue  # it is computed where it is read
+            env, inner = self._env(step, position), step.axes[len(self.row) :]
             if step.reduce:
                 statements += self._reduce(step, env, inner, is_output)
             elif is_output:
@@ -139,7 +138,7 @@ class _Rows:
                 self.held[key(step.buffer)] = self._checked(
                     step, position, step.buffer, len(self.row), False
                 )
-            elif self._is_kept(step):
+            else:
                 sizes = [axis.extent for axis in inner]
                 if 4 * prod(axis.static or 1 for axis in inner) > ROW_BYTES:
                     raise Unfit("a row is too long to keep")
@@ -153,7 +152,7 @@ class _Rows:
 
     def _env(self, step: Step, position: list[Expr]) -> dict[int, Expr]:
         if len(step.axes) < len(self.row):
-            return {}
+            raise Unfit(f"{step.name} has fewer axes than a row")
         for own, row in zip(step.axes, self.row, strict=False):
             if not self.analyzer.can_prove_equal(own.extent, row.extent):
                 raise Unfit(f"{step.name} has other rows")
