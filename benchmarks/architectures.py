@@ -18,7 +18,6 @@ import time
 import traceback
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from typing import Any
 import click
 import page
 
-from tapml import host, registry
+from tapml import registry
 from tapml.errors import TapmlError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -171,13 +170,7 @@ def apart(name: str, store: Path) -> dict[str, Any]:
 
 
 def save(ordered: list[dict[str, Any]]) -> None:
-    facts = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "host": host.fingerprint(),
-        "tools": {tool: version(tool) for tool in ("apache-tvm", "torch", "transformers")},
-        "rows": ordered,
-    }
-    RESULTS.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    page.keep(RESULTS, ordered)
     TABLE.write_text(markdown(ordered), encoding="utf-8")
     page.place("models.md", "zoo", digest(ordered))
 

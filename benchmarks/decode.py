@@ -14,7 +14,6 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import click
 import page
 
-from tapml import host, registry
+from tapml import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "decode.json"
@@ -111,13 +110,7 @@ def main(names: tuple[str, ...], again: bool) -> None:
         errors = " ".join(f"{value:.1e}" for value in one.get("errors", {}).values())
         print(f"{name:<14} {errors} {one['seconds']} s {one['reason'][:140]}", flush=True)
         rows = [results[family] for family in FAMILIES if family in results]
-        facts = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "host": host.fingerprint(),
-            "tools": {tool: version(tool) for tool in ("apache-tvm", "torch", "transformers")},
-            "rows": rows,
-        }
-        RESULTS.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        page.keep(RESULTS, rows)
         page.place("models.md", "decode", markdown(rows))
 
 

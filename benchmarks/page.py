@@ -1,8 +1,15 @@
-"""Tables of the docs: what a benchmark writes between its marks."""
+"""What benchmarks of rows leave: JSON of their results, and tables in the docs."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+from tapml import host
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -19,3 +26,14 @@ def place(page: str, name: str, text: str) -> None:
     if not end:
         raise ValueError(f"{path}: no marks of {name!r}")
     path.write_text(f"{before}{begin}{mark}{close}{text}\n{end}{after}", encoding="utf-8")
+
+
+def keep(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes rows with their date, machine and tools."""
+    facts = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": host.fingerprint(),
+        "tools": {tool: version(tool) for tool in ("apache-tvm", "torch", "transformers")},
+        "rows": rows,
+    }
+    path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
