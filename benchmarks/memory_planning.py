@@ -73,7 +73,6 @@ def applied(model: Model) -> tuple[Any, Any, list[np.ndarray]]:
     from tapml_stages.target import tvm_target
     from tapml_stages.tensorir.lower import lower
     from tapml_stages.tensorir.schedule import default_records
-    from tapml_stages.tensorir.stage import lanes
 
     network = families.make(model.family, **model.changes)
     rows = Bounds(1, model.batch) if model.batch > 1 else 1
@@ -82,7 +81,7 @@ def applied(model: Model) -> tuple[Any, Any, list[np.ndarray]]:
     for _, transform in passes():
         mod = transform(mod)
     target = resolve(TargetSection())
-    lowered = lower(program.with_mod(mod), lanes(target))
+    lowered = lower(program.with_mod(mod), target)
     defaults = default_records(lowered.mod, target)
     choices = records.Choices(tuple(records.KernelChoice(r.kernel, r.id, ()) for r in defaults))
     scheduled = with_schedules(lowered.mod, choices, defaults)

@@ -90,12 +90,11 @@ def lowered(imported: Any, target: Target) -> tuple[Any, list[Any]]:
     from tapml_stages.relax.passes import passes
     from tapml_stages.tensorir.lower import lower
     from tapml_stages.tensorir.schedule import default_records
-    from tapml_stages.tensorir.stage import lanes
 
     mod = imported.mod
     for _, transform in passes():
         mod = transform(mod)
-    low = lower(imported.with_mod(mod), lanes(target))
+    low = lower(imported.with_mod(mod), target)
     return low, default_records(low.mod, target)
 
 

@@ -9,6 +9,14 @@ from tapml.stage import Target
 from .compat import tvm
 
 
+SPLIT = frozenset({"znver4"})  # CPUs that run an instruction of 512 bits as two halves
+
+
+def multiplied_bits(target: Target) -> int:
+    """Width of the vectors that the CPU multiplies and adds at its full rate."""
+    return target.vector_bits // 2 if target.mcpu in SPLIT else target.vector_bits
+
+
 def tvm_target(target: Target, opt_level: int = 3) -> Any:
     """The Target that kernels are built for, `num-cores` included (MetaSchedule demands it)."""
     config: dict[str, object] = {"kind": target.kind, "num-cores": target.cores}

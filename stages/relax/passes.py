@@ -14,6 +14,7 @@ from .arithmetic import canonicalize
 from .batch_norm import fold_batch_norm
 from .gather import elementwise_before_take, one_hot_to_take
 from .norms import fuse_rms_norm
+from .padding import fold_padding
 from .regions import mark_regions
 from .shapes import fold_shapes
 
@@ -30,6 +31,7 @@ def passes(*, reciprocal: bool = True, user: Sequence[Named] = ()) -> list[Named
         ("fold_shapes", fold_shapes),
         ("canonicalize", lambda mod: remove_dead_code(canonicalize(mod, reciprocal=reciprocal))),
         ("remove_noops", lambda mod: remove_dead_code(remove_noops(mod))),
+        ("fold_padding", lambda mod: remove_dead_code(fold_padding(mod))),
         ("one_hot_to_take", lambda mod: remove_dead_code(one_hot_to_take(mod))),
         ("elementwise_before_take", lambda mod: remove_dead_code(elementwise_before_take(mod))),
         ("fold_batch_norm", lambda mod: remove_dead_code(fold_batch_norm(mod))),

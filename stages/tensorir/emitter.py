@@ -36,13 +36,14 @@ from .loops import (
     loop,
     nest,
     parallel,
+    prefetch,
     scheduled,
     seq,
     store,
     when,
 )
 from .nests import elementwise, in_memory
-from .tiling import SERIAL_FLOPS, Plan, Problem, flops, static_size
+from .tiling import SERIAL_FLOPS, Plan, Problem, flops, static_size, weight_load
 
 tirx = tvm.tirx
 
@@ -96,6 +97,7 @@ class _Emitter:
         others = [axis for axis in problem.outer if axis is not problem.chunk]
         self.others = others
         self.serial = flops(problem) < SERIAL_FLOPS
+        self.weight = weight_load(problem) if plan.prefetch else None
 
     def body(self) -> Any:
         problem, plan = self.problem, self.plan
@@ -186,7 +188,9 @@ class _Emitter:
                     loop(
                         "tile",
                         full,
-                        lambda t: self._tile(at, start + t * rows, rows, col, width),
+                        lambda t: self._tile(
+                            at, start + t * rows, rows, col, width, t if full > 1 else None
+                        ),
                         dtype=dtype,
                     )
                 )
@@ -196,7 +200,7 @@ class _Emitter:
 
         def overlapped(t: Expr) -> Any:
             first = tirx.min(t * rows, count - rows)
-            return self._tile(at, start + first, rows, col, width)
+            return self._tile(at, start + first, rows, col, width, t)
 
         def left(size: int) -> Any:
             first = start + count // (2 * size) * (2 * size)
@@ -207,8 +211,18 @@ class _Emitter:
             return long
         return branch(count >= rows, long, seq(left(size) for size in _halves(rows)))
 
-    def _tile(self, at: Mapping[int, Expr], row: Expr, rows: int, col: Expr, cols: int) -> Any:
-        """A register tile: accumulate, then store every output."""
+    def _tile(
+        self,
+        at: Mapping[int, Expr],
+        row: Expr,
+        rows: int,
+        col: Expr,
+        cols: int,
+        number: Expr | None = None,
+    ) -> Any:
+        """A register tile: accumulate, then store every output. `number`: of the tile in its task,
+        where it is one of several.
+        """
         problem, anchor = self.problem, self.problem.anchor
         accs = [
             [
@@ -241,7 +255,15 @@ class _Emitter:
 
                 return self._lanes(one)
 
-            return seq(cell(r, c) for r, c in cells)
+            return seq([*(cell(r, c) for r, c in cells), *ahead(taps)])
+
+        def ahead(taps: Mapping[int, Expr]) -> list[Any]:
+            if number is None or self.weight is None:
+                return []
+            block = cols + tirx.min(number, _int(cols - 1, number))
+            env = {**where(0, 0, _int(0, row)), **taps, key(problem.col.var): col + block}
+            indices = [substitute(index, env) for index in self.weight.indices]
+            return [prefetch(self.weight.source, indices, level=2)]
 
         def join(r: int, c: int) -> list[Any]:
             return [

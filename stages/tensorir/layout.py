@@ -12,13 +12,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any
+
+from tapml.stage import Target
 
 from ..compat import tvm
 from ..dataflow import (
     ELEMENTWISE,
     ZERO_SAFE,
     Writer,
+    bindings,
     is_constant,
     op_name,
     rewrite,
@@ -26,8 +30,10 @@ from ..dataflow import (
     same_shape,
     shape_of,
 )
+from ..target import multiplied_bits
 from .convolutions import conv, conv_transpose
 from .kernel import ceil_div
+from .tiling import SYMBOLIC
 
 REDUCTIONS = frozenset(f"relax.{name}" for name in ("mean", "sum", "max", "min"))
 
@@ -50,6 +56,29 @@ class Blocked:
 def block_layout(mod: Any, lanes: int, name: str = "main") -> Any:
     """`mod` whose function `name` convolves, and works between, on blocks of `lanes` channels."""
     return rewrite(mod, Blocker(lanes).visit, name)
+
+
+def block_lanes(func: Any, target: Target) -> int:
+    """Channels per block of an activation: as many floats as a vector has, or half of that where
+    channels of zeros, which fill the last block, would cost more than narrower vectors.
+
+    Decided for a whole function by the vectors that its convolutions multiply.
+    """
+    widest = max(4, min(16, target.vector_bits // 32))
+    narrow = [widest // 2] if widest > 4 else []
+    return min([widest, *narrow], key=lambda lanes: _vectors(func, lanes, target))
+
+
+def _vectors(func: Any, lanes: int, target: Target) -> float:
+    total = 0.0
+    for var, call in bindings(func):
+        if op_name(call) not in ("relax.nn.conv1d", "relax.nn.conv2d"):
+            continue
+        out, inner, *taps = shape_of(call.args[1])
+        pixels = [size if isinstance(size, int) else SYMBOLIC for size in shape_of(var)[2:]]
+        depth = ceil_div(inner, lanes) * lanes if inner >= lanes else inner
+        total += prod(pixels) * prod(taps) * depth * ceil_div(out, lanes)
+    return total * max(1, lanes * 32 / multiplied_bits(target))
 
 
 class Blocker:

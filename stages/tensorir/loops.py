@@ -113,10 +113,12 @@ def dtype_of(axis: Axis) -> str:
     return str(axis.var.ty.dtype)
 
 
-def prefetch(buffer: Any, indices: Sequence[Expr]) -> Any:
-    """A hint that the line of memory with an element is read soon; it may lie past the end."""
+def prefetch(buffer: Any, indices: Sequence[Expr], level: int = 1) -> Any:
+    """A hint that the line of memory with an element is read soon, into the cache of that level; it
+    may lie past the end.
+    """
     element = tirx.address_of(tirx.BufferLoad(buffer, list(indices)))
-    read, soon, data = (tirx.const(one, "int32") for one in (0, 3, 1))  # as LLVM numbers them
+    read, soon, data = (tirx.const(one, "int32") for one in (0, 4 - level, 1))  # as LLVM numbers them
     return tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", element, read, soon, data))
 
 

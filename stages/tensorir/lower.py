@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tapml.errors import StageError
+from tapml.stage import Target
 
 from ..compat import tvm
 from ..dataflow import (
@@ -26,7 +27,7 @@ from .clones import add_dispatcher, clone_buckets, clone_names
 from .dense import pack_dense
 from .group_norm import lower_group_norm
 from .groups import Imported, groups
-from .layout import block_layout
+from .layout import block_lanes, block_layout
 from .lifting import lift_packing
 from .ordering import lower_ordering
 
@@ -43,7 +44,7 @@ class UnloweredOpError(StageError):
         return f"no lowering to TensorIR for: {', '.join(self.ops)}"
 
 
-def lower(program: Program, lanes: int, watch: Watch = lambda name, mod: None) -> Program:
+def lower(program: Program, target: Target, watch: Watch = lambda name, mod: None) -> Program:
     """The lowered program, with its groups; `watch` is shown what each pass makes.
 
     Raises: UnloweredOpError, naming each operator without a legalization.
@@ -56,6 +57,7 @@ def lower(program: Program, lanes: int, watch: Watch = lambda name, mod: None) -
         return mod
 
     clones = clone_names(program.io)
+    lanes = block_lanes(program.mod["main"], target)
     mod = shown("clone_buckets", clone_buckets(program.mod, clones))
     needed = {name: {var.name for var, _ in bindings(mod[name])} for name in clones}
     for name in clones:

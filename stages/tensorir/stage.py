@@ -53,7 +53,7 @@ class TensorIR(Stage):
 
         program = load(inputs["program"])
         ctx.progress(0, 2, "lowering")
-        lowered = lower(program, lanes(self.target), Views(ctx.views, program.mod))
+        lowered = lower(program, self.target, Views(ctx.views, program.mod))
         ctx.progress(1, 2, "default schedules")
         records = default_records(lowered.mod, self.target)
         artifacts = {
@@ -61,15 +61,6 @@ class TensorIR(Stage):
             "records": save(ctx.workdir / "records.jsonl", records),
         }
         return Outputs(artifacts, report(lowered, records))
-
-
-def lanes(target: Target) -> int:
-    """Channels per block of an activation: a vector's worth of floats, but at most 8.
-
-    Sixteen would pad a 24-channel tensor by a third; with AVX-512 two blocks of eight are computed
-    side by side.
-    """
-    return max(4, min(8, target.vector_bits // 32))
 
 
 def report(program: Program, records: Sequence[Record]) -> Report:

@@ -72,6 +72,7 @@ class Plan:
     partials       accumulators per element, over the last reduction axis (hides latency of few,
                    long sums)
     unroll         how many of the innermost reduction loops are unrolled
+    prefetch       blocks of the weight that the next task multiplies by are asked for ahead
     stage          producers that are copied per task (zero padding); others are inlined
     """
 
@@ -81,6 +82,7 @@ class Plan:
     cols_parallel: bool = False
     partials: int = 1
     unroll: int = 0
+    prefetch: bool = False
     stage: bool = True
 
 
@@ -116,6 +118,18 @@ def factors(anchor: Step) -> tuple[Expr, Expr] | None:
     if element is None or not isinstance(element, tirx.Mul):
         return None
     return element.a, element.b
+
+
+def weight_load(problem: Problem) -> Any | None:
+    """The operand that has the blocks of lanes, when it is read from memory as it lies."""
+    if problem.col is None:
+        return None
+    params = {key(param) for param in problem.kernel.params}
+    for one in factors(problem.anchor) or ():
+        if depends_on(one, problem.col) and depends_on(one, problem.lane):
+            plain = isinstance(one, tvm.ir.TensorLoad) and key(one.source) in params
+            return one if plain else None
+    return None
 
 
 def flops(problem: Problem) -> float:

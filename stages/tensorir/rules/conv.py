@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tapml.stage import Target
@@ -31,7 +32,7 @@ def conv(func: Any, target: Target) -> Any | None:
     found = problem(kernel, kernel.reductions[0])
     if factors(found.anchor) is None or found.col is None or found.row is None:
         return None
-    return emit(found, plan(found, target), target)
+    return emit(found, replace(plan(found, target), prefetch=True), target)
 
 
 def plan(problem: Problem, target: Target) -> Plan:

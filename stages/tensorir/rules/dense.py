@@ -29,7 +29,7 @@ def dense(func: Any, target: Target) -> Any | None:
     if len(anchor.reduce) != 1 or depends_on(anchor.indices[0], found.col):
         return None
     # a weight that the kernel decodes is decoded in registers, not staged
-    return emit(found, replace(plan(found, target), stage=False), target)
+    return emit(found, replace(plan(found, target), stage=False, prefetch=True), target)
 
 
 def plan(problem: Problem, target: Target) -> Plan:

