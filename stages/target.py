@@ -8,7 +8,6 @@ from tapml.stage import Target
 
 from .compat import tvm
 
-
 SPLIT = frozenset({"znver4"})  # CPUs that run an instruction of 512 bits as two halves
 
 

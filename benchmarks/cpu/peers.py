@@ -17,7 +17,8 @@ Arrays = dict[str, np.ndarray]
 def package(name: str) -> Path:
     """The folder of an installed package, which is not imported."""
     spec = importlib.util.find_spec(name)
-    assert spec is not None and spec.origin is not None, name
+    assert spec is not None
+    assert spec.origin is not None
     return Path(spec.origin).parent
 
 
@@ -42,7 +43,9 @@ def centerface(path: Path) -> None:
             if sizes:
                 dim.dim_value = sizes[number]
     del model.graph.value_info[:]
-    constants = {one.name for one in model.graph.initializer}  # else they count as inputs: no folding
+    constants = {
+        one.name for one in model.graph.initializer
+    }  # else they count as inputs: no folding
     inputs = [one for one in model.graph.input if one.name not in constants]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
@@ -52,7 +55,8 @@ def centerface(path: Path) -> None:
 def of_module(file: Path, function: str, path: Path) -> None:
     """A recipe's torch function, its batch left open."""
     spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     network, examples = getattr(module, function)()
@@ -122,13 +126,22 @@ def smollm2(path: Path) -> None:
 
 
 def _export(
-    network: Any, args: tuple[Any, ...], names: list[str], outputs: list[str], path: Path, *dims: str
+    network: Any,
+    args: tuple[Any, ...],
+    names: list[str],
+    outputs: list[str],
+    path: Path,
+    *dims: str,
 ) -> None:
     import torch
 
-    axes = [{k: torch.export.Dim.DYNAMIC for k in range(len(dims))} for _ in args]
+    axes = [dict.fromkeys(range(len(dims)), torch.export.Dim.DYNAMIC) for _ in args]
     program = torch.onnx.export(
-        network.eval(), args, dynamo=True, dynamic_shapes=tuple(axes), input_names=names,
+        network.eval(),
+        args,
+        dynamo=True,
+        dynamic_shapes=tuple(axes),
+        input_names=names,
         output_names=outputs,
     )
     program.save(str(path), external_data=False)

@@ -72,17 +72,14 @@ def normal(*shape: int) -> np.ndarray:
 def minilm() -> Sequence[Size]:
     def size(batch: int, tokens: int, exact: bool) -> Size:
         ids = np.random.default_rng(0).integers(1000, 30000, (batch, tokens))
-        return same(
-            f"{batch} x {tokens}", exact, input_ids=ids, attention_mask=np.ones_like(ids)
-        )
+        return same(f"{batch} x {tokens}", exact, input_ids=ids, attention_mask=np.ones_like(ids))
 
     return [size(3, 32, True), size(1, 128, True), size(5, 77, False)]
 
 
 def images(name: str, height: int, width: int, *batches: int) -> Callable[[], Sequence[Size]]:
     return lambda: [
-        same(str(batch), batch == 1, **{name: normal(batch, 3, height, width)})
-        for batch in batches
+        same(str(batch), batch == 1, **{name: normal(batch, 3, height, width)}) for batch in batches
     ]
 
 
@@ -121,9 +118,7 @@ MODELS = {
         lambda path: peers.rapidocr("ch_PP-OCRv4_rec_infer.onnx", path),
         images("x", 48, 320, 1, 3),
     ),
-    "centerface": Model(
-        HERE / "centerface.yaml", peers.centerface, images("input.1", 512, 512, 1)
-    ),
+    "centerface": Model(HERE / "centerface.yaml", peers.centerface, images("input.1", 512, 512, 1)),
     "magika": Model(ROOT / "recipes" / "magika.yaml", peers.magika, magika),
     "smollm2": Model(ROOT / "recipes" / "smollm2.yaml", peers.smollm2, smollm2),
     "vit_tiny": Model(
@@ -270,7 +265,9 @@ def commit() -> str:
 
 def show(table: Sequence[dict[str, Any]]) -> None:
     form = "{:<20} {:<20} {:>2} {:<11} {:>9} {:>9} {:>6} {:>6} {:>8}"
-    print(form.format("model", "column", "T", "size", "ours ms", "ort ms", "ratio", "best", "error"))
+    print(
+        form.format("model", "column", "T", "size", "ours ms", "ort ms", "ratio", "best", "error")
+    )
     for row in table:
         print(
             form.format(

@@ -11,6 +11,7 @@ import tvm_ffi
 from tapml.stage import Target
 
 from ..compat import tvm
+from .borders import least, most
 from .epilogue import Larger, Sink, sinks
 from .intrinsics import vectorizable
 from .kernel import (
@@ -173,10 +174,43 @@ class _Emitter:
 
             def line(h: Expr) -> Any:
                 here = {**at, key(chunk.var): start + h}
-                return self._rows(here, tirx.const(0, dtype), row.extent if row else 1, col, width)
+                return self._line(here, tirx.const(0, dtype), row.extent if row else 1, col, width)
 
             return loop("line", count, line, dtype=dtype)
-        return self._rows(at, start, count, col, width)
+        return self._line(at, start, count, col, width)
+
+    def _line(self, at: Mapping[int, Expr], start: Expr, count: Any, col: Expr, width: int) -> Any:
+        """Tiles over neighbouring rows. Where the window may reach into the padding, it is tested
+        for, row by row; between these rows and in lines away from the border it is not.
+        """
+        borders, row, dtype = self.plan.borders, self.problem.row, self.problem.dtype
+        if borders is None or row is None:
+            return self._rows(at, start, count, col, width)
+        here = {axis: span for axis, span in borders.inside.items() if axis != key(row.var)}
+        tests = [at[axis] >= first for axis, (first, _) in here.items()]
+        tests += [at[axis] < last for axis, (_, last) in here.items()]
+        first, last = (
+            as_int(self.analyzer.simplify(bound - start))
+            for bound in borders.inside.get(key(row.var), (start, start + count))
+        )
+        first = least(most(first, 0), count)
+        last = most(first, least(last, count))
+
+        def tested(begin: Any, extent: Any) -> Any:
+            return loop(
+                "border",
+                extent,
+                lambda r: self._tile(at, start + begin + r, 1, col, width),
+                dtype=dtype,
+            )
+
+        self.held[key(borders.producer.buffer)] = lambda *indices: borders.read(
+            self.problem.kernel, {}, indices
+        )
+        within = self._rows(at, start + first, last - first, col, width)
+        del self.held[key(borders.producer.buffer)]
+        inner = seq([tested(0, first), within, tested(last, count - last)])
+        return branch(tirx.all(*tests), inner, tested(0, count)) if tests else inner
 
     def _rows(self, at: Mapping[int, Expr], start: Expr, count: Any, col: Expr, width: int) -> Any:
         rows, dtype = self.plan.rows, self.problem.dtype

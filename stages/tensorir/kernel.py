@@ -19,6 +19,7 @@ from ..compat import tvm
 tirx = tvm.tirx
 Expr = Any  # a TIR expression
 Buffer = Any  # a Var of buffer type
+GUARD = "prim.if_then_else"  # the operator whose branches are computed only where they are taken
 
 
 @dataclass(frozen=True)
@@ -332,7 +333,7 @@ def depends_on(value: Expr, axis: Axis) -> bool:
 
 
 def has_guard(value: Expr) -> bool:
-    return any(name == "tirx.if_then_else" for name in calls(value))
+    return GUARD in calls(value)
 
 
 def calls(value: Expr) -> list[str]:

@@ -35,6 +35,7 @@ from .convolutions import conv, conv_transpose
 from .kernel import ceil_div
 from .tiling import SYMBOLIC
 
+FEW = 4  # channels of an image: it is read as it lies, not in blocks
 REDUCTIONS = frozenset(f"relax.{name}" for name in ("mean", "sum", "max", "min"))
 
 
@@ -76,7 +77,7 @@ def _vectors(func: Any, lanes: int, target: Target) -> float:
             continue
         out, inner, *taps = shape_of(call.args[1])
         pixels = [size if isinstance(size, int) else SYMBOLIC for size in shape_of(var)[2:]]
-        depth = ceil_div(inner, lanes) * lanes if inner >= lanes else inner
+        depth = ceil_div(inner, lanes) * lanes if inner > FEW else inner
         total += prod(pixels) * prod(taps) * depth * ceil_div(out, lanes)
     return total * max(1, lanes * 32 / multiplied_bits(target))
 

@@ -118,7 +118,9 @@ def prefetch(buffer: Any, indices: Sequence[Expr], level: int = 1) -> Any:
     may lie past the end.
     """
     element = tirx.address_of(tirx.BufferLoad(buffer, list(indices)))
-    read, soon, data = (tirx.const(one, "int32") for one in (0, 4 - level, 1))  # as LLVM numbers them
+    read, soon, data = (
+        tirx.const(one, "int32") for one in (0, 4 - level, 1)
+    )  # as LLVM numbers them
     return tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", element, read, soon, data))
 
 

@@ -18,6 +18,7 @@ import tvm_ffi
 from tapml.stage import Target
 
 from ..compat import tvm
+from .borders import Borders
 from .kernel import (
     Axis,
     Expr,
@@ -36,6 +37,7 @@ tirx = tvm.tirx
 STACK_BYTES = 1024  # a larger local buffer becomes a workspace allocation
 CHUNK_BYTES = 192 << 10  # input of a chunk: stays in the second-level cache beside the weights
 SERIAL_FLOPS = 100_000  # below it a parallel launch costs more than it brings
+SYMBOLIC_LINES = 4  # that a task computes where their number is open (or tiles of a single one)
 SYMBOLIC = 32  # what a symbolic size counts as in estimates of work
 
 
@@ -74,6 +76,7 @@ class Plan:
     unroll         how many of the innermost reduction loops are unrolled
     prefetch       blocks of the weight that the next task multiplies by are asked for ahead
     stage          producers that are copied per task (zero padding); others are inlined
+    borders        where the padding is tested for; within them it is not
     """
 
     rows: int = 1
@@ -84,6 +87,7 @@ class Plan:
     unroll: int = 0
     prefetch: bool = False
     stage: bool = True
+    borders: Borders | None = None
 
 
 def problem(kernel: Kernel, anchor: Step) -> Problem:
@@ -105,7 +109,7 @@ def problem(kernel: Kernel, anchor: Step) -> Problem:
             col = only_weight[0] if only_weight else None
             row = only_data[-1] if only_data else None
     outer = tuple(axis for axis in axes if axis is not row and axis is not col)
-    before = [axis for axis in outer if axis.static is not None and axis.static > 1]
+    before = [axis for axis in outer if axis.static != 1]
     chunk = None
     if row is not None and before and axes.index(before[-1]) == axes.index(row) - 1:
         chunk = before[-1] if axes.index(before[-1]) > 1 else None

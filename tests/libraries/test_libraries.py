@@ -95,7 +95,7 @@ def shipped(folder: Path, program: Program) -> tuple[Path, list[np.ndarray]]:
     ctx = Context(folder / "work", logging.getLogger("test"), folder / "db")
     ctx.workdir.mkdir()
     made = Libraries(target=V3).run(Inputs({"program": program.save(folder / "relax")}), ctx)
-    lowered = lower(program, 8)
+    lowered = lower(program, V3)
     weights = random_weights(program)
     defaults = default_records(lowered.mod, V3)
     (kernel,) = [r.kernel for r in defaults if r.kernel.startswith("region_0")]

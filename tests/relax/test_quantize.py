@@ -77,7 +77,7 @@ def test_a_region_decodes_integers_and_main_makes_them_once():
 @pytest.mark.parametrize("bits", [8, 4])
 def test_one_kernel_reads_integers_decodes_and_multiplies_at_any_number_of_rows(bits, transposed):
     program = quantized(linear(transposed, ({"batch": 1},)), bits)
-    lowered = lower(program, 8)
+    lowered = lower(program, V3)
     records = default_records(lowered.mod, V3)
     assert {record.rule for record in records} == {"dense"}
     kernels = {row["kernel"] for rows in lowered.call_sites().values() for row in rows}
@@ -98,7 +98,7 @@ def test_one_kernel_reads_integers_decodes_and_multiplies_at_any_number_of_rows(
 @pytest.mark.slow
 def test_what_is_kept_are_the_integers_that_numpy_rounds_to():
     program = quantized(linear(transposed=False))
-    lowered, weights = lower(program, 8), random_weights(program)
+    lowered, weights = lower(program, V3), random_weights(program)
     machine = rx.VirtualMachine(tvm.compile(lowered.mod, "llvm"), tvm.cpu())
     kept = machine["main_transform_params"]([tvm.runtime.tensor(one) for one in weights])
     integers = next(one.numpy() for one in kept if str(one.dtype) == "int8")
@@ -111,7 +111,7 @@ def test_what_is_kept_are_the_integers_that_numpy_rounds_to():
 
 def test_two_integers_of_four_bits_share_a_byte():
     program = quantized(linear(transposed=False), 4)
-    types = [param.ty for param in lower(program, 8).mod["main"].params]
+    types = [param.ty for param in lower(program, V3).mod["main"].params]
     (packed,) = [ty for ty in types if str(ty.dtype) == "uint8"]
     assert int(np.prod([int(n) for n in packed.shape.values])) == 3 * (96 // 2) * 16
 
@@ -124,7 +124,7 @@ def test_what_else_reads_the_weight_reads_the_values_that_the_integers_stand_for
 
     program = graph(tied, {"ids": ("batch",)}, {"w": (40, 64)})
     program = quantized(program)
-    lowered, weights = lower(program, 8), random_weights(program)
+    lowered, weights = lower(program, V3), random_weights(program)
     run = lowered_runner(lowered, weights, default_records(lowered.mod, V3))
     rounded = {"w": weights[0].copy()}
     (row,) = round_weights(program, rounded)

@@ -22,6 +22,7 @@ from tapml_stages.relax.arithmetic import canonicalize
 from tapml_stages.relax.batch_norm import fold_batch_norm
 from tapml_stages.relax.gather import elementwise_before_take, one_hot_to_take
 from tapml_stages.relax.norms import fuse_rms_norm
+from tapml_stages.relax.padding import fold_padding
 from tapml_stages.relax.passes import operator_counts, passes, remember_imported
 from tapml_stages.relax.regions import mark_regions
 from tapml_stages.relax.shapes import fold_shapes
@@ -285,6 +286,36 @@ def test_batch_norm_is_folded_into_the_convolution_and_the_numbers_stay():
     np.testing.assert_allclose(
         run(mod, [x], weights), run(before.mod, [x], weights), rtol=1e-5, atol=1e-5
     )
+
+
+def padded_conv(emit, x, w, widths=(0, 0, 0, 0, 0, 1, 2, 3), value=0.0, mode="constant"):
+    return emit(op.nn.conv2d(emit(op.nn.pad(x, widths, mode, value)), w, strides=2, padding=1))
+
+
+def test_zeros_around_the_pixels_are_the_convolutions_own_padding():
+    program = graph(padded_conv, {"x": (2, 3, 9, 8)}, {"w": (4, 3, 3, 3)})
+    mod = remove_dead_code(fold_padding(program.mod))
+    assert operators(mod) == ["nn.conv2d"]
+    ((_, call),) = bindings(mod["main"])
+    assert [int(width) for width in call.attrs.padding] == [1, 3, 2, 4]
+    (weight,) = random_weights(program)
+    x = np.random.default_rng(1).standard_normal((2, 3, 9, 8)).astype("float32")
+    np.testing.assert_array_equal(run(mod, [x], [weight]), run(program.mod, [x], [weight]))
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [{"value": 1.0}, {"mode": "reflect"}, {"widths": (0, 0, 0, 1, 0, 1, 2, 3)}],
+    ids=["ones", "reflected", "channels"],
+)
+def test_other_padding_stays(kept):
+    channels = 4 if "widths" in kept else 3
+    program = graph(
+        lambda emit, x, w: padded_conv(emit, x, w, **kept),
+        {"x": (2, 3, 9, 8)},
+        {"w": (4, channels, 3, 3)},
+    )
+    assert operators(remove_dead_code(fold_padding(program.mod))) == ["nn.pad", "nn.conv2d"]
 
 
 def test_six_operators_of_an_rms_norm_are_one():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tapml_stages.compat import tvm
-from tapml_stages.tensorir.kernel import read
+from tapml_stages.tensorir.kernel import has_guard, read
 
 ARGUMENTS = ", ".join(
     f'{name}: T.Buffer({shape}, "float32")'
@@ -72,3 +72,12 @@ def test_an_iteration_over_part_of_its_domain_is_none(block: str) -> None:
 )
 def test_a_step_that_reads_what_is_overwritten_is_none(blocks: tuple[str, ...]) -> None:
     assert kernel(*blocks) is None
+
+
+def test_a_guarded_value_that_is_read_twice_stays_behind_its_guard() -> None:
+    guarded = "D[v, 0] = T.if_then_else(v < 2, C[v] + C[v], T.float32(0))"
+    found = kernel(WHOLE, lines("v = T.axis.spatial(4, i)", guarded))
+    assert found is not None
+    value = found.inline(found.steps[1].value, {})
+    assert has_guard(value)
+    assert not isinstance(value, tvm.tirx.Let)  # nothing is computed before the test

@@ -22,9 +22,10 @@ from tapml_stages.records import load as load_records
 from tapml_stages.relax.passes import passes
 from tapml_stages.tensorir import groups
 from tapml_stages.tensorir.clones import clone_names
+from tapml_stages.tensorir.layout import block_lanes
 from tapml_stages.tensorir.lower import UnloweredOpError, lower
 from tapml_stages.tensorir.schedule import default_records
-from tapml_stages.tensorir.stage import TensorIR, lanes, report
+from tapml_stages.tensorir.stage import TensorIR, report
 
 op = rx.op
 
@@ -33,7 +34,7 @@ def lowered(program: Program) -> Program:
     mod = program.mod
     for _, transform in passes():
         mod = transform(mod)
-    return lower(program.with_mod(mod), 8)
+    return lower(program.with_mod(mod), V3)
 
 
 def assert_same_numbers(
@@ -310,9 +311,25 @@ def test_a_program_with_states_has_a_clone_for_one_token_a_call():
     assert clone_names(with_source) == {"decode": {"n": 1, "m": 0}, "prefill": {}}
 
 
-@pytest.mark.parametrize(("bits", "expected"), [(128, 4), (256, 8), (512, 8)])
-def test_lanes_follow_the_vector_width_up_to_eight(bits, expected):
-    assert lanes(V3.model_copy(update={"vector_bits": bits})) == expected
+@pytest.mark.parametrize(
+    ("bits", "mcpu", "channels", "expected"),
+    [
+        (128, "x86-64", 64, 4),
+        (256, "x86-64-v3", 64, 8),
+        (512, "sapphirerapids", 64, 16),
+        (512, "sapphirerapids", 24, 16),  # a third more channels, half as many vectors
+        (512, "sapphirerapids", 8, 8),
+        (512, "znver4", 24, 8),  # it multiplies halves of such vectors: zeros would cost time
+    ],
+)
+def test_blocks_are_as_wide_as_pays(bits, mcpu, channels, expected):
+    program = graph(
+        lambda emit, x, w: emit(op.nn.conv2d(x, w, padding=1)),
+        {"x": (1, channels, 9, 8)},
+        {"w": (channels, channels, 3, 3)},
+    )
+    target = V3.model_copy(update={"vector_bits": bits, "mcpu": mcpu})
+    assert block_lanes(program.mod["main"], target) == expected
 
 
 def test_a_small_network_prints_as_the_golden_file_says():

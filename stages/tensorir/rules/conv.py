@@ -7,10 +7,12 @@ from typing import Any
 
 from tapml.stage import Target
 
+from ..borders import borders
 from ..emitter import emit
 from ..kernel import Unfit, ceil_div, read
 from ..tiling import (
     CHUNK_BYTES,
+    SYMBOLIC_LINES,
     Plan,
     Problem,
     balanced,
@@ -23,8 +25,8 @@ from ..tiling import (
 
 
 def conv(func: Any, target: Target) -> Any | None:
-    """A sum of products where only the weight has the lane axis, with its epilogue; the batch may
-    be symbolic.
+    """A sum of products where only the weight has the lane axis, with its epilogue; the batch,
+    height and width may be symbolic.
     """
     kernel = read(func)
     if kernel is None or len(kernel.reductions) != 1:
@@ -37,8 +39,8 @@ def conv(func: Any, target: Target) -> Any | None:
 
 def plan(problem: Problem, target: Target) -> Plan:
     row, col, chunk = problem.row, problem.col, problem.chunk
-    if row is None or col is None or col.static is None or row.static is None:
-        raise Unfit("symbolic positions or blocks")
+    if row is None or col is None or col.static is None:
+        raise Unfit("symbolic blocks")
     depth = 1
     for axis in problem.anchor.reduce:
         if axis.static is None:
@@ -46,8 +48,18 @@ def plan(problem: Problem, target: Target) -> Plan:
         depth *= axis.static
     even = even_rows(problem)
     rows, cols = register_tile(row.static, col.static, problem.lane_count, depth, target, even)
-    staged = reads_staged(problem)
     tasks = ceil_div(col.static, cols)
+    if row.static is None or (chunk is not None and chunk.static is None):
+        # what a task reads has no bound, so nothing is copied: the border is split off instead
+        return Plan(
+            rows=rows,
+            cols=cols,
+            chunk=SYMBOLIC_LINES if chunk is not None else SYMBOLIC_LINES * rows,
+            cols_parallel=tasks >= target.cores,
+            stage=False,
+            borders=borders(problem.kernel, problem.anchor),
+        )
+    staged = reads_staged(problem)
     if chunk is None:  # one spatial axis: whole rows of positions a task, blocks shared out
         return Plan(
             rows=rows,

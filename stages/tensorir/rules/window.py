@@ -7,11 +7,23 @@ from typing import Any
 
 from tapml.stage import Target
 
+from ..borders import borders, share_inside
 from ..emitter import emit
-from ..kernel import ceil_div, depends_on, read
-from ..tiling import Plan, Problem, balanced, factors, problem, reads_staged
+from ..kernel import ceil_div, depends_on, key, read
+from ..tiling import (
+    SYMBOLIC,
+    SYMBOLIC_LINES,
+    Plan,
+    Problem,
+    balanced,
+    factors,
+    problem,
+    reads_staged,
+)
 
 MAX_UNROLLED = 9  # taps
+MOSTLY = 0.6  # of the outputs lie inside: below it the padded input is copied instead
+MAX_STAGED = 32  # lines of a channel block that are copied at once, at most
 MIN_SUM = 16  # taps from which several accumulators pay
 
 
@@ -44,17 +56,24 @@ def _lanes_apart(func: Any) -> Problem | None:
 
 def plan(problem: Problem, target: Target) -> Plan:
     row, chunk = problem.row, problem.chunk
+    found = borders(problem.kernel, problem.anchor)
+    if found is not None and share_inside(found, problem.anchor) < MOSTLY:
+        found = None
     taps = prod(axis.static or MIN_SUM for axis in problem.anchor.reduce)
     width = max(1, problem.lane_count * 32 // target.vector_bits)
-    positions = row.static if row is not None and row.static is not None else 1
+    positions = 1 if row is None else row.static or SYMBOLIC
+    if found is not None and row is not None and row.static is not None:
+        first, last = found.inside.get(key(row.var), (0, positions))
+        positions = max(1, last - first)
     most = max(1, min(positions, 8, target.vector_registers // (2 * width)))
     rows = min(range(1, most + 1), key=lambda r: (ceil_div(positions, r) * (1 + 0.5 / r), -r))
+    staged = reads_staged(problem)
     tasks = prod(axis.static or 1 for axis in problem.outer if axis is not chunk)
-    lines = 1
+    lines = SYMBOLIC_LINES
     if chunk is not None and chunk.static is not None:
         lines = chunk.static
-        if tasks < 4 * target.cores:
-            lines = balanced(chunk.static, 16, target.cores, whole_window=reads_staged(problem))
+        if tasks < 4 * target.cores or (staged and chunk.static > MAX_STAGED):
+            lines = balanced(chunk.static, 16, target.cores, whole_window=staged)
     whole = row.static if chunk is None and row is not None and row.static else 1
     one_sum = positions == 1 and taps >= MIN_SUM and problem.anchor.element is not None
     last = problem.anchor.reduce[-1].static
@@ -63,6 +82,8 @@ def plan(problem: Problem, target: Target) -> Plan:
         chunk=lines if chunk is not None else whole,
         partials=min(7, last or 1) if one_sum else 1,
         unroll=0 if one_sum else _unrolled(problem),
+        stage=found is None,
+        borders=found,
     )
 
 
