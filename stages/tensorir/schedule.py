@@ -59,15 +59,20 @@ def schedule(func: Any, target: Target) -> tuple[Any, str]:
 
 def default_records(mod: Any, target: Target) -> list[records.Record]:
     """One record for each PrimFunc of the program but those that only pack weights, in order of
-    their names.
+    their names. Equal ones are scheduled once.
     """
     result: list[records.Record] = []
+    known: dict[str, tuple[Any, str]] = {}
     functions = {var.name_hint: func for var, func in mod.functions.items()}
     for name in sorted(functions):
         func = functions[name]
         if not isinstance(func, tvm.tirx.PrimFunc) or "tapml.transform" in (func.attrs or {}):
             continue
-        scheduled, rule = schedule(func, target)
+        workload = records.workload_hash(func)
+        if workload not in known:
+            known[workload] = schedule(func, target)
+        scheduled, rule = known[workload]
+        scheduled = records.bare(scheduled).with_attrs(dict(func.attrs or {}))
         result.append(
             records.make(name, func, scheduled, kind="default", rule=rule, flops=flops(func))
         )
