@@ -11,7 +11,7 @@ import tvm_ffi
 from tapml.stage import Target
 
 from ..compat import tvm
-from .borders import least, most
+from .borders import borders, least, most
 from .epilogue import Larger, Sink, sinks
 from .intrinsics import vectorizable
 from .kernel import (
@@ -99,6 +99,8 @@ class _Emitter:
         self.others = others
         self.serial = flops(problem) < SERIAL_FLOPS
         self.weight = weight_load(problem) if plan.prefetch else None
+        apart = plan.split and not plan.stage
+        self.borders = borders(problem.kernel, problem.anchor) if apart else None
 
     def body(self) -> Any:
         problem, plan = self.problem, self.plan
@@ -183,15 +185,15 @@ class _Emitter:
         """Tiles over neighbouring rows. Where the window may reach into the padding, it is tested
         for, row by row; between these rows and in lines away from the border it is not.
         """
-        borders, row, dtype = self.plan.borders, self.problem.row, self.problem.dtype
-        if borders is None or row is None:
+        found, row, dtype = self.borders, self.problem.row, self.problem.dtype
+        if found is None or row is None:
             return self._rows(at, start, count, col, width)
-        here = {axis: span for axis, span in borders.inside.items() if axis != key(row.var)}
+        here = {axis: span for axis, span in found.inside.items() if axis != key(row.var)}
         tests = [at[axis] >= first for axis, (first, _) in here.items()]
         tests += [at[axis] < last for axis, (_, last) in here.items()]
         first, last = (
             as_int(self.analyzer.simplify(bound - start))
-            for bound in borders.inside.get(key(row.var), (start, start + count))
+            for bound in found.inside.get(key(row.var), (start, start + count))
         )
         first = least(most(first, 0), count)
         last = most(first, least(last, count))
@@ -204,11 +206,11 @@ class _Emitter:
                 dtype=dtype,
             )
 
-        self.held[key(borders.producer.buffer)] = lambda *indices: borders.read(
+        self.held[key(found.producer.buffer)] = lambda *indices: found.read(
             self.problem.kernel, {}, indices
         )
         within = self._rows(at, start + first, last - first, col, width)
-        del self.held[key(borders.producer.buffer)]
+        del self.held[key(found.producer.buffer)]
         inner = seq([tested(0, first), within, tested(last, count - last)])
         return branch(tirx.all(*tests), inner, tested(0, count)) if tests else inner
 

@@ -18,7 +18,6 @@ import tvm_ffi
 from tapml.stage import Target
 
 from ..compat import tvm
-from .borders import Borders
 from .kernel import (
     Axis,
     Expr,
@@ -76,7 +75,8 @@ class Plan:
     unroll         how many of the innermost reduction loops are unrolled
     prefetch       blocks of the weight that the next task multiplies by are asked for ahead
     stage          producers that are copied per task (zero padding); others are inlined
-    borders        where the padding is tested for; within them it is not
+    split          what reads zero padding, when it is not copied, is computed apart from the rest,
+                   which then tests for none
     """
 
     rows: int = 1
@@ -87,7 +87,7 @@ class Plan:
     unroll: int = 0
     prefetch: bool = False
     stage: bool = True
-    borders: Borders | None = None
+    split: bool = False
 
 
 def problem(kernel: Kernel, anchor: Step) -> Problem:

@@ -7,7 +7,6 @@ from typing import Any
 
 from tapml.stage import Target
 
-from ..borders import borders
 from ..emitter import emit
 from ..kernel import Unfit, ceil_div, read
 from ..tiling import (
@@ -57,7 +56,7 @@ def plan(problem: Problem, target: Target) -> Plan:
             chunk=SYMBOLIC_LINES if chunk is not None else SYMBOLIC_LINES * rows,
             cols_parallel=tasks >= target.cores,
             stage=False,
-            borders=borders(problem.kernel, problem.anchor),
+            split=True,
         )
     staged = reads_staged(problem)
     if chunk is None:  # one spatial axis: whole rows of positions a task, blocks shared out

@@ -83,7 +83,7 @@ def plan(problem: Problem, target: Target) -> Plan:
         partials=min(7, last or 1) if one_sum else 1,
         unroll=0 if one_sum else _unrolled(problem),
         stage=found is None,
-        borders=found,
+        split=True,
     )
 
 
