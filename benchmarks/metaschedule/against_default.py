@@ -1,8 +1,8 @@
 """Search against the default rule on the papers' operators: `against_default.py [NAME...]`.
 
-The kernel of each operator that does the arithmetic is searched by our modules and by MetaSchedule's rules alone,
-with equal budgets; then default, best of ours and best of theirs meet in a contest, candidates
-alternating. Above 1: the search won. What is not faster would not ship.
+The kernel of each operator that does the arithmetic is searched by our modules, and by
+MetaSchedule's rules alone with an equal budget; then default, best of ours and best of theirs meet
+in a contest, candidates alternating. Above 1: the search won. What is not faster would not ship.
 """
 
 from __future__ import annotations
