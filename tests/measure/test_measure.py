@@ -208,8 +208,8 @@ def test_what_is_clearly_slower_than_the_bar_is_timed_no_longer_than_that_takes(
         job("slow", scale(2.0, 1 << 20), group="g", size=1 << 20),
     ]
     found = {timing.id: timing for timing in bench.run(jobs, seconds=2.0, bar=1.0)}
-    assert len(found["slow"].bursts_ms) == MIN_BURSTS
-    assert len(found["first"].bursts_ms) == MIN_BURSTS  # and nothing waits for it
+    slow, first = (found[name].bursts_ms for name in ("slow", "first"))
+    assert MIN_BURSTS <= len(slow) == len(first) < 100  # of about 500 in the time given
     assert ratio(found["slow"], found["first"]) > 10
 
 
