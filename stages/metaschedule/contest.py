@@ -168,11 +168,11 @@ def hold(
     held once more.
     """
     held = _hold(bench, entries, CONTEST_S, ctx, note)
-    again = [entry for entry in entries if _drifted(held[entry[0].name, entry[1]][0].timing)]
+    again = [entry for entry in entries if has_drifted(held[entry[0].name, entry[1]][0].timing)]
     return {**held, **_hold(bench, again, CONTEST_S, ctx, f"{note} again")} if again else held
 
 
-def _drifted(timing: Timing) -> bool:
+def has_drifted(timing: Timing) -> bool:
     """Whether a candidate became clearly faster or slower while it was timed."""
     third = len(timing.bursts_ms) // 3
     if timing.error or not third:

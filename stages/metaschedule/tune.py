@@ -257,7 +257,7 @@ def _notes(
     yield "trials by module: " + ", ".join(
         f"{name} {count} (the best of {bests[name]} workloads)" for name, count in makers.items()
     )
-    if kinds := Counter(_kind(trial.error) for trial in every if trial.ms is None):
+    if kinds := Counter(kind_of(trial.error) for trial in every if trial.ms is None):
         yield "trials that failed: " + ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
     if trials < tuning.trials and out_of_time:
         yield f"the search stopped after {tuning.max_seconds:g} s"
@@ -268,6 +268,6 @@ def _notes(
         yield f"the search stopped before its budget: {why}"
 
 
-def _kind(error: str) -> str:
+def kind_of(error: str) -> str:
     """What went wrong, without the particulars."""
     return error.partition(":")[0].partition(" in ")[0].partition(" (")[0].partition(" while")[0]

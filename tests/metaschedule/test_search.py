@@ -18,12 +18,15 @@ from metaschedule_programs import matmul
 from tapml.errors import RecipeError
 from tapml.stage import Context, Target
 from tapml_stages import search_modules
+from tapml_stages.measure import Timing
+from tapml_stages.metaschedule.contest import has_drifted
 from tapml_stages.metaschedule.cost_model import LEAST, CostModel
 from tapml_stages.metaschedule.database import SearchFile, Trial
 from tapml_stages.metaschedule.explorer import RULES, Explorer, trace_of
 from tapml_stages.metaschedule.spaces import Spaces
 from tapml_stages.metaschedule.stage import MetaSchedule, Tuning
 from tapml_stages.metaschedule.task import BATCH, FLAT_ROUNDS, Task
+from tapml_stages.metaschedule.tune import kind_of
 from tapml_stages.metaschedule.turns import EVERY, Explorers, next_task
 from tapml_stages.metaschedule.variants import VariantSearch
 from tapml_stages.records import make, workload_hash
@@ -150,6 +153,26 @@ def test_the_module_that_gains_gets_the_rounds_and_none_is_left_out_for_long() -
     counts = {name: asked.count(name) for name in "abc"}
     assert counts["b"] > 3 * EVERY - 6
     assert min(counts.values()) >= 3
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        ("does not build: InternalError: no such loop", "does not build"),
+        ("crashed (SIGSEGV) while it was run: core dumped", "crashed"),
+        ("no answer in 30 s while it was built", "no answer"),
+        ("is wrong: off by 3.1e-01 of the largest value", "is wrong"),
+        ("does not write all of its output", "does not write all of its output"),
+    ],
+)
+def test_errors_are_counted_by_kind(error: str, kind: str) -> None:
+    assert kind_of(error) == kind
+
+
+def test_a_machine_that_became_slower_is_noticed_and_an_outlier_is_not() -> None:
+    assert has_drifted(Timing("a", (1.0,) * 10 + (1.3,) * 20))
+    assert not has_drifted(Timing("a", (1.0, 1.01) * 10 + (2719.0,) + (1.0, 1.02) * 5))
+    assert not has_drifted(Timing("a", error="crashed"))
 
 
 @pytest.mark.slow  # xgboost is imported
