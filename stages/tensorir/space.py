@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from math import log2, prod
 from typing import Any
 
@@ -19,6 +19,7 @@ from tapml.stage import Target
 from ..compat import tvm
 from ..records import workload_hash
 from ..search_modules import Decisions, Space, Value, Variants
+from .borders import borders
 from .kernel import Unfit, ceil_div
 from .schedule import Rule, rules, schedule
 from .tiling import (
@@ -38,6 +39,7 @@ MOST_COLS = 8
 LEAST_SUMS = 4  # registers that are added to
 CHUNKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 PARTIALS = (1, 2, 4, 8)
+NUMBERS = tuple(part.name for part in fields(Plan) if part.name != "borders")
 
 
 def _tiles(func: Any, target: Target) -> Space | None:
@@ -58,14 +60,14 @@ def _tiles(func: Any, target: Target) -> Space | None:
     (problem, plan), *_ = seen
 
     def build(decisions: Decisions) -> Any | None:
-        return _made(rule, func, target, lambda _problem, plan: revised(plan, decisions))
+        return _made(rule, func, target, lambda problem, plan: revised(problem, plan, decisions))
 
     return Space(
         knobs=knobs(problem, plan, target),
         default=as_decisions(plan),
         build=build,
-        legal=lambda decisions: is_legal(problem, revised(plan, decisions), target),
-        features=lambda decisions: features(problem, revised(plan, decisions), target),
+        legal=lambda decisions: is_legal(problem, revised(problem, plan, decisions), target),
+        features=lambda decisions: features(problem, revised(problem, plan, decisions), target),
     )
 
 
@@ -114,15 +116,19 @@ def _made(rule: Rule, *arguments: Any) -> Any | None:
 TILES, RULES = Variants(_tiles), Variants(_rules)
 
 
-def as_decisions(plan: Plan) -> dict[str, Value]:
-    """A plan as plain values; what its rule leaves no choice about is left out."""
-    return {name: int(value) for name, value in asdict(plan).items() if value is not None}
+def as_decisions(plan: Plan) -> dict[str, int]:
+    """The parts of a plan that are numbers; what its rule leaves no choice about is left out."""
+    parts = {part.name: getattr(plan, part.name) for part in fields(plan)}
+    return {name: int(value) for name, value in parts.items() if isinstance(value, int)}
 
 
-def revised(plan: Plan, decisions: Decisions) -> Plan:
-    """The plan with what was decided."""
-    types = {name: type(value) for name, value in asdict(plan).items() if value is not None}
-    return replace(plan, **{name: types[name](value) for name, value in decisions.items()})
+def revised(problem: Problem, plan: Plan, decisions: Decisions) -> Plan:
+    """The plan with what was decided. What is staged has no borders, and the other way round."""
+    changed = {name: type(getattr(plan, name))(value) for name, value in decisions.items()}
+    if changed.get("stage", plan.stage) != plan.stage:
+        split = None if changed["stage"] else borders(problem.kernel, problem.anchor)
+        changed["borders"] = split
+    return replace(plan, **changed)
 
 
 def knobs(problem: Problem, plan: Plan, target: Target) -> dict[str, Sequence[Value]]:
@@ -133,6 +139,9 @@ def knobs(problem: Problem, plan: Plan, target: Target) -> dict[str, Sequence[Va
     tap = problem.anchor.reduce[-1].static
     even = even_rows(problem)
     sums = problem.anchor.element is not None and tap is not None
+    padded = plan.stage or plan.borders is not None  # else a weight is decoded, in registers
+    sizes = (*problem.anchor.axes, *problem.anchor.reduce)
+    movable = reads_staged(problem) and padded and all(axis.static for axis in sizes)
     options: dict[str, Iterable[int]] = {
         "rows": range(even, min(rows, target.vector_registers) + 1, even),
         "cols": range(1, min(cols, MOST_COLS) + 1) if _is_static(problem.col) else (1,),
@@ -141,7 +150,7 @@ def knobs(problem: Problem, plan: Plan, target: Target) -> dict[str, Sequence[Va
         "partials": [count for count in PARTIALS if count <= (tap or 1)] if sums else (1,),
         "unroll": range(min(2, len(problem.anchor.reduce)) + 1),
         "prefetch": (0, 1) if weight_load(problem) is not None else (int(plan.prefetch),),
-        "stage": (0, 1) if reads_staged(problem) and plan.stage else (int(plan.stage),),
+        "stage": (0, 1) if movable else (int(plan.stage),),
     }  # of all others: yes or no
     return {
         name: tuple(sorted({*options.get(name, (0, 1)), value}))
@@ -206,7 +215,7 @@ def features(problem: Problem, plan: Plan, target: Target) -> tuple[float, ...]:
         log2(tasks),
         tasks / (rounds * target.device.threads),  # share of busy threads
         log2(plan.rows * plan.cols * _unrolled(problem, plan)),
-        *(float(value or 0) for value in asdict(plan).values()),
+        *(float(getattr(plan, name) or 0) for name in NUMBERS),
     )
 
 
