@@ -176,7 +176,7 @@ stage.run(inputs, Context(folder, logging.getLogger("killed"), folder / "databas
 """
     for low, high in ((1, 15), (16, 30), (31, 47)):
         finished = random.randint(low, high)
-        process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
+        process = subprocess.Popen([sys.executable, "-P", "-c", script, str(tmp_path)])
         deadline = time.monotonic() + 120
         while len(lines(tmp_path / "database")) < finished:
             assert process.poll() is None
