@@ -213,6 +213,14 @@ def test_what_is_clearly_slower_than_the_bar_is_timed_no_longer_than_that_takes(
     assert ratio(found["slow"], found["first"]) > 10
 
 
+@pytest.mark.slow
+def test_a_run_may_be_given_less_time_than_the_bench_gives() -> None:
+    with Bench(TARGET, workers=1) as bench:
+        hang = job("hang", call("pause"), dtype="int32", size=4)
+        [timing] = bench.run([hang], seconds=0.01, timeout_s=25)
+    assert timing.error == "no answer in 25 s while it was run"
+
+
 def test_more_work_takes_longer(bench: Bench) -> None:
     jobs = [
         job("small", scale(2.0), group="g"),
