@@ -19,7 +19,6 @@ from tapml.stage import Target
 from ..compat import tvm
 from ..records import workload_hash
 from ..search_modules import Decisions, Space, Value, Variants
-from .borders import borders
 from .kernel import Unfit, ceil_div
 from .schedule import Rule, rules, schedule
 from .tiling import (
@@ -39,7 +38,7 @@ MOST_COLS = 8
 LEAST_SUMS = 4  # registers that are added to
 CHUNKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 PARTIALS = (1, 2, 4, 8)
-NUMBERS = tuple(part.name for part in fields(Plan) if part.name != "borders")
+PARTS = tuple(part.name for part in fields(Plan))
 
 
 def _tiles(func: Any, target: Target) -> Space | None:
@@ -60,14 +59,14 @@ def _tiles(func: Any, target: Target) -> Space | None:
     (problem, plan), *_ = seen
 
     def build(decisions: Decisions) -> Any | None:
-        return _made(rule, func, target, lambda problem, plan: revised(problem, plan, decisions))
+        return _made(rule, func, target, lambda _problem, plan: revised(plan, decisions))
 
     return Space(
         knobs=knobs(problem, plan, target),
         default=as_decisions(plan),
         build=build,
-        legal=lambda decisions: is_legal(problem, revised(problem, plan, decisions), target),
-        features=lambda decisions: features(problem, revised(problem, plan, decisions), target),
+        legal=lambda decisions: is_legal(problem, revised(plan, decisions), target),
+        features=lambda decisions: features(problem, revised(plan, decisions), target),
     )
 
 
@@ -117,18 +116,15 @@ TILES, RULES = Variants(_tiles), Variants(_rules)
 
 
 def as_decisions(plan: Plan) -> dict[str, int]:
-    """The parts of a plan that are numbers; what its rule leaves no choice about is left out."""
-    parts = {part.name: getattr(plan, part.name) for part in fields(plan)}
-    return {name: int(value) for name, value in parts.items() if isinstance(value, int)}
+    """A plan as numbers; what its rule leaves no choice about is left out."""
+    parts = {name: getattr(plan, name) for name in PARTS}
+    return {name: int(value) for name, value in parts.items() if value is not None}
 
 
-def revised(problem: Problem, plan: Plan, decisions: Decisions) -> Plan:
-    """The plan with what was decided. What is staged has no borders, and the other way round."""
-    changed = {name: type(getattr(plan, name))(value) for name, value in decisions.items()}
-    if changed.get("stage", plan.stage) != plan.stage:
-        split = None if changed["stage"] else borders(problem.kernel, problem.anchor)
-        changed["borders"] = split
-    return replace(plan, **changed)
+def revised(plan: Plan, decisions: Decisions) -> Plan:
+    """The plan with what was decided."""
+    types = {name: type(getattr(plan, name)) for name in decisions}
+    return replace(plan, **{name: types[name](value) for name, value in decisions.items()})
 
 
 def knobs(problem: Problem, plan: Plan, target: Target) -> dict[str, Sequence[Value]]:
@@ -139,9 +135,9 @@ def knobs(problem: Problem, plan: Plan, target: Target) -> dict[str, Sequence[Va
     tap = problem.anchor.reduce[-1].static
     even = even_rows(problem)
     sums = problem.anchor.element is not None and tap is not None
-    padded = plan.stage or plan.borders is not None  # else a weight is decoded, in registers
+    padded = reads_staged(problem) and (plan.stage or plan.split)  # or a weight is decoded
     sizes = (*problem.anchor.axes, *problem.anchor.reduce)
-    movable = reads_staged(problem) and padded and all(axis.static for axis in sizes)
+    movable = padded and all(axis.static for axis in sizes)
     options: dict[str, Iterable[int]] = {
         "rows": range(even, min(rows, target.vector_registers) + 1, even),
         "cols": range(1, min(cols, MOST_COLS) + 1) if _is_static(problem.col) else (1,),
@@ -151,6 +147,7 @@ def knobs(problem: Problem, plan: Plan, target: Target) -> dict[str, Sequence[Va
         "unroll": range(min(2, len(problem.anchor.reduce)) + 1),
         "prefetch": (0, 1) if weight_load(problem) is not None else (int(plan.prefetch),),
         "stage": (0, 1) if movable else (int(plan.stage),),
+        "split": (0, 1) if padded else (int(plan.split),),
     }  # of all others: yes or no
     return {
         name: tuple(sorted({*options.get(name, (0, 1)), value}))
@@ -215,7 +212,7 @@ def features(problem: Problem, plan: Plan, target: Target) -> tuple[float, ...]:
         log2(tasks),
         tasks / (rounds * target.device.threads),  # share of busy threads
         log2(plan.rows * plan.cols * _unrolled(problem, plan)),
-        *(float(getattr(plan, name) or 0) for name in NUMBERS),
+        *(float(getattr(plan, name) or 0) for name in PARTS),
     )
 
 
