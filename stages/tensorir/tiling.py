@@ -9,6 +9,7 @@ own, so nothing is guarded in the innermost loop, and symbolic row counts get ti
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -77,6 +78,7 @@ class Plan:
     stage          producers that are copied per task (zero padding); others are inlined
     split          what reads zero padding, when it is not copied, is computed apart from the rest,
                    which then tests for none
+    pack           a right matrix is copied into panels before; None: there is no choice
     """
 
     rows: int = 1
@@ -88,6 +90,15 @@ class Plan:
     prefetch: bool = False
     stage: bool = True
     split: bool = False
+    pack: bool | None = None
+
+
+Revise = Callable[[Problem, Plan], Plan]  # what a search makes of the plan of a rule
+
+
+def as_planned(problem: Problem, plan: Plan) -> Plan:
+    """The plan as the rule made it."""
+    return plan
 
 
 def problem(kernel: Kernel, anchor: Step) -> Problem:

@@ -19,8 +19,8 @@ from tapml.errors import EnvironmentalError
 from tapml.stage import Device, Target
 from tapml_stages import codec
 from tapml_stages.compat import tvm
-from tapml_stages.measure import Arg, Bench, Job, Timing, measure, ratio
-from tapml_stages.measure_worker import random_values
+from tapml_stages.measure import Arg, Bench, Job, Timing, interval, measure, ratio
+from tapml_stages.measure_worker import MIN_BURSTS, random_values
 
 TARGET = Target(kind="llvm", mcpu="x86-64-v3", cores=2, device=Device(kind="local", threads=1))
 
@@ -186,6 +186,39 @@ def test_random_integers_index_no_axis_out_of_range() -> None:
 def test_the_ratio_of_two_timings_pairs_their_bursts() -> None:
     calm, disturbed = Timing("a", (1.0, 10.0, 1.0)), Timing("b", (2.0, 20.0, 2.0))
     assert ratio(calm, disturbed) == 0.5
+
+
+def test_the_ratio_counts_the_bursts_that_both_had() -> None:
+    long, short = Timing("a", (1.0, 1.0, 9.0, 9.0)), Timing("b", (2.0, 2.0))
+    assert ratio(short, long) == 2.0
+
+
+def test_the_interval_of_a_median_is_moved_by_no_outlier() -> None:
+    values = [1.0 + 0.001 * (number % 7) for number in range(40)]
+    low, high = interval([*values, 2719.0, 0.0001])
+    assert 1.0 <= low <= high <= 1.006
+    assert interval([3.0, 1.0, 2.0]) == (1.0, 3.0)  # few values say little
+
+
+def test_what_is_clearly_slower_than_the_bar_is_timed_no_longer_than_that_takes(
+    bench: Bench,
+) -> None:
+    jobs = [
+        job("first", scale(2.0), group="g"),
+        job("slow", scale(2.0, 1 << 20), group="g", size=1 << 20),
+    ]
+    found = {timing.id: timing for timing in bench.run(jobs, seconds=2.0, bar=1.0)}
+    slow, first = (found[name].bursts_ms for name in ("slow", "first"))
+    assert MIN_BURSTS <= len(slow) == len(first) < 100  # of about 500 in the time given
+    assert ratio(found["slow"], found["first"]) > 10
+
+
+@pytest.mark.slow
+def test_a_run_may_be_given_less_time_than_the_bench_gives() -> None:
+    with Bench(TARGET, workers=1) as bench:
+        hang = job("hang", call("pause"), dtype="int32", size=4)
+        [timing] = bench.run([hang], seconds=0.01, timeout_s=25)
+    assert timing.error == "no answer in 25 s while it was run"
 
 
 def test_more_work_takes_longer(bench: Bench) -> None:

@@ -15,6 +15,8 @@ from ..tiling import (
     SYMBOLIC_LINES,
     Plan,
     Problem,
+    Revise,
+    as_planned,
     balanced,
     factors,
     problem,
@@ -27,20 +29,20 @@ MAX_STAGED = 32  # lines of a channel block that are copied at once, at most
 MIN_SUM = 16  # taps from which several accumulators pay
 
 
-def depthwise(func: Any, target: Target) -> Any | None:
+def depthwise(func: Any, target: Target, revise: Revise = as_planned) -> Any | None:
     """X [N, C/L, *spatial, L] with W [C/L, *window, L], epilogue included."""
     found = _lanes_apart(func)
     if found is None or factors(found.anchor) is None:
         return None
-    return emit(found, plan(found, target), target)
+    return emit(found, revise(found, plan(found, target)), target)
 
 
-def pool(func: Any, target: Target) -> Any | None:
+def pool(func: Any, target: Target, revise: Revise = as_planned) -> Any | None:
     """Maxima, sums and means over windows, or over whole images, of blocked activations."""
     found = _lanes_apart(func)
     if found is None or factors(found.anchor) is not None:
         return None
-    return emit(found, plan(found, target), target)
+    return emit(found, revise(found, plan(found, target)), target)
 
 
 def _lanes_apart(func: Any) -> Problem | None:
