@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from ..compat import tvm
 from ..views import Watch
 from .memory import plan_memory
+from .objects import ELSEWHERE, beside
 from .scratch import demand_bounded
 from .tuples import open_tuples
 from .workspace import lift_workspaces
@@ -96,7 +97,20 @@ def compile_kernels() -> tuple[Any, Callable[[], Pass], Callable[[], Pass]]:
         demand_bounded(mod)
         return tvm.tirx.transform.LowerIntrin()(mod)
 
-    return pipeline, lambda: finish_host, finish_device
+    return tvm.transform.Sequential([_left_here(), pipeline]), lambda: finish_host, finish_device
+
+
+def _left_here() -> Pass:
+    """A pass that leaves out the kernels that another process builds."""
+
+    def without(mod: Any, _: Any) -> Any:
+        left = tvm.IRModule({}, attrs=mod.attrs)
+        for gv, func in mod.functions_items():
+            if gv.name_hint not in ELSEWHERE.get():
+                left.update_func(gv, func)
+        return left
+
+    return tvm.transform.module_pass(without, opt_level=0)
 
 
 tvm.tirx.register_tir_pipeline(PIPELINE, compile_kernels)
@@ -112,12 +126,19 @@ def build_executable(lowered: Any, target: Any) -> Any:
 
 def build_library(lowered: Any, target: Any, path: Path, linking: Linking) -> None:
     """Builds a lowered module and links it as a shared library at `path`."""
+    with beside(lowered, target) as others:
+        executable = build_executable(lowered, target)
+        _link(executable, path, linking, others.objects())
+
+
+def _link(executable: Any, path: Path, linking: Linking, objects: Sequence[str]) -> None:
     from tvm.support import cc
 
-    executable = build_executable(lowered, target)
-    link = functools.partial(cc.create_shared, cc=linking.compiler)
+    def link(output: str, files: Sequence[str], **options: Any) -> None:
+        cc.create_shared(output, [*files, *objects], cc=linking.compiler, **options)
+
     if linking.libraries:  # nothing refers to them but names that the runtime looks up
-        beside = ["-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed", f"-L{path.parent}"]
-        beside += [f"-l:{one.name}" for one in linking.libraries]
-        link = functools.partial(link, options=beside)
+        needed = ["-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed", f"-L{path.parent}"]
+        needed += [f"-l:{one.name}" for one in linking.libraries]
+        link = functools.partial(link, options=needed)
     executable.export_library(str(path), fcompile=link)

@@ -294,7 +294,7 @@ class _Emitter:
             return seq([*(cell(r, c) for r, c in cells), *ahead(taps)])
 
         def ahead(taps: Mapping[int, Expr]) -> list[Any]:
-            if number is None or self.weight is None:
+            if number is None or self.weight is None or problem.col is None:
                 return []
             block = cols + tirx.min(number, _int(cols - 1, number))
             env = {**where(0, 0, _int(0, row)), **taps, key(problem.col.var): col + block}
