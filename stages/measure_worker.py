@@ -26,11 +26,12 @@ from tapml.stage import Target
 
 from . import codec
 from .compat import load_json, tvm
-from .measure import Arg, Job, Timing
+from .measure import Arg, Job, Timing, interval
 from .target import tvm_target
 
 BURST_S = 0.004  # of calls in a row of one candidate
 MIN_BURSTS = 5
+KEPT_BUILDS = 64
 COLD_S = 0.2  # a first run may take this longer than the ones that follow
 PATIENCE = 10  # times the time given, spent on slow kernels to get that many bursts
 PR_SET_PDEATHSIG = 1
@@ -48,6 +49,7 @@ def _serve(fd: int, parent: int) -> None:
 
     target = tvm_target(Target.model_validate_json(connection.recv_bytes()))
     built: dict[str, Any] = {}
+    builds: dict[tuple[str, str], Any] = {}
     while True:
         try:
             message = json.loads(connection.recv_bytes())
@@ -55,10 +57,11 @@ def _serve(fd: int, parent: int) -> None:
             return
         groups = [[_job(row) for row in group] for group in message["groups"]]
         if message["do"] == "build":
-            built = _build([job for group in groups for job in group], target, say)
+            built = _build([job for group in groups for job in group], target, builds, say)
         else:
             for group in groups:
-                _time([job for job in group if job.id in built], built, message["seconds"], say)
+                known = [job for job in group if job.id in built]
+                _time(known, built, message["seconds"], message["bar"], say)
         say(end=True)
 
 
@@ -70,16 +73,26 @@ def _job(row: dict[str, Any]) -> Job:
     return Job(**{**row, "args": args})
 
 
-def _build(jobs: list[Job], target: Any, say: Callable[..., None]) -> dict[str, Any]:
-    """Runnable modules by job id; a job that does not build is answered here."""
+def _build(
+    jobs: list[Job], target: Any, builds: dict[tuple[str, str], Any], say: Callable[..., None]
+) -> dict[str, Any]:
+    """Runnable modules by job id; a job that does not build is answered here.
+
+    builds: the last ones, by what was built, which this adds to: an incumbent comes again
+    """
     built = {}
     for job in jobs:
         say(at=job.id)
         try:
             if job.shim:
                 _offer(job.shim)
-            func = load_json(job.module)[job.kernel].with_attr("global_symbol", job.kernel)
-            built[job.id] = tvm.compile(tvm.IRModule({job.kernel: func}), target).jit()
+            name = job.kernel, job.module
+            if name not in builds:
+                func = load_json(job.module)[job.kernel].with_attr("global_symbol", job.kernel)
+                builds[name] = tvm.compile(tvm.IRModule({job.kernel: func}), target).jit()
+            built[job.id] = builds[name] = builds.pop(name)
+            while len(builds) > KEPT_BUILDS:
+                del builds[next(iter(builds))]
         except Exception as error:  # the process boundary: what the compiler throws is the result
             say(result=asdict(Timing(job.id, error=_one_line("does not build", error))))
     return built
@@ -111,21 +124,39 @@ class _Candidate:
         evaluate = self.module.time_evaluator
         return evaluate(self.job.kernel, tvm.cpu(), number=self.calls, repeat=1)(*self.args).mean
 
+    def lowest_ratio(self, other: _Candidate) -> float:
+        """The least share of the other's time that its own may be."""
+        pairs = zip(self.bursts_ms, other.bursts_ms, strict=False)
+        return interval([a / b for a, b in pairs])[0]
+
     def result(self) -> dict[str, Any]:
         return asdict(Timing(self.job.id, tuple(self.bursts_ms), "", self.deviation))
 
 
-def _time(jobs: list[Job], built: dict[str, Any], seconds: float, say: Callable[..., None]) -> None:
-    """Runs each job once on poisoned outputs, then all in alternating bursts."""
+def _time(
+    jobs: list[Job],
+    built: dict[str, Any],
+    seconds: float,
+    bar: float | None,
+    say: Callable[..., None],
+) -> None:
+    """Runs each job once on poisoned outputs, then all in alternating bursts; with a `bar`,
+    no longer than until it is clear that they take more than this share of the first's time.
+    """
     candidates = list(_warmed_up(jobs, built, seconds * PATIENCE, say))
     began = time.perf_counter()
     rounds, spent = 0, 0.0  # spent: of the time that these candidates are given
-    while candidates and (spent < 1 or rounds < MIN_BURSTS) and spent < PATIENCE:
+    running = candidates
+    while running and (spent < 1 or rounds < MIN_BURSTS) and spent < PATIENCE:
         rounds += 1
-        for candidate in candidates:
+        for candidate in running:
             say(at=candidate.job.id)
             candidate.bursts_ms.append(candidate.burst() * 1e3)
         spent = (time.perf_counter() - began) / (seconds * len(candidates))
+        if bar is not None and rounds >= MIN_BURSTS:
+            first, *others = running
+            left = [one for one in others if one.lowest_ratio(first) <= bar]
+            running = [first, *left] if left else []
     for candidate in candidates:
         say(result=candidate.result())
 
@@ -135,7 +166,7 @@ def _warmed_up(
 ) -> Iterator[_Candidate]:
     """Jobs whose outputs are right, their bursts sized; the others are answered here.
 
-    So is a job that is alone and takes more than `limit_s`: its first run is its time.
+    So is a job that is alone and takes more than `limit_s`: the faster of two runs is its time.
     """
     outputs: dict[str, list[np.ndarray]] = {}
     for job in jobs:
@@ -156,12 +187,14 @@ def _warmed_up(
         if error:
             say(result=asdict(Timing(job.id, error=error, deviation=deviation)))
             continue
-        if once > limit_s and len(jobs) == 1:
-            say(result=asdict(Timing(job.id, (once * 1e3,), "", deviation)))
-            continue
         candidate = _Candidate(job, built[job.id], args, deviation)
         if once < COLD_S:
             once = min(once, candidate.burst(), candidate.burst())
+        elif once > limit_s and len(jobs) == 1:
+            once = min(once, candidate.burst())  # one run may have been disturbed
+            if once > limit_s:
+                say(result=asdict(Timing(job.id, (once * 1e3,), "", deviation)))
+                continue
         candidate.calls = max(1, min(10_000, int(BURST_S / max(once, 1e-7))))
         yield candidate
 

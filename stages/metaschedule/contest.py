@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from .kernels import Args, Kernel, Site, is_symbolic
 
 BASELINE_S = 0.08  # of running, for each default schedule
 CONTEST_S = 0.4  # of running, for each candidate where there is something to decide
+DRIFT = 0.15  # of the default's time, begin to end of a contest: more, and it is held once more
 
 CandidateKind = Literal["default", "tuned", "sparse", "library"]
 Contender = tuple[CandidateKind, Job]
@@ -105,7 +107,7 @@ def baseline(bench: Bench, kernels: Sequence[Kernel], ctx: Context) -> Contests:
     first: dict[tuple[str, Args], tuple[Kernel, Site]] = {}
     for kernel, site in sites:
         first.setdefault((kernel.default.workload, site.args), (kernel, site))
-    entries = [(kernel, site, [_default(kernel, site)]) for kernel, site in first.values()]
+    entries = [(kernel, site, [contest_job(kernel, site)]) for kernel, site in first.values()]
     held = _hold(bench, entries, BASELINE_S, ctx, "default schedules")
     contests: Contests = {}
     for kernel, site in sites:
@@ -131,15 +133,14 @@ def contest(bench: Bench, kernels: Sequence[Kernel], rivals: Rivals, ctx: Contex
     entries: list[tuple[Kernel, Site, list[Contender]]] = []
     for kernel in kernels:
         for site in kernel.sites:
-            default = _default(kernel, site)
-            tuned: list[Contender] = [
-                ("tuned", replace(default[1], id=record.id, module=record.func, like=default[1].id))
-                for record in rivals.tuned.get(kernel.name, ())
+            default = contest_job(kernel, site)
+            tuned = [
+                contest_job(kernel, site, record) for record in rivals.tuned.get(kernel.name, ())
             ]
             others = list(rivals.alternative(kernel, site))
             if tuned or others:
                 entries.append((kernel, site, [default, *tuned, *others]))
-    held = _hold(bench, entries, CONTEST_S, ctx, "contests")
+    held = hold(bench, entries, ctx, "contests")
     failed = {
         name: ones[0].timing.error for (name, _), ones in held.items() if ones[0].timing.error
     }
@@ -148,9 +149,36 @@ def contest(bench: Bench, kernels: Sequence[Kernel], rivals: Rivals, ctx: Contex
     return {key: ones for key, ones in held.items() if key[0] not in failed}
 
 
-def _default(kernel: Kernel, site: Site) -> Contender:
-    record = kernel.default
-    return "default", Job(record.id, record.func, kernel.name, site.args, site.outputs)
+def contest_job(kernel: Kernel, site: Site, record: Record | None = None) -> Contender:
+    """The default schedule of a kernel, or a tuned record that must give what it gives."""
+    default = kernel.default
+    job = Job(default.id, default.func, kernel.name, site.args, site.outputs)
+    if record is None:
+        return "default", job
+    return "tuned", replace(job, id=record.id, module=record.func, like=job.id)
+
+
+def hold(
+    bench: Bench,
+    entries: Sequence[tuple[Kernel, Site, list[Contender]]],
+    ctx: Context,
+    note: str,
+) -> Contests:
+    """Contests among candidates, default first; those during which the machine's speed changed are
+    held once more.
+    """
+    held = _hold(bench, entries, CONTEST_S, ctx, note)
+    again = [entry for entry in entries if _drifted(held[entry[0].name, entry[1]][0].timing)]
+    return {**held, **_hold(bench, again, CONTEST_S, ctx, f"{note} again")} if again else held
+
+
+def _drifted(timing: Timing) -> bool:
+    """Whether a candidate became clearly faster or slower while it was timed."""
+    third = len(timing.bursts_ms) // 3
+    if timing.error or not third:
+        return False
+    begin, end = timing.bursts_ms[:third], timing.bursts_ms[-third:]
+    return abs(statistics.median(end) / statistics.median(begin) - 1) > DRIFT
 
 
 def _hold(

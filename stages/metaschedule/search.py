@@ -1,8 +1,9 @@
-"""MetaSchedule's search over one PrimFunc, in rounds that depend on nothing but those before.
+"""MetaSchedule's search over the schedule rules of all modules, for one PrimFunc.
 
-Each round starts MetaSchedule anew (its space, its evolutionary search, its cost model trained on
-what was measured), with a seed made of the search's seed and the round's number. So a search that
-was killed goes on as if it had not been, and nobody keeps its state.
+Each round depends on nothing but those before: it starts MetaSchedule anew (its space, its
+evolutionary search, its cost model trained on what was measured), with a seed made of the search's
+seed and the round's number. So a search that was killed goes on as if it had not been, and nobody
+keeps its state.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,51 +20,54 @@ from tvm.s_tir import meta_schedule as ms
 from ..compat import tvm
 from ..records import workload_hash
 from .database import Trial
+from .explorer import RULES, Proposal, made_by
 
-BATCH = 16  # schedules proposed in a round
-SPACE = "metaschedule cpu, evolutionary 64x3, xgb, rounds of 16, 1"  # what decides the proposals
+WARM_UP = 16  # trials before which the cost model draws lots
 FAILED_S = 1e10  # what MetaSchedule takes for the time of a schedule that failed
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """A schedule to be measured: its PrimFunc, its structural hash and its trace as JSON."""
-
-    key: str
-    func: Any
-    trace: str
-
-
-class Search:
+class RuleSearch:
     """The schedules that MetaSchedule proposes for a PrimFunc with static shapes."""
 
-    def __init__(self, func: Any, target: Any, seed: int, logger: logging.Logger) -> None:
-        self._func = func
+    def __init__(
+        self,
+        func: Any,
+        rules: Callable[[], Sequence[Any]],
+        target: Any,
+        seed: int,
+        restore: Callable[[Any], Any],
+        logger: logging.Logger,
+        *,
+        learns: bool = True,
+    ) -> None:
+        """In: `rules` makes the schedule rules; `restore` names a PrimFunc as `func` is; `learns`:
+        what was measured decides the proposals, else the seed alone.
+        """
+        self._learns = learns
+        self._rules = rules
         self._target = target
         self._seed = seed
+        self._restore = restore
         self._logger = logger
         self._mod = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
         self._schedules: dict[str, Any] = {}  # of known trials, by key
 
-    def propose(self, number: int, known: Sequence[Trial]) -> list[Proposal]:
-        """Up to BATCH schedules that are not among `known`, the trials of the rounds before
-        `number`; fewer when the space is exhausted."""
+    def propose(self, number: int, known: Sequence[Trial], count: int) -> list[Proposal]:
+        own = [trial for trial in known if made_by(trial) == RULES]
         seed = _seed(self._seed, number)
         np.random.seed(seed)  # the cost model draws from it until it is trained
         context = ms.TuneContext(
             self._mod,
             target=self._target,
-            space_generator="post-order-apply",
-            search_strategy=ms.search_strategy.EvolutionarySearch(
-                population_size=64, init_min_unmeasured=32, genetic_num_iters=3
-            ),
+            space_generator=ms.space_generator.PostOrderApply(sch_rules=list(self._rules())),
+            search_strategy=self._strategy(),
             rand_state=seed,
             num_threads=1,  # more, and the order is no longer a function of the seed
             logger=self._logger,
         )
-        database, model = self._experience(context, known)
+        database, model = self._experience(context, own)
         # a fresh search may propose what is known again, so ask for more
-        context.pre_tuning(1 << 20, BATCH + len(known), database=database, cost_model=model)
+        context.pre_tuning(1 << 20, count + len(own), database=database, cost_model=model)
         candidates = context.generate_measure_candidates() or []
         context.post_tuning()
         proposals: dict[str, Proposal] = {}
@@ -76,17 +79,29 @@ class Search:
                 self._schedules[key] = candidate.sch
                 assert candidate.sch.trace is not None
                 trace = json.dumps(_plain(candidate.sch.trace.as_json()))
-                proposals.setdefault(key, Proposal(key, self._restored(func), trace))
-        return list(proposals.values())[:BATCH]
+                proposals.setdefault(key, Proposal(key, self._restore(func), trace))
+        return list(proposals.values())[:count]
 
-    def scheduled(self, trial: Trial) -> Any:
-        """The PrimFunc of a trial."""
-        return self._restored(self._schedule(trial).mod["main"])
+    def observe(self, trial: Trial, relative: float | None) -> None:
+        """Nothing: every round reads all trials again."""
+
+    def scheduled(self, trial: Trial) -> Any | None:
+        func = self._schedule(trial).mod["main"]
+        return self._restore(func) if workload_hash(func) == trial.key else None
+
+    def _strategy(self) -> Any:
+        if not self._learns:
+            return ms.search_strategy.ReplayTrace()
+        return ms.search_strategy.EvolutionarySearch(
+            population_size=64, init_min_unmeasured=32, genetic_num_iters=3
+        )
 
     def _experience(self, context: Any, known: Sequence[Trial]) -> tuple[Any, Any]:
         """MetaSchedule's database and cost model, taught the trials known."""
         database = ms.database.MemoryDatabase()
-        model = ms.cost_model.XGBModel(num_warmup_samples=BATCH, num_tuning_cores=1)
+        if not self._learns:
+            return database, ms.cost_model.RandomModel(seed=self._seed)
+        model = ms.cost_model.XGBModel(num_warmup_samples=WARM_UP, num_tuning_cores=1)
         workload = database.commit_workload(self._mod)
         info = ms.arg_info.ArgInfo.from_entry_func(self._mod, remove_preproc=True)
         candidates, results = [], []
@@ -107,13 +122,6 @@ class Search:
             tvm.s_tir.schedule.Trace.apply_json_to_schedule(json.loads(trial.trace), schedule)
             self._schedules[trial.key] = schedule
         return self._schedules[trial.key]
-
-    def _restored(self, func: Any) -> Any:
-        """A scheduled PrimFunc under the name that the original has, or none."""
-        attrs = self._func.attrs
-        if attrs and "global_symbol" in attrs:
-            return func.with_attr("global_symbol", attrs["global_symbol"])
-        return func.without_attr("global_symbol")
 
 
 def _seed(seed: int, number: int) -> int:

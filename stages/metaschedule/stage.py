@@ -7,10 +7,22 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from tapml.registry import extensions
 from tapml.stage import Context, Frozen, Inputs, Kind, Outputs, Recipe, Resources, Stage, Target
 from tapml.target import demand_here
 
+from .. import search_modules
+
 Chooser = Literal["measured", "sparse", "dense"]
+SPACE = (
+    "tiles",
+    "rules",
+    "auto-inline",
+    "add-rfactor",
+    "multi-level-tiling",
+    "parallel-vectorize-unroll",
+    "random-compute-location",
+)
 
 
 class Tuning(Frozen):
@@ -38,9 +50,26 @@ class Tuning(Frozen):
     )
     max_trials_per_kernel: PositiveInt | None = Field(
         default=None,
-        description="No kernel gets more trials than this",
+        description="No kernel gets more trials than this, its default schedule included",
         examples=[32],
         json_schema_extra={"unit": "measurements"},
+    )
+    max_trial_seconds: PositiveFloat = Field(
+        default=30.0,
+        description="A build or a run that takes longer fails",
+        examples=[10.0],
+        json_schema_extra={"unit": "s"},
+    )
+    space: tuple[str, ...] = Field(
+        default=SPACE,
+        min_length=1,
+        description="Search modules; schedule rules of MetaSchedule apply in this order",
+        examples=[["tiles", "rules"]],
+    )
+    strategy: Literal["learned", "random"] = Field(
+        default="learned",
+        description="What was measured decides what is tried next, or the seed alone: then the "
+        "same schedules are tried in the same order, whatever their times",
     )
 
 
@@ -59,12 +88,14 @@ class MetaSchedule(Stage):
     In:     unscheduled program, a default record for each kernel; sparse alternatives and their
             structure, where there are any. Weights are not read: new values re-tune nothing.
     Out:    choices.json with every candidate's time; the records that it names.
-    Raises: StageError, when a default schedule does not build or run.
-    Source: MetaSchedule (2022), driven round by round so that a killed search resumes.
+    Raises: RecipeError for a search module that is not installed; StageError, when a default
+            schedule does not build or run.
+    Source: MetaSchedule (2022), driven round by round so that a killed search resumes, over
+            spaces of our own beside its rules.
     """
 
     name: ClassVar[str] = "metaschedule"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     sections: ClassVar[Mapping[str, type[Frozen]]] = {"tuning": Tuning, "sparsity": Choose}
     inputs: ClassVar[Mapping[str, Kind]] = {
         "program": "program",
@@ -85,11 +116,16 @@ class MetaSchedule(Stage):
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Self:
         tuning = recipe.section("tuning", Tuning)
+        search_modules.demand(tuning.space)
         return cls(
             target=recipe.target,
             tuning=Tuning(**{name: getattr(tuning, name) for name in Tuning.model_fields}),
             choose=recipe.section("sparsity", Choose).choose,
         )
+
+    @classmethod
+    def tool_versions(cls) -> Mapping[str, str]:
+        return extensions(search_modules.GROUP)
 
     def check(self) -> None:
         demand_here(self.target)

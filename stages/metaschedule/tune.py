@@ -1,39 +1,44 @@
-"""The search over schedules: a budget of trials, given to kernels by the time there is to win.
-
-Rounds go to kernels in an order that follows from the database and the recipe alone, and a larger
-budget only adds rounds at its end. So a killed search resumes where it was, and raising the budget
-measures exactly what it is raised by.
+"""The search over schedules: a budget of trials, given in rounds to the workloads where there is
+most to win.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+
 from tapml.stage import Context, Target
 
 from .. import records
-from ..compat import tvm
-from ..measure import Bench, Job
+from ..measure import Bench
 from ..records import Record
+from ..search_modules import ScheduleRules, Variants, load
 from ..target import tvm_target
-from .contest import Contests
+from .choose import dense_winner
+from .contest import Contender, Contests, contest_job, hold
+from .cost_model import CostModel
 from .database import SearchFile, Trial
-from .kernels import Kernel
-from .search import BATCH, SPACE, Search
+from .explorer import RULES, Explorer, made_by
+from .kernels import Args, Kernel, Site
+from .search import RuleSearch
 from .stage import MetaSchedule, Tuning
+from .task import BATCH, Task, default_trial
+from .turns import Explorers, next_task
+from .variants import VariantSearch
 
-TRIAL_S = 0.06  # of running, for each trial
-FINALISTS = 2  # tuned schedules of a kernel that meet its default in a contest
-LEAST_HEADROOM = 0.05  # of a kernel's time counts as there to win, however fast it is
+FINALISTS = 3  # tuned schedules of a workload that meet its default in a contest
+SPACE = "2"  # raised when equal modules are searched in another way
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a search found: the best records by kernel, fastest first, and how it went.
+    """What a search found: the best record of a kernel, and how it went.
 
     curves: clone → (trials, best time of its kernels in ms)
     """
@@ -45,68 +50,6 @@ class Tuned:
     notes: tuple[str, ...] = ()
 
 
-@dataclass
-class Task:
-    """The search of one workload: the kernels that share it, and the trials that count so far."""
-
-    kernels: list[Kernel]
-    file: SearchFile
-    search: Search
-    default_ms: float
-    worth_ms: float = 0.0  # time that could be won, over all calls
-    rounds: int = 0
-    trials: list[Trial] = field(default_factory=list)
-    measured: int = 0  # of the trials; the others were in the database
-    exhausted: bool = False
-
-    @property
-    def best_ms(self) -> float:
-        return min([self.default_ms, *(t.ms for t in self.trials if t.ms is not None)])
-
-    def round(self, bench: Bench, count: int) -> Iterator[Trial]:
-        """The next `count` trials: those of this round in the database, then measured ones.
-
-        Fewer are left when the space is exhausted; the task says so.
-        """
-        finished = [t for t in self.file.trials() if t.round == self.rounds][:count]
-        yield from self._counted(finished)
-        if len(finished) < count:
-            known = [t for t in self.file.trials() if t.round < self.rounds]
-            done = {t.key for t in finished}
-            proposals = [p for p in self.search.propose(self.rounds, known) if p.key not in done][
-                : count - len(finished)
-            ]
-            self.exhausted = len(finished) + len(proposals) < count
-            yield from self._counted(self._measure(bench, proposals))
-        self.rounds += 1
-
-    def _counted(self, trials: Iterator[Trial] | Sequence[Trial]) -> Iterator[Trial]:
-        for trial in trials:
-            self.trials.append(trial)
-            yield trial
-
-    def _measure(self, bench: Bench, proposals: Sequence[Any]) -> Iterator[Trial]:
-        kernel = self.kernels[0]
-        [site, *_] = kernel.sites
-        jobs = [
-            Job(
-                id=proposal.key,
-                module=tvm.ir.save_json(tvm.IRModule({kernel.name: proposal.func})),
-                kernel=kernel.name,
-                args=site.args,
-                outputs=site.outputs,
-            )
-            for proposal in proposals
-        ]
-        traces = {proposal.key: proposal.trace for proposal in proposals}
-        for timing in bench.run(jobs, seconds=TRIAL_S):
-            ms = None if timing.error else timing.ms
-            trial = Trial(self.rounds, timing.id, traces[timing.id], ms, timing.error)
-            self.file.add(trial)
-            self.measured += 1
-            yield trial
-
-
 def tune(
     bench: Bench,
     kernels: Sequence[Kernel],
@@ -115,26 +58,41 @@ def tune(
     target: Target,
     ctx: Context,
 ) -> Tuned:
-    """Spends the budget of trials on the kernels with static sizes."""
-    tasks = _tasks(kernels, defaults, tuning, target, ctx)
+    """Spends the budget of trials, the defaults' included, and holds the finals."""
     started = time.monotonic()
+    learns = tuning.strategy == "learned"
+    tasks = _tasks(kernels, defaults, tuning, target, ctx)
     totals = _Totals(kernels, defaults, tasks)
+    explorers = Explorers(learns=learns)
+    cap = tuning.max_trials_per_kernel or tuning.trials
     out_of_time = False
-    while totals.trials < tuning.trials and (task := _next(tasks, tuning)) is not None:
-        if tuning.max_seconds is not None and time.monotonic() - started > tuning.max_seconds:
-            out_of_time = True
+    while totals.trials < tuning.trials:
+        task = next_task(tasks, cap, learns=learns)
+        out_of_time = _is_over(started, tuning)
+        if task is None or out_of_time:
             break
-        left = min(tuning.trials - totals.trials, _cap(tuning) - len(task.trials))
-        for _ in task.round(bench, min(BATCH, left)):
+        if task.rounds == 0:
+            task.start()
+            totals.count()
+            continue
+        left = min(tuning.trials - totals.trials, cap - len(task.trials))
+        explorer, before = explorers.choose(task), task.best_ms
+        for _ in task.round(explorer, bench, min(BATCH, left)):
             totals.count()
             ctx.progress(totals.trials, tuning.trials, f"best {totals.now():.4g} ms")
+        explorers.learn(explorer, before, task.best_ms)
+    searched_s = time.monotonic() - started
     return Tuned(
-        records={k.name: found for task in tasks for k, found in _finalists(task)},
+        records=dict(_finals(bench, [task for task in tasks if task.rounds], ctx)),
         trials=totals.trials,
         failed=sum(trial.ms is None for task in tasks for trial in task.trials),
         curves=totals.curves,
-        notes=tuple(_notes(tasks, totals.trials, tuning, out_of_time)),
+        notes=tuple(_notes(tasks, totals.trials, tuning, out_of_time, searched_s)),
     )
+
+
+def _is_over(started: float, tuning: Tuning) -> bool:
+    return tuning.max_seconds is not None and time.monotonic() - started > tuning.max_seconds
 
 
 def _tasks(
@@ -144,64 +102,113 @@ def _tasks(
     target: Target,
     ctx: Context,
 ) -> list[Task]:
-    """A task for each distinct workload with static sizes, and what it is worth."""
+    """A task for each distinct workload that some module has a space for."""
+    modules = load(tuning.space)
+    learns = tuning.strategy == "learned"
     logger = ctx.logger.getChild("search")
     logger.setLevel("WARNING")
+    variants = {name: one for name, one in modules.items() if isinstance(one, Variants)}
+    rules = [one for one in modules.values() if isinstance(one, ScheduleRules)]
+    models = {name: CostModel() if learns else None for name in variants}
     identity = {
         "target": target.model_dump_json(),
         "toolchain": " ".join(f"{tool} {version(tool)}" for tool in MetaSchedule.tools),
-        "space": SPACE,
+        "space": f"{SPACE} {tuning.strategy} {' '.join(tuning.space)}",
         "seed": str(tuning.seed),
     }
-    tasks: dict[str, Task] = {}
+    by_workload: dict[str, list[Kernel]] = {}
     for kernel in kernels:
-        workload = kernel.default.workload
-        if kernel.symbolic:
+        by_workload.setdefault(kernel.default.workload, []).append(kernel)
+    tasks = []
+    for workload, sharing in by_workload.items():
+        kernel = sharing[0]
+        func = kernel.func
+
+        def restore(made: Any, func: Any = func) -> Any:
+            return _named(made, func)
+
+        explorers: dict[str, Explorer] = {}
+        for name, module in variants.items():
+            if (space := module.space(func, target)) is not None:
+                explorers[name] = VariantSearch(name, space, models[name], tuning.seed, restore)
+        if rules and not kernel.symbolic and kernel.default.flops:
+
+            def made() -> list[Any]:
+                return [rule for module in rules for rule in module.rules(target)]
+
+            explorers[RULES] = RuleSearch(
+                func, made, tvm_target(target), tuning.seed, restore, logger, learns=learns
+            )
+        if not explorers:
             continue
-        if workload in tasks:
-            tasks[workload].kernels.append(kernel)
-            continue
+        site = max(kernel.sites, key=lambda s: s.count * defaults[kernel.name, s][0].timing.ms)
         file = SearchFile(ctx.database / "tuning", {**identity, "workload": workload})
-        tasks[workload] = Task(
-            kernels=[kernel],
-            file=file,
-            search=Search(kernel.func, tvm_target(target), tuning.seed, logger),
-            default_ms=file.default_ms(defaults[kernel.name, kernel.sites[0]][0].timing.ms),
+        default_func = kernel.default.module()[kernel.name]
+        measured = defaults[kernel.name, site][0].timing.ms
+        tasks.append(
+            Task(
+                kernels=sharing,
+                site=site,
+                file=file,
+                explorers=explorers,
+                default=default_trial(default_func, file.default_ms(measured)),
+                default_func=default_func,
+                timeout_s=tuning.max_trial_seconds,
+                open=list(explorers),
+            )
         )
-    rates = {key: task.kernels[0].default.flops / task.default_ms for key, task in tasks.items()}
-    peak = max(rates.values(), default=0.0)
-    for key, task in tasks.items():
-        headroom = 1 - rates[key] / peak if peak else 1.0
-        calls = sum(kernel.calls for kernel in task.kernels)
-        task.worth_ms = calls * task.default_ms * max(headroom, LEAST_HEADROOM)
-    return list(tasks.values())
+    _set_parts(tasks)
+    return tasks
 
 
-def _next(tasks: Sequence[Task], tuning: Tuning) -> Task | None:
-    """Whose turn it is: highest averages, so that a larger budget never takes a round back."""
-    cap = _cap(tuning)
-    open_ = [task for task in tasks if not task.exhausted and len(task.trials) < cap]
-    return max(open_, key=lambda task: task.worth_ms / (task.rounds + 1), default=None)
+def _named(made: Any, func: Any) -> Any:
+    """A scheduled PrimFunc under the name that the original has, or none."""
+    if func.attrs and "global_symbol" in func.attrs:
+        return made.with_attr("global_symbol", func.attrs["global_symbol"])
+    return made.without_attr("global_symbol")
 
 
-def _cap(tuning: Tuning) -> int:
-    return tuning.max_trials_per_kernel or tuning.trials
+def _set_parts(tasks: Sequence[Task]) -> None:
+    """How near each default schedule is to the machine's limits, which the best of them show: the
+    most operations, and the most bytes of arguments, in a millisecond.
+    """
+
+    def rates(task: Task) -> tuple[float, float]:
+        kernel, ms = task.kernels[0], task.best_ms
+        flops = 0.0 if kernel.symbolic else kernel.default.flops
+        return flops / ms, _bytes(task.site.args) / ms
+
+    limits = [max(each, default=0.0) or 1.0 for each in zip(*map(rates, tasks), strict=True)]
+    for task in tasks:
+        task.part = max(rate / limit for rate, limit in zip(rates(task), limits, strict=True))
+
+
+def _bytes(args: Args) -> float:
+    return float(
+        sum(
+            np.prod(arg.shape) * (4 if "32" in arg.dtype else 8 if "64" in arg.dtype else 1)
+            for arg in args
+            if not isinstance(arg, int)
+        )
+    )
 
 
 class _Totals:
     """The time of each clone over the trials: its kernels at their best."""
 
-    def __init__(self, kernels: Sequence[Kernel], defaults: Contests, tasks: list[Task]) -> None:
+    def __init__(
+        self, kernels: Sequence[Kernel], defaults: Contests, tasks: Sequence[Task]
+    ) -> None:
         by_kernel = {kernel.name: task for task in tasks for kernel in task.kernels}
         self._fixed: dict[str, float] = {}
-        self._tasks: dict[str, list[tuple[int, Task]]] = {}
+        self._tasks: dict[str, list[tuple[float, Task]]] = {}
         for kernel in kernels:
             for site in kernel.sites:
+                ms = site.count * defaults[kernel.name, site][0].timing.ms
                 if kernel.name in by_kernel:
                     task = by_kernel[kernel.name]
-                    self._tasks.setdefault(site.clone, []).append((site.count, task))
+                    self._tasks.setdefault(site.clone, []).append((ms / task.best_ms, task))
                 else:
-                    ms = site.count * defaults[kernel.name, site][0].timing.ms
                     self._fixed[site.clone] = self._fixed.get(site.clone, 0.0) + ms
         self.trials = 0
         self._points = {clone: [(0.0, self._now(clone))] for clone in self._tasks}
@@ -221,47 +228,82 @@ class _Totals:
         return sum(self._now(clone) for clone in self._tasks)
 
     def _now(self, clone: str) -> float:
-        tuned = sum(count * task.best_ms for count, task in self._tasks[clone])
+        tuned = sum(share * task.best_ms for share, task in self._tasks[clone])
         return self._fixed.get(clone, 0.0) + tuned
 
 
-def _finalists(task: Task) -> Iterator[tuple[Kernel, list[Record]]]:
-    """The fastest trials of a task as records, for each of its kernels; slower than the default
-    by a fifth is out of the race."""
-    ranked = sorted((t for t in task.trials if t.ms is not None), key=lambda t: t.ms or 0.0)
-    best = [t for t in ranked[:FINALISTS] if t.ms is not None and t.ms < 1.2 * task.default_ms]
-    toolchain = {tool: version(tool) for tool in MetaSchedule.tools}
-    for kernel in task.kernels:
-        if best:
-            yield (
-                kernel,
-                [
-                    records.make(
-                        kernel.name,
-                        kernel.func,
-                        task.search.scheduled(trial),
-                        kind="tuned",
-                        rule="metaschedule",
-                        trace=trial.trace,
-                        ms=trial.ms,
-                        flops=kernel.default.flops,
-                        toolchain=toolchain,
-                    )
-                    for trial in best
-                ],
-            )
+def _finals(
+    bench: Bench, tasks: Sequence[Task], ctx: Context
+) -> Iterator[tuple[str, list[Record]]]:
+    """The fastest schedule of each workload that is clearly faster than its default, in a contest
+    of the best trials, as a record for each of its kernels.
+    """
+    entries: list[tuple[Kernel, Site, list[Contender]]] = []
+    found: dict[tuple[str, str], tuple[Trial, Any]] = {}
+    for task in tasks:
+        kernel = task.kernels[0]
+        ranked = sorted((t for t in task.trials if t.ms is not None), key=lambda t: t.ms or 0.0)
+        contenders = [contest_job(kernel, task.site)]
+        for trial in ranked[: ranked.index(task.default)][:FINALISTS]:
+            if (func := task.func(trial)) is not None:
+                record = _record(kernel, trial, func)
+                found[kernel.name, record.id] = trial, func
+                contenders.append(contest_job(kernel, task.site, record))
+        if len(contenders) > 1:
+            entries.append((kernel, task.site, contenders))
+    held = hold(bench, entries, ctx, "finals")
+    for task in tasks:
+        kernel = task.kernels[0]
+        candidates = held.get((kernel.name, task.site))
+        if candidates is None or candidates[0].timing.error:
+            continue
+        winner = dense_winner(candidates)
+        if winner.kind == "tuned":
+            trial, func = found[kernel.name, winner.id]
+            for one in task.kernels:
+                yield one.name, [_record(one, trial, _named(func, one.func))]
 
 
-def _notes(tasks: Sequence[Task], trials: int, tuning: Tuning, out_of_time: bool) -> Iterator[str]:
+def _record(kernel: Kernel, trial: Trial, func: Any) -> Record:
+    return records.make(
+        kernel.name,
+        kernel.func,
+        func,
+        kind="tuned",
+        rule=made_by(trial),
+        trace=trial.trace,
+        ms=trial.ms,
+        flops=kernel.default.flops,
+        toolchain={tool: version(tool) for tool in MetaSchedule.tools},
+    )
+
+
+def _notes(
+    tasks: Sequence[Task], trials: int, tuning: Tuning, out_of_time: bool, seconds: float
+) -> Iterator[str]:
     measured = sum(task.measured for task in tasks)
-    failed = sum(trial.ms is None for task in tasks for trial in task.trials)
-    note = f"{trials} of {tuning.trials} trials over {len(tasks)} kernels with static sizes"
+    note = f"{trials} of {tuning.trials} trials over {len(tasks)} workloads"
     note += f": {measured} measured now, {trials - measured} taken from the tuning database"
-    yield note + (f", {failed} failed" if failed else "")
+    if measured and seconds:
+        note += f"; {measured / seconds:.2f} a second"
+    yield note
+    every = [trial for task in tasks for trial in task.trials]
+    makers = Counter(made_by(trial) for trial in every)
+    bests = Counter(made_by(task.best) for task in tasks if task.rounds)
+    yield "trials by module: " + ", ".join(
+        f"{name} {count} (the best of {bests[name]} workloads)" for name, count in makers.items()
+    )
+    if kinds := Counter(_kind(trial.error) for trial in every if trial.ms is None):
+        yield "trials that failed: " + ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
     if trials < tuning.trials and out_of_time:
         yield f"the search stopped after {tuning.max_seconds:g} s"
     elif trials < tuning.trials:
-        why = "every space is exhausted"
+        why = "every space is exhausted or brings nothing any more"
         if tuning.max_trials_per_kernel is not None:
             why += f", or has had its {tuning.max_trials_per_kernel} trials"
         yield f"the search stopped before its budget: {why}"
+
+
+def _kind(error: str) -> str:
+    """What went wrong, without the particulars."""
+    return error.partition(":")[0].partition(" in ")[0].partition(" (")[0].partition(" while")[0]

@@ -9,6 +9,7 @@ own, so nothing is guarded in the innermost loop, and symbolic row counts get ti
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -74,6 +75,7 @@ class Plan:
     unroll         how many of the innermost reduction loops are unrolled
     prefetch       blocks of the weight that the next task multiplies by are asked for ahead
     stage          producers that are copied per task (zero padding); others are inlined
+    pack           a right matrix is copied into panels before; None: there is no choice
     """
 
     rows: int = 1
@@ -84,6 +86,15 @@ class Plan:
     unroll: int = 0
     prefetch: bool = False
     stage: bool = True
+    pack: bool | None = None
+
+
+Revise = Callable[[Problem, Plan], Plan]  # what a search makes of the plan of a rule
+
+
+def as_planned(problem: Problem, plan: Plan) -> Plan:
+    """The plan as the rule made it."""
+    return plan
 
 
 def problem(kernel: Kernel, anchor: Step) -> Problem:

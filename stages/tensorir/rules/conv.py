@@ -13,6 +13,8 @@ from ..tiling import (
     CHUNK_BYTES,
     Plan,
     Problem,
+    Revise,
+    as_planned,
     balanced,
     even_rows,
     factors,
@@ -22,7 +24,7 @@ from ..tiling import (
 )
 
 
-def conv(func: Any, target: Target) -> Any | None:
+def conv(func: Any, target: Target, revise: Revise = as_planned) -> Any | None:
     """A sum of products where only the weight has the lane axis, with its epilogue; the batch may
     be symbolic.
     """
@@ -32,7 +34,7 @@ def conv(func: Any, target: Target) -> Any | None:
     found = problem(kernel, kernel.reductions[0])
     if factors(found.anchor) is None or found.col is None or found.row is None:
         return None
-    return emit(found, replace(plan(found, target), prefetch=True), target)
+    return emit(found, revise(found, replace(plan(found, target), prefetch=True)), target)
 
 
 def plan(problem: Problem, target: Target) -> Plan:

@@ -9,13 +9,13 @@ from tapml.stage import Target
 
 from ..emitter import emit
 from ..kernel import Unfit, ceil_div, depends_on, read
-from ..tiling import Plan, Problem, factors, flops, problem, register_tile
+from ..tiling import Plan, Problem, Revise, as_planned, factors, flops, problem, register_tile
 
 LONG = 256  # what a symbolic depth counts as
 MAX_ROWS = 112  # of a task: its rows of X stay in the second-level cache
 
 
-def dense(func: Any, target: Target) -> Any | None:
+def dense(func: Any, target: Target, revise: Revise = as_planned) -> Any | None:
     """X [M, K] times W [N/P, K, P] with its epilogue; M may be symbolic. Declines anything with a
     window.
     """
@@ -29,7 +29,8 @@ def dense(func: Any, target: Target) -> Any | None:
     if len(anchor.reduce) != 1 or depends_on(anchor.indices[0], found.col):
         return None
     # a weight that the kernel decodes is decoded in registers, not staged
-    return emit(found, replace(plan(found, target), stage=False, prefetch=True), target)
+    planned = replace(plan(found, target), stage=False, prefetch=True)
+    return emit(found, revise(found, planned), target)
 
 
 def plan(problem: Problem, target: Target) -> Plan:

@@ -29,7 +29,7 @@ from ..kernel import (
 )
 from ..loops import branch, constant, dtype_of, scheduled, when
 from ..nests import float_lanes
-from ..tiling import factors, problem
+from ..tiling import Problem, Revise, as_planned, factors, problem
 from .dense import plan
 
 tirx = tvm.tirx
@@ -38,7 +38,7 @@ FEW_ROWS = 8  # up to here, packing costs more than it brings
 SMALL_BYTES = 1 << 17  # up to here, a right matrix is read as it lies: its rows stay in the cache
 
 
-def matmul(func: Any, target: Target) -> Any | None:
+def matmul(func: Any, target: Target, revise: Revise = as_planned) -> Any | None:
     """A [..., M, K] times B, whose columns are the last axis of the result; M and leading axes may
     be symbolic.
     """
@@ -63,23 +63,33 @@ def matmul(func: Any, target: Target) -> Any | None:
     lane_count = min(float_lanes(target), 16)
     rows = [axis for axis in anchor.axes[:-1] if not depends_on(right[0], axis)]
     if column.static is None or (depth.static is None and column.static % lane_count):
-        return _overlapped(kernel, anchor, right[0], lane_count, target)
+        return _overlapped(kernel, anchor, right[0], lane_count, target, revise)
     in_place = _is_row_major(right[0], column) and column.static % lane_count == 0
     if depth.static is None and not in_place:
         raise Unfit("a matrix of symbolic depth is not packed")
     small = 4 * column.static * (depth.static or 1) <= SMALL_BYTES
-    if in_place and rows and (small or (rows[-1].static or FEW_ROWS + 1) <= FEW_ROWS):
-        kernel, first = in_panels(kernel, anchor, right[0], lane_count, pack=False), ()
-    else:
-        kernel = in_panels(kernel, anchor, right[0], lane_count, pack=True)
-        first = kernel.steps[:1]
-    found = problem(kernel, kernel.reductions[0])
-    if found.row is None or found.col is None:
-        raise Unfit("no tile")
-    return emit(found, plan(found, target), target, first)
+    few = bool(rows) and (rows[-1].static or FEW_ROWS + 1) <= FEW_ROWS
+
+    def cut(pack: bool) -> Problem:
+        paneled = in_panels(kernel, anchor, right[0], lane_count, pack=pack)
+        found = problem(paneled, paneled.reductions[0])
+        if found.row is None or found.col is None:
+            raise Unfit("no tile")
+        return found
+
+    pack = not (in_place and rows and (small or few))
+    found = cut(pack)
+    free = in_place and depth.static is not None
+    how = revise(found, replace(plan(found, target), pack=pack if free else None))
+    if how.pack not in (pack, None):
+        pack = not pack
+        found = cut(pack)
+    return emit(found, how, target, found.kernel.steps[:1] if pack else ())
 
 
-def _overlapped(kernel: Kernel, anchor: Step, right: Any, lane_count: int, target: Target) -> Any:
+def _overlapped(
+    kernel: Kernel, anchor: Step, right: Any, lane_count: int, target: Target, revise: Revise
+) -> Any:
     """Columns in vectors where their number is symbolic or divides badly: the last vector overlaps
     the one before it, and when there are fewer columns than lanes the rest of the lanes repeats
     the last.
@@ -122,7 +132,7 @@ def _overlapped(kernel: Kernel, anchor: Step, right: Any, lane_count: int, targe
             )
             for step in kernel.outputs
         ]
-        return tiles(found, plan(found, target), sinks, {})
+        return tiles(found, revise(found, plan(found, target)), sinks, {})
 
     def many() -> Any:
         blocks = ceil_div(column.extent, lane_count)

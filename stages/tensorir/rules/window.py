@@ -9,26 +9,35 @@ from tapml.stage import Target
 
 from ..emitter import emit
 from ..kernel import ceil_div, depends_on, read
-from ..tiling import Plan, Problem, balanced, factors, problem, reads_staged
+from ..tiling import (
+    Plan,
+    Problem,
+    Revise,
+    as_planned,
+    balanced,
+    factors,
+    problem,
+    reads_staged,
+)
 
 MAX_UNROLLED = 9  # taps
 MIN_SUM = 16  # taps from which several accumulators pay
 
 
-def depthwise(func: Any, target: Target) -> Any | None:
+def depthwise(func: Any, target: Target, revise: Revise = as_planned) -> Any | None:
     """X [N, C/L, *spatial, L] with W [C/L, *window, L], epilogue included."""
     found = _lanes_apart(func)
     if found is None or factors(found.anchor) is None:
         return None
-    return emit(found, plan(found, target), target)
+    return emit(found, revise(found, plan(found, target)), target)
 
 
-def pool(func: Any, target: Target) -> Any | None:
+def pool(func: Any, target: Target, revise: Revise = as_planned) -> Any | None:
     """Maxima, sums and means over windows, or over whole images, of blocked activations."""
     found = _lanes_apart(func)
     if found is None or factors(found.anchor) is not None:
         return None
-    return emit(found, plan(found, target), target)
+    return emit(found, revise(found, plan(found, target)), target)
 
 
 def _lanes_apart(func: Any) -> Problem | None:
