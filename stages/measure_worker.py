@@ -116,13 +116,20 @@ class _Candidate:
     bursts_ms: list[float] = field(default_factory=list)
 
     def burst(self) -> float:
-        """Mean seconds of a call, over the calls of a burst, in a row."""
+        """Mean seconds of a call, over the calls of a burst, in a row; on one thread, only those
+        that it had the core.
+        """
+        began, ran = time.perf_counter(), time.process_time()
         if self.calls == 1:
-            began = time.perf_counter()
             self.module[self.job.kernel](*self.args)
-            return time.perf_counter() - began
-        evaluate = self.module.time_evaluator
-        return evaluate(self.job.kernel, tvm.cpu(), number=self.calls, repeat=1)(*self.args).mean
+            mean = time.perf_counter() - began
+        else:
+            evaluate = self.module.time_evaluator
+            call = evaluate(self.job.kernel, tvm.cpu(), number=self.calls, repeat=1)
+            mean = call(*self.args).mean
+        if os.environ["TVM_NUM_THREADS"] != "1":
+            return mean
+        return mean * min(1.0, (time.process_time() - ran) / (time.perf_counter() - began))
 
     def lowest_ratio(self, other: _Candidate) -> float:
         """The least share of the other's time that its own may be."""
