@@ -81,8 +81,10 @@ def demand(space: Sequence[str]) -> None:
 def load(space: Sequence[str]) -> dict[str, Module]:
     """The modules of a space by name, in its order.
 
-    Raises: EnvironmentalError for a package whose module cannot be imported, or is none.
+    Raises: as `demand`; EnvironmentalError for a package whose module cannot be imported, or is
+            none.
     """
+    demand(space)
     entries = {entry.name: entry for entry in entry_points(group=GROUP)}
     found: dict[str, Module] = {}
     for name in space:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -27,6 +27,7 @@ class Task:
     """The kernels that share a workload, what searches its space, and the trials that count so far.
 
     site:     the calls at whose sizes it is timed: those that take longest
+    open_spaces: makes what searches its space, when its turn comes
     default:  the trial of the default schedule, which is the first
     part:     of the machine's limits that the default schedule reaches
     open:     explorers whose space is not exhausted
@@ -36,7 +37,7 @@ class Task:
     kernels: list[Kernel]
     site: Site
     file: SearchFile
-    explorers: Mapping[str, Explorer]
+    open_spaces: Callable[[], dict[str, Explorer]]
     default: Trial
     default_func: Any
     part: float = 0.0
@@ -44,6 +45,7 @@ class Task:
     rounds: int = 0
     trials: list[Trial] = field(default_factory=list)
     bests: list[float] = field(default_factory=list)  # best time after each round, in ms
+    explorers: Mapping[str, Explorer] = field(default_factory=dict)
     open: list[str] = field(default_factory=list)
     measured: int = 0
 
@@ -74,6 +76,10 @@ class Task:
         return self.calls * (lately + self.best_ms * headroom / (self.rounds + 1)) / 2
 
     @property
+    def is_exhausted(self) -> bool:
+        return self.rounds > 0 and not self.open
+
+    @property
     def is_flat(self) -> bool:
         """Whether the last rounds brought nothing, every explorer having had one."""
         if len(self.bests) <= max(FLAT_ROUNDS, len(self.open)):
@@ -81,7 +87,9 @@ class Task:
         return self.bests[-1] > (1 - FLAT_GAIN) * self.bests[-1 - FLAT_ROUNDS]
 
     def start(self) -> Trial:
-        """Counts the default schedule, the first trial."""
+        """Counts the default schedule, the first trial, and opens the spaces."""
+        self.explorers = self.open_spaces()
+        self.open = list(self.explorers)
         if all(trial.key != self.default.key for trial in self.file.trials()):
             self.file.add(self.default)
             self.measured += 1

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -18,19 +19,15 @@ from tapml.stage import Context, Target
 from .. import records
 from ..measure import Bench
 from ..records import Record
-from ..search_modules import ScheduleRules, Variants, load
-from ..target import tvm_target
 from .choose import dense_winner
 from .contest import Contender, Contests, contest_job, hold
-from .cost_model import CostModel
 from .database import SearchFile, Trial
-from .explorer import RULES, Explorer, made_by
+from .explorer import made_by
 from .kernels import Args, Kernel, Site
-from .search import RuleSearch
+from .spaces import Spaces, named_as
 from .stage import MetaSchedule, Tuning
 from .task import BATCH, Task, default_trial
 from .turns import Explorers, next_task
-from .variants import VariantSearch
 
 FINALISTS = 3  # tuned schedules of a workload that meet its default in a contest
 SPACE = "2"  # raised when equal modules are searched in another way
@@ -102,14 +99,8 @@ def _tasks(
     target: Target,
     ctx: Context,
 ) -> list[Task]:
-    """A task for each distinct workload that some module has a space for."""
-    modules = load(tuning.space)
-    learns = tuning.strategy == "learned"
-    logger = ctx.logger.getChild("search")
-    logger.setLevel("WARNING")
-    variants = {name: one for name, one in modules.items() if isinstance(one, Variants)}
-    rules = [one for one in modules.values() if isinstance(one, ScheduleRules)]
-    models = {name: CostModel() if learns else None for name in variants}
+    """A task for each distinct workload."""
+    spaces = Spaces(tuning, target, ctx)
     identity = {
         "target": target.model_dump_json(),
         "toolchain": " ".join(f"{tool} {version(tool)}" for tool in MetaSchedule.tools),
@@ -122,50 +113,23 @@ def _tasks(
     tasks = []
     for workload, sharing in by_workload.items():
         kernel = sharing[0]
-        func = kernel.func
-
-        def restore(made: Any, func: Any = func) -> Any:
-            return _named(made, func)
-
-        explorers: dict[str, Explorer] = {}
-        for name, module in variants.items():
-            if (space := module.space(func, target)) is not None:
-                explorers[name] = VariantSearch(name, space, models[name], tuning.seed, restore)
-        if rules and not kernel.symbolic and kernel.default.flops:
-
-            def made() -> list[Any]:
-                return [rule for module in rules for rule in module.rules(target)]
-
-            explorers[RULES] = RuleSearch(
-                func, made, tvm_target(target), tuning.seed, restore, logger, learns=learns
-            )
-        if not explorers:
-            continue
-        site = max(kernel.sites, key=lambda s: s.count * defaults[kernel.name, s][0].timing.ms)
+        times = {site: defaults[kernel.name, site][0].timing.ms for site in kernel.sites}
+        site = max(kernel.sites, key=lambda one: one.count * times[one])
         file = SearchFile(ctx.database / "tuning", {**identity, "workload": workload})
         default_func = kernel.default.module()[kernel.name]
-        measured = defaults[kernel.name, site][0].timing.ms
         tasks.append(
             Task(
                 kernels=sharing,
                 site=site,
                 file=file,
-                explorers=explorers,
-                default=default_trial(default_func, file.default_ms(measured)),
+                open_spaces=partial(spaces.open, kernel),
+                default=default_trial(default_func, file.default_ms(times[site])),
                 default_func=default_func,
                 timeout_s=tuning.max_trial_seconds,
-                open=list(explorers),
             )
         )
     _set_parts(tasks)
     return tasks
-
-
-def _named(made: Any, func: Any) -> Any:
-    """A scheduled PrimFunc under the name that the original has, or none."""
-    if func.attrs and "global_symbol" in func.attrs:
-        return made.with_attr("global_symbol", func.attrs["global_symbol"])
-    return made.without_attr("global_symbol")
 
 
 def _set_parts(tasks: Sequence[Task]) -> None:
@@ -261,7 +225,7 @@ def _finals(
         if winner.kind == "tuned":
             trial, func = found[kernel.name, winner.id]
             for one in task.kernels:
-                yield one.name, [_record(one, trial, _named(func, one.func))]
+                yield one.name, [_record(one, trial, named_as(func, one.func))]
 
 
 def _record(kernel: Kernel, trial: Trial, func: Any) -> Record:

@@ -17,7 +17,7 @@ PRIOR = 0.1  # what the first explorer is expected to gain in its first round; t
 
 def next_task(tasks: Sequence[Task], cap: int, *, learns: bool = True) -> Task | None:
     """The workload where most is to be won; with `learns` off, that with the fewest rounds."""
-    left = [task for task in tasks if task.open and len(task.trials) < cap]
+    left = [task for task in tasks if not task.is_exhausted and len(task.trials) < cap]
     if not learns:
         return min(left, key=lambda task: task.rounds, default=None)
     left = [task for task in left if not task.is_flat]

@@ -131,10 +131,10 @@ def knobs(problem: Problem, plan: Plan, target: Target) -> dict[str, Sequence[Va
         "partials": [count for count in PARTIALS if count <= (tap or 1)] if sums else (1,),
         "unroll": range(min(2, len(problem.anchor.reduce)) + 1),
         "stage": (0, 1) if reads_staged(problem) and plan.stage else (int(plan.stage),),
-        "pack": (0, 1),
-    }
+    }  # of all others: yes or no
     return {
-        name: tuple(sorted({*options[name], value})) for name, value in as_decisions(plan).items()
+        name: tuple(sorted({*options.get(name, (0, 1)), value}))
+        for name, value in as_decisions(plan).items()
     }
 
 
