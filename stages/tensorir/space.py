@@ -21,7 +21,17 @@ from ..records import workload_hash
 from ..search_modules import Decisions, Space, Value, Variants
 from .kernel import Unfit, ceil_div
 from .schedule import Rule, rules, schedule
-from .tiling import STACK_BYTES, SYMBOLIC, Plan, Problem, even_rows, factors, flops, reads_staged
+from .tiling import (
+    STACK_BYTES,
+    SYMBOLIC,
+    Plan,
+    Problem,
+    even_rows,
+    factors,
+    flops,
+    reads_staged,
+    weight_load,
+)
 
 MOST_UNROLLED = 160  # updates of registers in a loop's body: more, and builds take seconds
 MOST_COLS = 8
@@ -130,6 +140,7 @@ def knobs(problem: Problem, plan: Plan, target: Target) -> dict[str, Sequence[Va
         "cols_parallel": (0, 1) if problem.col is not None else (0,),
         "partials": [count for count in PARTIALS if count <= (tap or 1)] if sums else (1,),
         "unroll": range(min(2, len(problem.anchor.reduce)) + 1),
+        "prefetch": (0, 1) if weight_load(problem) is not None else (int(plan.prefetch),),
         "stage": (0, 1) if reads_staged(problem) and plan.stage else (int(plan.stage),),
     }  # of all others: yes or no
     return {
@@ -183,8 +194,6 @@ def features(problem: Problem, plan: Plan, target: Target) -> tuple[float, ...]:
         log2(flops(problem) + 1),
         problem.col is None,
         reads_staged(problem),
-        plan.rows,
-        plan.cols,
         tile * plan.partials,
         (plan.rows + plan.cols * width) / tile,  # loads for each multiply-add
         rows / (ceil_div(rows, plan.rows) * plan.rows),  # share of whole tiles
@@ -196,12 +205,8 @@ def features(problem: Problem, plan: Plan, target: Target) -> tuple[float, ...]:
         log2(4 * prod(taps) * plan.cols * problem.lane_count),  # bytes of a tile's weights
         log2(tasks),
         tasks / (rounds * target.device.threads),  # share of busy threads
-        plan.cols_parallel,
-        plan.partials,
         log2(plan.rows * plan.cols * _unrolled(problem, plan)),
-        plan.unroll,
-        plan.stage,
-        bool(plan.pack),
+        *(float(value or 0) for value in asdict(plan).values()),
     )
 
 
