@@ -58,7 +58,7 @@ def tune(
     """Spends the budget of trials, the defaults' included, and holds the finals."""
     started = time.monotonic()
     learns = tuning.strategy == "learned"
-    tasks = _tasks(kernels, defaults, tuning, target, ctx)
+    tasks = tasks_of(kernels, defaults, tuning, target, ctx)
     totals = _Totals(kernels, defaults, tasks)
     explorers = Explorers(learns=learns)
     cap = tuning.max_trials_per_kernel or tuning.trials
@@ -92,7 +92,7 @@ def _is_over(started: float, tuning: Tuning) -> bool:
     return tuning.max_seconds is not None and time.monotonic() - started > tuning.max_seconds
 
 
-def _tasks(
+def tasks_of(
     kernels: Sequence[Kernel],
     defaults: Contests,
     tuning: Tuning,
@@ -210,7 +210,7 @@ def _finals(
         contenders = [contest_job(kernel, task.site)]
         for trial in ranked[: ranked.index(task.default)][:FINALISTS]:
             if (func := task.func(trial)) is not None:
-                record = _record(kernel, trial, func)
+                record = record_of(kernel, trial, func)
                 found[kernel.name, record.id] = trial, func
                 contenders.append(contest_job(kernel, task.site, record))
         if len(contenders) > 1:
@@ -225,10 +225,10 @@ def _finals(
         if winner.kind == "tuned":
             trial, func = found[kernel.name, winner.id]
             for one in task.kernels:
-                yield one.name, [_record(one, trial, named_as(func, one.func))]
+                yield one.name, [record_of(one, trial, named_as(func, one.func))]
 
 
-def _record(kernel: Kernel, trial: Trial, func: Any) -> Record:
+def record_of(kernel: Kernel, trial: Trial, func: Any) -> Record:
     return records.make(
         kernel.name,
         kernel.func,
