@@ -66,11 +66,10 @@ def operator(name: str, target: Target) -> Program:
 def chain(layers: Sequence[Shape], target: Target) -> Program:
     """A stack of equal or unequal linear layers: shapes of their weights, for 32 rows."""
 
-    def compute(x: Any, *weights: Any) -> list[Any]:
-        values = [x]
+    def compute(x: Any, *weights: Any) -> Any:
         for weight in weights:
-            values.append(op.nn.relu(op.matmul(values[-1], weight)))
-        return values[1:]
+            x = op.nn.relu(op.matmul(x, weight))
+        return x
 
     weights = {f"w{number}": shape for number, shape in enumerate(layers)}
     return _lowered({"x": (32, layers[0][0])}, weights, compute, target)
@@ -96,9 +95,7 @@ def _lowered(
     with builder.function("main", params, attrs={"num_input": len(inputs)}):
         with builder.dataflow():
             made = compute(*params)
-            for value in made if isinstance(made, list) else [made]:
-                last = builder.emit(value)
-            out = builder.emit_output(last)
+            out = builder.emit_output(made)
         builder.emit_func_output(out)
     mod = builder.get()
     for _, transform in passes():

@@ -167,8 +167,10 @@ class Task:
             ms = None
             if not timing.error:
                 beside = defaults.get(number % bench.workers)
-                timed = beside is not None and not beside.error
-                ms = self.default.ms * ratio(timing, beside) if timed else timing.ms
+                if beside is None or beside.error:
+                    ms = timing.ms
+                else:
+                    ms = self.default.ms * ratio(timing, beside)
             yield Trial(self.rounds, proposal.key, proposal.trace, ms, timing.error)
 
 

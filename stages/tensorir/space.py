@@ -9,7 +9,7 @@ every size, whatever the plan.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from math import log2, prod
 from typing import Any
@@ -52,7 +52,7 @@ def _tiles(func: Any, target: Target) -> Space | None:
         seen.append((problem, plan))
         return plan
 
-    rule(func, target, note)
+    _made(rule, func, target, note)
     if not seen:
         return None
     (problem, plan), *_ = seen
@@ -133,7 +133,7 @@ def knobs(problem: Problem, plan: Plan, target: Target) -> dict[str, Sequence[Va
     tap = problem.anchor.reduce[-1].static
     even = even_rows(problem)
     sums = problem.anchor.element is not None and tap is not None
-    options: dict[str, Sequence[Any]] = {
+    options: dict[str, Iterable[int]] = {
         "rows": range(even, min(rows, target.vector_registers) + 1, even),
         "cols": range(1, min(cols, MOST_COLS) + 1) if _is_static(problem.col) else (1,),
         "chunk": {*(size for size in CHUNKS if size < length), length},
