@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from .database import Trial
 
 DEFAULT = "default"  # what made the first trial of a search
+REUSE = "reuse"  # what was taken from a database; its trials are those of the module that made them
 RULES = "schedule-rules"  # what makes the trials of MetaSchedule's own search
 
 

@@ -21,9 +21,10 @@ from ..compat import tvm
 from ..records import workload_hash
 from .database import Trial
 from .explorer import RULES, Proposal, made_by
+from .pretraining import FAILED_S, Lessons
+from .transfer import plain
 
 WARM_UP = 16  # trials before which the cost model draws lots
-FAILED_S = 1e10  # what MetaSchedule takes for the time of a schedule that failed
 
 
 class RuleSearch:
@@ -39,10 +40,12 @@ class RuleSearch:
         logger: logging.Logger,
         *,
         learns: bool = True,
+        lessons: Lessons | None = None,
     ) -> None:
         """In: `rules` makes the schedule rules; `restore` names a PrimFunc as `func` is; `learns`:
-        what was measured decides the proposals, else the seed alone.
+        what was measured decides the proposals, else the seed alone; `lessons`: of other searches.
         """
+        self._lessons = lessons
         self._learns = learns
         self._rules = rules
         self._target = target
@@ -67,7 +70,11 @@ class RuleSearch:
         )
         database, model = self._experience(context, own)
         # a fresh search may propose what is known again, so ask for more
-        context.pre_tuning(1 << 20, count + len(own), database=database, cost_model=model)
+        try:
+            context.pre_tuning(1 << 20, count + len(own), database=database, cost_model=model)
+        except tvm.s_tir.ScheduleError as error:  # of a rule that not every PrimFunc suits
+            self._logger.warning("no space of schedule rules: %s", str(error).partition("\n")[0])
+            return []
         candidates = context.generate_measure_candidates() or []
         context.post_tuning()
         proposals: dict[str, Proposal] = {}
@@ -78,7 +85,7 @@ class RuleSearch:
             if key not in seen:
                 self._schedules[key] = candidate.sch
                 assert candidate.sch.trace is not None
-                trace = json.dumps(_plain(candidate.sch.trace.as_json()))
+                trace = json.dumps(plain(candidate.sch.trace.as_json()))
                 proposals.setdefault(key, Proposal(key, self._restore(func), trace))
         return list(proposals.values())[:count]
 
@@ -102,6 +109,8 @@ class RuleSearch:
         if not self._learns:
             return database, ms.cost_model.RandomModel(seed=self._seed)
         model = ms.cost_model.XGBModel(num_warmup_samples=WARM_UP, num_tuning_cores=1)
+        if self._lessons is not None:
+            self._lessons.teach(model)
         workload = database.commit_workload(self._mod)
         info = ms.arg_info.ArgInfo.from_entry_func(self._mod, remove_preproc=True)
         candidates, results = [], []
@@ -128,13 +137,3 @@ def _seed(seed: int, number: int) -> int:
     """In [1, 2^31 - 1], as MetaSchedule wants it."""
     digest = hashlib.sha256(f"{seed}/{number}".encode()).digest()
     return int.from_bytes(digest[:4], "little") % (2**31 - 1) + 1
-
-
-def _plain(value: Any) -> Any:
-    """TVM's containers as lists and numbers."""
-    match value:
-        case None | bool() | int() | float() | str():
-            return value
-        case _ if isinstance(value, tvm.tirx.IntImm | tvm.tirx.FloatImm):
-            return value.value
-    return [_plain(one) for one in value]

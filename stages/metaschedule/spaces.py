@@ -10,8 +10,11 @@ from tapml.stage import Context, Target
 from ..search_modules import ScheduleRules, Variants, load
 from ..target import tvm_target
 from .cost_model import CostModel
-from .explorer import RULES, Explorer
+from .experience import Experience
+from .explorer import REUSE, RULES, Explorer
 from .kernels import Kernel
+from .pretraining import Lessons, teach
+from .reuse import Reuse, ReuseExplorer
 from .search import RuleSearch
 from .stage import Tuning
 from .variants import VariantSearch
@@ -22,7 +25,10 @@ class Spaces:
     one workload for the next.
     """
 
-    def __init__(self, tuning: Tuning, target: Target, ctx: Context) -> None:
+    def __init__(
+        self, tuning: Tuning, target: Target, ctx: Context, past: Experience | None = None
+    ) -> None:
+        """In: `past`: searches that were reused."""
         modules = load(tuning.space)
         self._seed, self._target = tuning.seed, target
         self._learns = tuning.strategy == "learned"
@@ -31,13 +37,19 @@ class Spaces:
         self._variants = {n: one for n, one in modules.items() if isinstance(one, Variants)}
         self._rules = [one for one in modules.values() if isinstance(one, ScheduleRules)]
         self._models = {name: CostModel() if self._learns else None for name in self._variants}
+        self._past = past
+        self._lessons: Lessons | None = None
+        if past is not None and past.pretrain and self._learns:
+            teach(self._models, self._variants, past)
+            self._lessons = Lessons(past) if self._rules else None
 
     def open(self, kernel: Kernel) -> dict[str, Explorer]:
         """An explorer for each space of a kernel; MetaSchedule's rules take static sizes only."""
         restore = partial(named_as, func=kernel.func)
         found: dict[str, Explorer] = {}
-        for name, module in self._variants.items():
-            if (space := module.space(kernel.func, self._target)) is not None:
+        spaces = {n: one.space(kernel.func, self._target) for n, one in self._variants.items()}
+        for name, space in spaces.items():
+            if space is not None:
                 found[name] = VariantSearch(name, space, self._models[name], self._seed, restore)
         if self._rules and not kernel.symbolic:
             found[RULES] = RuleSearch(
@@ -48,7 +60,12 @@ class Spaces:
                 restore,
                 self._logger,
                 learns=self._learns,
+                lessons=self._lessons,
             )
+        if self._past is not None:
+            reuse = Reuse(self._past, self._variants, self._models)
+            if trials := reuse.trials(kernel.default.workload, kernel.func, spaces):
+                found[REUSE] = ReuseExplorer(trials, found)
         return found
 
 

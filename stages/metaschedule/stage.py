@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from tapml.registry import extensions
-from tapml.stage import Context, Frozen, Inputs, Kind, Outputs, Recipe, Resources, Stage, Target
+from tapml.stage import (
+    Context,
+    File,
+    Folder,
+    Frozen,
+    Inputs,
+    Kind,
+    Outputs,
+    Recipe,
+    Resources,
+    Stage,
+    Target,
+)
 from tapml.target import demand_here
 
 from .. import search_modules
@@ -23,6 +36,32 @@ SPACE = (
     "parallel-vectorize-unroll",
     "random-compute-location",
 )
+
+
+class Reuse(Frozen):
+    """What was tuned before, in another run or by somebody else."""
+
+    db: str = Field(
+        min_length=1,
+        description="A folder of searches, or a `.jsonl` file that `tapml db export` wrote; its "
+        "digest is in the key",
+        examples=["tuned.jsonl"],
+    )
+    pretrain: bool = Field(
+        default=True,
+        description="The cost models learn from trials of other kernels before the first round",
+    )
+
+
+class Reused(Frozen):
+    """A resolved `Reuse`: keyed by the digests of its files."""
+
+    source: File | Folder
+    pretrain: bool = True
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
 
 class Tuning(Frozen):
@@ -71,6 +110,11 @@ class Tuning(Frozen):
         description="What was measured decides what is tried next, or the seed alone: then the "
         "same schedules are tried in the same order, whatever their times",
     )
+    reuse: Literal["none"] | Reuse = Field(
+        default="none",
+        description="Schedules that were found before, for an equal target, ship after a contest "
+        "with the default; a search starts from them. Those of similar kernels are tried",
+    )
 
 
 class Choose(Frozen):
@@ -112,14 +156,17 @@ class MetaSchedule(Stage):
     target: Target
     tuning: Tuning = Tuning()
     choose: Chooser = "measured"
+    reused: Reused | None = None
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Self:
         tuning = recipe.section("tuning", Tuning)
         search_modules.demand(tuning.space)
+        own = {name: getattr(tuning, name) for name in Tuning.model_fields}
         return cls(
             target=recipe.target,
-            tuning=Tuning(**{name: getattr(tuning, name) for name in Tuning.model_fields}),
+            tuning=Tuning(**{**own, "reuse": "none"}),
+            reused=_reused(tuning.reuse, recipe),
             choose=recipe.section("sparsity", Choose).choose,
         )
 
@@ -143,8 +190,8 @@ class MetaSchedule(Stage):
         with Bench(self.target) as bench:
             defaults = baseline(bench, kernels, ctx)
             tuned = Tuned()
-            if self.tuning.trials:
-                tuned = tune(bench, kernels, defaults, self.tuning, self.target, ctx)
+            if self.tuning.trials or self.reused is not None:
+                tuned = tune(bench, kernels, defaults, self.tuning, self.target, ctx, self.reused)
             rivals = Rivals(tuned.records)
             if "alternatives" in inputs:
                 found = alternatives.load(inputs["alternatives"], inputs["structure"])
@@ -158,3 +205,15 @@ class MetaSchedule(Stage):
             },
             report=draw(outcome, tuned),
         )
+
+
+def _reused(reuse: Reuse | Literal["none"], recipe: Recipe) -> Reused | None:
+    if reuse == "none":
+        return None
+    field = "tuning.reuse.db"
+    source: File | Folder
+    if reuse.db.endswith(".jsonl"):
+        source = recipe.file(reuse.db, field=field)
+    else:
+        source = recipe.folder(reuse.db, names=["*.jsonl"], field=field)
+    return Reused(source=source, pretrain=reuse.pretrain)

@@ -12,8 +12,9 @@ from ..compat import tvm
 from ..measure import Bench, Job, Timing, ratio
 from ..records import workload_hash
 from .database import SearchFile, Trial
-from .explorer import DEFAULT, Explorer, Proposal, made_by, trace_of
+from .explorer import DEFAULT, REUSE, Explorer, Proposal, made_by, trace_of
 from .kernels import Kernel, Site
+from .reuse import ReuseExplorer
 
 BATCH = 8  # trials of a round
 TRIAL_S = 0.06  # of running, for a trial that is not clearly slower than the incumbent
@@ -32,6 +33,7 @@ class Task:
     part:     of the machine's limits that the default schedule reaches
     open:     explorers whose space is not exhausted
     measured: of the trials; the others were in the database
+    reused:   trials of other searches, with times relative to the default's
     """
 
     kernels: list[Kernel]
@@ -48,6 +50,7 @@ class Task:
     explorers: Mapping[str, Explorer] = field(default_factory=dict)
     open: list[str] = field(default_factory=list)
     measured: int = 0
+    reused: Sequence[Trial] = ()
 
     @property
     def calls(self) -> int:
@@ -86,10 +89,28 @@ class Task:
             return False
         return self.bests[-1] > (1 - FLAT_GAIN) * self.bests[-1 - FLAT_ROUNDS]
 
-    def start(self) -> Trial:
-        """Counts the default schedule, the first trial, and opens the spaces."""
+    def finalists(self, count: int) -> list[Trial]:
+        """The fastest trials that beat the default, those of other searches as they were there
+        unless they were measured here.
+        """
+        assert self.default.ms is not None
+        known = {trial.key: trial for trial in self.trials if trial.key != self.default.key}
+        for trial in self.reused:
+            ms = None if trial.ms is None else trial.ms * self.default.ms
+            known.setdefault(trial.key, replace(trial, ms=ms))
+        faster = [t for t in known.values() if t.ms is not None and t.ms < self.default.ms]
+        return sorted(faster, key=lambda trial: trial.ms or math.inf)[:count]
+
+    def open_up(self) -> None:
+        """Opens the spaces, and asks for what was tuned before."""
         self.explorers = self.open_spaces()
         self.open = list(self.explorers)
+        taken = self.explorers.get(REUSE)
+        self.reused = taken.trials if isinstance(taken, ReuseExplorer) else ()
+
+    def start(self) -> Trial:
+        """Counts the default schedule, the first trial, and opens the spaces."""
+        self.open_up()
         if all(trial.key != self.default.key for trial in self.file.trials()):
             self.file.add(self.default)
             self.measured += 1

@@ -21,11 +21,12 @@ from ..measure import Bench
 from ..records import Record
 from .choose import dense_winner
 from .contest import Contender, Contests, contest_job, hold
-from .database import SearchFile, Trial
+from .database import SearchFile, Trial, describe
+from .experience import Experience, load
 from .explorer import made_by
 from .kernels import Args, Kernel, Site
 from .spaces import Spaces, named_as
-from .stage import MetaSchedule, Tuning
+from .stage import MetaSchedule, Reused, Tuning
 from .task import BATCH, Task, default_trial
 from .turns import Explorers, next_task
 
@@ -54,11 +55,13 @@ def tune(
     tuning: Tuning,
     target: Target,
     ctx: Context,
+    reused: Reused | None = None,
 ) -> Tuned:
     """Spends the budget of trials, the defaults' included, and holds the finals."""
     started = time.monotonic()
     learns = tuning.strategy == "learned"
-    tasks = tasks_of(kernels, defaults, tuning, target, ctx)
+    past = None if reused is None else load(reused, target)
+    tasks = tasks_of(kernels, defaults, tuning, target, ctx, past)
     totals = _Totals(kernels, defaults, tasks)
     explorers = Explorers(learns=learns)
     cap = tuning.max_trials_per_kernel or tuning.trials
@@ -79,12 +82,18 @@ def tune(
             ctx.progress(totals.trials, tuning.trials, f"best {totals.now():.4g} ms")
         explorers.learn(explorer, before, task.best_ms)
     searched_s = time.monotonic() - started
+    for task in tasks:
+        if past is not None and task.rounds == 0:
+            task.open_up()
+    notes = [] if past is None else [*past.notes, _served(tasks, past)]
+    if totals.trials:
+        notes += _notes(tasks, totals.trials, tuning, out_of_time, searched_s)
     return Tuned(
-        records=dict(_finals(bench, [task for task in tasks if task.rounds], ctx)),
+        records=dict(_finals(bench, [one for one in tasks if one.rounds or one.reused], ctx)),
         trials=totals.trials,
         failed=sum(trial.ms is None for task in tasks for trial in task.trials),
         curves=totals.curves,
-        notes=tuple(_notes(tasks, totals.trials, tuning, out_of_time, searched_s)),
+        notes=tuple(notes),
     )
 
 
@@ -98,24 +107,22 @@ def tasks_of(
     tuning: Tuning,
     target: Target,
     ctx: Context,
+    past: Experience | None = None,
 ) -> list[Task]:
     """A task for each distinct workload."""
-    spaces = Spaces(tuning, target, ctx)
-    identity = {
-        "target": target.model_dump_json(),
-        "toolchain": " ".join(f"{tool} {version(tool)}" for tool in MetaSchedule.tools),
-        "space": f"{SPACE} {tuning.strategy} {' '.join(tuning.space)}",
-        "seed": str(tuning.seed),
-    }
+    spaces = Spaces(tuning, target, ctx, past)
+    searched = f"{SPACE} {tuning.strategy} {' '.join(tuning.space)}"
+    learned = "" if past is None else past.digest
     by_workload: dict[str, list[Kernel]] = {}
     for kernel in kernels:
         by_workload.setdefault(kernel.default.workload, []).append(kernel)
     tasks = []
-    for workload, sharing in by_workload.items():
+    for sharing in by_workload.values():
         kernel = sharing[0]
         times = {site: defaults[kernel.name, site][0].timing.ms for site in kernel.sites}
         site = max(kernel.sites, key=lambda one: one.count * times[one])
-        file = SearchFile(ctx.database / "tuning", {**identity, "workload": workload})
+        header = describe(kernel, target, searched, tuning.seed, times[site], learned)
+        file = SearchFile(ctx.database, header)
         default_func = kernel.default.module()[kernel.name]
         tasks.append(
             Task(
@@ -123,7 +130,9 @@ def tasks_of(
                 site=site,
                 file=file,
                 open_spaces=partial(spaces.open, kernel),
-                default=default_trial(default_func, file.default_ms(times[site])),
+                default=default_trial(
+                    default_func, file.default_ms() if tuning.trials else times[site]
+                ),
                 default_func=default_func,
                 timeout_s=tuning.max_trial_seconds,
             )
@@ -206,9 +215,8 @@ def _finals(
     found: dict[tuple[str, str], tuple[Trial, Any]] = {}
     for task in tasks:
         kernel = task.kernels[0]
-        ranked = sorted((t for t in task.trials if t.ms is not None), key=lambda t: t.ms or 0.0)
         contenders = [contest_job(kernel, task.site)]
-        for trial in ranked[: ranked.index(task.default)][:FINALISTS]:
+        for trial in task.finalists(FINALISTS):
             if (func := task.func(trial)) is not None:
                 record = record_of(kernel, trial, func)
                 found[kernel.name, record.id] = trial, func
@@ -240,6 +248,14 @@ def record_of(kernel: Kernel, trial: Trial, func: Any) -> Record:
         flops=kernel.default.flops,
         toolchain={tool: version(tool) for tool in MetaSchedule.tools},
     )
+
+
+def _served(tasks: Sequence[Task], past: Experience) -> str:
+    """For how many workloads the past had schedules, in words."""
+    known = {one.workload for one in past.pasts}
+    equal = [task.kernels[0].default.workload in known for task in tasks if task.reused]
+    similar = len(equal) - sum(equal)
+    return f"reuse: schedules for {sum(equal)} equal workloads, and for {similar} similar ones"
 
 
 def _notes(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from .explorer import REUSE
 from .task import Task
 
 EVERY = 12  # rounds, of which each explorer gets one at least
@@ -34,9 +35,11 @@ class Explorers:
         self._total = 0
 
     def choose(self, task: Task) -> str:
-        """The explorer for the next round of a workload: the one that gains most, but none is left
-        out for long.
+        """The explorer for the next round of a workload: what was taken from a database, then the
+        one that gains most, but none is left out for long.
         """
+        if REUSE in task.open:
+            return REUSE
         rounds = {name: self._rounds.get(name, 0) for name in task.open}
         if not self._learns:
             return min(task.open, key=lambda name: rounds[name])

@@ -15,6 +15,7 @@ from ..errors import TapmlError
 from ..terminal import printable
 from . import build as build
 from . import cache as cache
+from . import db as db
 from . import describe as describe
 from . import generate as generate
 from . import models as models

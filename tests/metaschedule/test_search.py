@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from metaschedule_programs import matmul
+from searches import header
 
 from tapml.errors import RecipeError
 from tapml.stage import Context, Target
@@ -53,7 +54,7 @@ def task(name: str, ms: float, *, part: float = 0.5, modules: tuple[str, ...] = 
     made = Task(
         kernels=[Kernel(name, func, record, (site,), "", symbolic=False)],
         site=site,
-        file=SearchFile(Path("nowhere"), {}),
+        file=SearchFile(Path("nowhere"), header()),
         open_spaces=dict,
         default=Trial(0, name, trace_of("default", {}), ms),
         default_func=func,

@@ -20,14 +20,7 @@ from metaschedule_programs import save, two_clones, unscheduled
 
 from tapml.stage import Context, Inputs, Outputs, Target
 from tapml_stages import records
-from tapml_stages.metaschedule.database import SearchFile, Trial
 from tapml_stages.metaschedule.stage import MetaSchedule, Tuning
-
-IDENTITY = {"workload": "w", "target": "t", "toolchain": "c", "space": "s", "seed": "0"}
-
-
-def trial(number: int, round_: int = 0, ms: float | None = 1.0) -> Trial:
-    return Trial(round_, f"key{number}", "[]", ms, "" if ms else "crashed")
 
 
 def lines(database: Path) -> list[dict[str, Any]]:
@@ -50,33 +43,6 @@ def run(folder: Path, target: Target, inputs: dict[str, Path], **tuning: Any) ->
     work.mkdir()
     ctx = Context(work, logging.getLogger("test"), folder / "database")
     return MetaSchedule(target=target, tuning=Tuning(**tuning)).run(Inputs(inputs), ctx)
-
-
-def test_trials_are_read_back_in_order_failures_included(tmp_path: Path) -> None:
-    file = SearchFile(tmp_path, IDENTITY)
-    file.add(trial(1))
-    file.add(trial(2, ms=None))
-    assert SearchFile(tmp_path, IDENTITY).trials() == [trial(1), trial(2, ms=None)]
-
-
-def test_another_seed_is_another_search(tmp_path: Path) -> None:
-    SearchFile(tmp_path, IDENTITY).add(trial(1))
-    assert SearchFile(tmp_path, {**IDENTITY, "seed": "1"}).trials() == []
-
-
-def test_a_torn_last_line_is_no_trial_and_spoils_no_other(tmp_path: Path) -> None:
-    file = SearchFile(tmp_path, IDENTITY)
-    file.add(trial(1))
-    [path] = tmp_path.iterdir()
-    path.write_bytes(path.read_bytes() + b'{"key": "key2", "ms": 1.')
-    file.add(trial(3))
-    assert file.trials() == [trial(1), trial(3)]
-
-
-def test_the_default_time_of_the_first_run_is_kept(tmp_path: Path) -> None:
-    assert SearchFile(tmp_path, IDENTITY).default_ms(2.0) == 2.0
-    assert SearchFile(tmp_path, IDENTITY).default_ms(3.0) == 2.0
-    assert SearchFile(tmp_path, IDENTITY).trials() == []
 
 
 @pytest.fixture(scope="module")
