@@ -100,7 +100,7 @@ def test_the_best_of_an_equal_workload_meets_the_default_with_no_trial(
     tmp_path: Path, target: Target, tuned: Path, searches: tuple[Search, ...]
 ) -> None:
     given = {"program": tuned / "inputs/program", "records": tuned / "inputs/records.jsonl"}
-    reuse = Reuse(reused(tmp_path, *searches), modules(TILES), target, learns=True)
+    reuse = Reuse(load(reused(tmp_path, *searches), target), {}, {})
     (dense,) = [one for one in searches if one.header.kernel == "dense_main_b32"]
     (best, *_) = reuse.trials(dense.header.identity.workload, None, {})
     assert best.key == dense.ranked[0].key
@@ -119,14 +119,10 @@ def test_decisions_of_another_size_are_tried_and_a_search_starts_with_them(
     outputs = run(tmp_path, target, given, source, 0)
     (note,) = [note for note in outputs.report.notes if "similar ones" in note]
     assert not note.endswith("for 0 similar ones")
-    run(tmp_path, target, given, source, 12)
+    run(tmp_path, target, given, source, 16)
     found = database.load(tmp_path / "database").searches
     assert {one.header.identity.learned for one in found} == {source.digest}
-    (dense,) = [one for one in found if one.header.kernel == "dense_main_b32"]
-    taken = Reuse(source, modules(TILES), target, learns=True)
-    func = taken._experience.pasts[0].func  # of the other size: only its trials' order matters
-    assert func is not None
-    first = [trial for trial in dense.trials if trial.round == 1]
+    first = [trial for one in found for trial in one.trials if trial.round == 1]
     past = {json.dumps(json.loads(t.trace)["decisions"]) for s in searches for t in s.trials}
     assert first
     assert {json.dumps(json.loads(trial.trace)["decisions"]) for trial in first} & past
