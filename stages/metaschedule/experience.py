@@ -23,6 +23,7 @@ from ..records import workload_hash
 from ..search_modules import Space, Variants
 from .database import toolchain
 from .stage import Reused
+from .transfer import skeleton
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Past:
         except Exception:  # TVM's reader raises whatever it likes, and it is a stranger's file
             return None
         return func if workload_hash(func) == self.workload else None
+
+    @cached_property
+    def skeleton(self) -> tuple[str, tuple[int, ...]]:
+        """What the PrimFunc is without its sizes, and its sizes."""
+        return skeleton(self.func)
 
     def relative(self, ms: float | None) -> float | None:
         """A time as a share of the default schedule's, when it was measured."""

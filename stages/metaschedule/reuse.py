@@ -76,26 +76,31 @@ class Reuse:
     def _ranked(
         self, name: str, space: Space, made: dict[str, tuple[dict[str, Any], float]]
     ) -> list[tuple[str, tuple[dict[str, Any], float]]]:
-        """Decisions with the time that the cost model foretells, where it knows enough."""
+        """Decisions with the time that is expected: half what it was there, half what the cost
+        model foretells of it here, where it knows enough.
+        """
         model = self._models[name]
         rows = [space.features(decisions) for decisions, _ in made.values()]
         foretold = None if model is None else model.predict(rows)
         if foretold is None:
             return list(made.items())[:MOST]
         told = [
-            (trace, (decisions, math.exp(float(logarithm))))
-            for (trace, (decisions, _)), logarithm in zip(made.items(), foretold, strict=True)
+            (trace, (decisions, math.sqrt(there * math.exp(float(here)))))
+            for (trace, (decisions, there)), here in zip(made.items(), foretold, strict=True)
         ]
         return sorted(told, key=lambda item: item[1][1])[:MOST]
 
     def _replayed(self, func: Any) -> Iterator[Trial]:
         """What MetaSchedule's rules sampled for workloads that differ in sizes only."""
+        able = [p for p in self._experience.pasts if any(True for _ in _best(p, 1, made_by=RULES))]
+        if not able:
+            return
         kind, sizes = skeleton(func)
-        others = []
-        for number, past in enumerate(self._experience.pasts):
-            there = skeleton(past.func)
-            if there[0] == kind:
-                others.append((distance(sizes, there[1]), number, past))
+        others = [
+            (distance(sizes, past.skeleton[1]), number, past)
+            for number, past in enumerate(able)
+            if past.skeleton[0] == kind
+        ]
         pairs = (
             (past, trial)
             for _, _, past in sorted(others)[:NEIGHBOURS]
