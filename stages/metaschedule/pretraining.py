@@ -70,6 +70,7 @@ class Lessons:
         model.booster = self._teacher.booster
 
     def _learn(self, past: Past, trials: Sequence[Trial], target: Any) -> None:
+        assert past.func is not None
         mod = tvm.IRModule({"main": past.func.with_attr("global_symbol", "main")})
         info = ms.arg_info.ArgInfo.from_entry_func(mod, remove_preproc=True)
         candidates, results = [], []

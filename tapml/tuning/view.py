@@ -60,9 +60,10 @@ def steps(trace: str) -> Iterator[str]:
     of what another space wrote.
     """
     match data := _data(trace):
-        case [list(insts), list(decisions)]:
-            taken = {one[0]: one[1] for one in cast("list[Any]", decisions)}
-            for number, inst in enumerate(cast("list[Any]", insts)):
+        case [list(), list()]:
+            insts, decisions = cast("list[list[Any]]", data)
+            taken = {one[0]: one[1] for one in decisions}
+            for number, inst in enumerate(insts):
                 kind, inputs, attrs, outputs = inst
                 made = f"{', '.join(outputs)} = " if outputs else ""
                 given = [*map(str, inputs), *map(json.dumps, attrs)]
