@@ -71,27 +71,23 @@ def main() -> int:
     pools = [pool for text in options.models for pool in pools_of(text, folder, options)]
     rows = [row(pool, [one for one in pools if one.model != pool.model]) for pool in pools]
     titles = ("held back", "kernel", "best / default", "random", "without", "pre-trained")
-    print(
-        tuning.table(
-            titles,
-            [
-                (
-                    one["model"],
-                    one["kernel"],
-                    f"{one['best_relative']:.2f}",
-                    f"{one['random']:.1f}",
-                    f"{one['without']:.1f}",
-                    f"{one['pretrained']:.1f}",
-                )
-                for one in rows
-            ],
+    cells = [
+        (
+            one["model"],
+            one["kernel"],
+            f"{one['best_relative']:.2f}",
+            *(f"{one[how]:.1f}" for how in ("random", "without", "pretrained")),
         )
-    )
+        for one in rows
+    ]
     means = {
         name: tuning.geomean([float(one[name]) for one in rows])
         for name in ("random", "without", "pretrained")
     }
-    print("geomean of the trials: " + ", ".join(f"{name} {n:.1f}" for name, n in means.items()))
+    cells.append(("geomean", "", "", *(f"{n:.1f}" for n in means.values())))
+    text = tuning.table(titles, cells)
+    print(text)
+    page.place("tuning-database.md", "pretraining", text)
     page.keep(tuning.RESULTS / "database_pretraining.json", rows)
     return 0 if means["pretrained"] < means["without"] else 1
 

@@ -36,31 +36,32 @@ def main() -> int:
     folder = options.folder or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
     rows = [pair(*text.split(":"), folder.resolve(), options) for text in options.pairs]
-    print(
-        tuning.table(
-            (
-                "donor",
-                "sibling",
-                "measured again for the donor",
-                "sibling tuned",
-                "sibling, 0 trials",
-                "of its final speed",
-                "of its gain",
-            ),
-            [
-                (
-                    row["donor"],
-                    row["sibling"],
-                    row["measured_again"],
-                    f"{row['tuned_speedup']:.2f}x",
-                    f"{row['reused_speedup']:.2f}x",
-                    f"{row['share_of_speed']:.0%}",
-                    f"{row['share_of_gain']:.0%}",
-                )
-                for row in rows
-            ],
-        )
+    titles = (
+        "donor",
+        "sibling",
+        "trials, threads",
+        "measured again for the donor",
+        "sibling tuned",
+        "sibling, 0 trials",
+        "of its final speed",
+        "of its gain",
     )
+    cells = [
+        (
+            row["donor"],
+            row["sibling"],
+            f"{row['trials']}, {row['threads']}",
+            row["measured_again"],
+            f"{row['tuned_speedup']:.2f}x",
+            f"{row['reused_speedup']:.2f}x",
+            f"{row['share_of_speed']:.0%}",
+            f"{row['share_of_gain']:.0%}",
+        )
+        for row in rows
+    ]
+    text = tuning.table(titles, cells)
+    print(text)
+    page.place("tuning-database.md", "reuse", text)
     page.keep(tuning.RESULTS / "database_reuse.json", rows)
     failed = [row for row in rows if row["share_of_speed"] < FLOOR or row["measured_again"] != 0]
     return 1 if failed else 0
