@@ -21,7 +21,11 @@ import page
 import tuning
 from tuning import Model
 
-PAIRS = ("minilm@1x64:minilm@1x32", "ocr_turn@1x192:ocr_turn@2x192")
+PAIRS = (
+    "minilm@1x64:minilm@1x32",
+    "ocr_turn@1x192:ocr_turn@2x192",
+    "minilm@~16x128:minilm@~4x64",
+)
 FLOOR = 0.8  # of the final speed, with 0 new trials
 
 

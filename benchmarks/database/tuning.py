@@ -29,20 +29,23 @@ SHAPES: dict[str, dict[str, Any]] = {  # recipe → name of an input → shape a
 
 @dataclass(frozen=True)
 class Model:
-    """A shipped recipe at one batch size and one other size: `minilm@1x64`."""
+    """A shipped recipe at one batch size and one other size: `minilm@1x64`; or at all sizes up to
+    them, as one symbolic program: `minilm@~16x128`.
+    """
 
     recipe: str
     batch: int
     size: int
+    symbolic: bool = False
 
     @classmethod
     def of(cls, text: str) -> Model:
         recipe, _, sizes = text.partition("@")
-        batch, _, size = sizes.partition("x")
-        return cls(recipe, int(batch), int(size))
+        batch, _, size = sizes.removeprefix("~").partition("x")
+        return cls(recipe, int(batch), int(size), sizes.startswith("~"))
 
     def __str__(self) -> str:
-        return f"{self.recipe}@{self.batch}x{self.size}"
+        return f"{self.recipe}@{'~' * self.symbolic}{self.batch}x{self.size}"
 
     def prepared(self, folder: Path, target: Target) -> Path:
         """A folder with the lowered program and its default records."""
@@ -50,15 +53,17 @@ class Model:
         from tapml.store import Store
 
         named = {"b": self.batch, "n": self.size}
+        sizes = {} if self.symbolic else named
         place = folder / str(self)
         if (place / "records.jsonl").exists():
             return place
         fixed = {
-            name: [named.get(dim, dim) for dim in shape]
+            name: [sizes.get(dim, dim) for dim in shape]
             for name, shape in SHAPES[self.recipe].items()
         }
         sets = [f"model.inputs.{name}.shape={json.dumps(shape)}" for name, shape in fixed.items()]
-        sets += ["model.dims={}", "model.buckets=[]", "tuning.trials=0"]
+        dims = {dim: {"min": 1, "max": most} for dim, most in named.items() if self.symbolic}
+        sets += [f"model.dims={json.dumps(dims)}", "model.buckets=[]", "tuning.trials=0"]
         sets += [f"target.device.threads={target.device.threads}"]
         recipe = ROOT / "recipes" / f"{self.recipe}.yaml"
         store = folder / "store"

@@ -41,7 +41,8 @@ class Spaces:
         self._lessons: Lessons | None = None
         if past is not None and past.pretrain and self._learns:
             teach(self._models, self._variants, past)
-            self._lessons = Lessons(past) if self._rules else None
+            if self._rules and tuning.trials:
+                self._lessons = Lessons(past)
 
     def open(self, kernel: Kernel) -> dict[str, Explorer]:
         """An explorer for each space of a kernel; MetaSchedule's rules take static sizes only."""

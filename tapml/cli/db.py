@@ -223,7 +223,7 @@ def db_export(
     from ..tuning import view
 
     place, database = _database(folder, store)
-    found = _named(database, what, place)
+    found = [one for one in _named(database, what, place) if one.trials]
     databases.export(found, file)
     if as_json:
         document({"file": str(file.resolve()), "searches": [view.row(one) for one in found]})
