@@ -18,7 +18,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,7 @@ MODELS = ("minilm@1x64", "ocr_turn@1x192", "efficientnet_lite0@1x224")
 ROUND = 8
 REACHED = 0.95  # of the speed of the pool's best
 SEEDS = 10
-GROUP = 12  # schedules that are timed beside one default
-SECONDS = 0.06  # of running, for each
+SECONDS = 0.1  # of running, for each schedule, in bursts between those of all others
 
 
 @dataclass(frozen=True)
@@ -129,29 +128,21 @@ def _pool(text: str, kernel: Any, space: Any, bench: Any, size: int) -> Pool:
     from tapml_stages.measure import Job, ratio
 
     site = kernel.sites[0]
-    jobs, features = [], {}
+    base = Job("default", kernel.default.func, kernel.name, site.args, site.outputs, "pool")
+    jobs, features = [base], {}
     for number, (decisions, func) in enumerate(_schedules(space, size)):
-        group = str(number // GROUP)
-        base = Job("", kernel.default.func, kernel.name, site.args, site.outputs, group)
-        first = f"{group}:default"
-        if number % GROUP == 0:
-            jobs.append(_named(base, first))
-        text_of = tvm.ir.save_json(tvm.IRModule({kernel.name: func}))
-        jobs.append(_named(base, f"{group}:{number}", module=text_of, like=first))
+        module = tvm.ir.save_json(tvm.IRModule({kernel.name: func}))
+        jobs.append(replace(base, id=f"{number}", module=module, like=base.id))
         features[jobs[-1].id] = tuple(map(float, space.features(decisions)))
     times = {one.id: one for one in bench.run(jobs, seconds=SECONDS)}
-    timed = []
-    for name, seen in features.items():
-        first = times[f"{name.partition(':')[0]}:default"]
-        failed = times[name].error or first.error
-        timed.append(Timed(seen, None if failed else ratio(times[name], first)))
-    return Pool(text, kernel.name, times["0:default"].ms, tuple(timed))
-
-
-def _named(job: Any, name: str, **changes: Any) -> Any:
-    from dataclasses import replace
-
-    return replace(job, id=name, **changes)
+    default = times[base.id]
+    if default.error:
+        raise RuntimeError(f"{text}: {kernel.name}: {default.error}")
+    timed = tuple(
+        Timed(seen, None if times[name].error else ratio(times[name], default))
+        for name, seen in features.items()
+    )
+    return Pool(text, kernel.name, default.ms, timed)
 
 
 def _schedules(space: Any, size: int) -> Iterator[tuple[dict[str, Any], Any]]:
