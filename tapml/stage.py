@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -220,12 +220,54 @@ class Curve:
     lines: Mapping[str, tuple[tuple[float, float], ...]]
 
 
+class Bar(NamedTuple):
+    """One bar: `least` is where it could end at best; bars of a group have one colour."""
+
+    name: str
+    value: float
+    least: float | None = None
+    note: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Horizontal bars of a stage's report, on one scale from zero."""
+
+    title: str
+    unit: str
+    bars: tuple[Bar, ...]
+
+
+class Dot(NamedTuple):
+    """One dot of a scatter: `share` (0 to 1) is its area, `note` what it tells beside its name."""
+
+    name: str
+    x: float
+    y: float
+    share: float
+    note: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Dots of a stage's report over logarithmic axes, and the lines that bound them."""
+
+    title: str
+    x_label: str
+    y_label: str
+    dots: tuple[Dot, ...]
+    lines: Mapping[str, tuple[tuple[float, float], ...]]
+
+
 @dataclass(frozen=True)
 class Report:
     """What a stage tells people; a side output, on no edge. The engine draws it without knowing
     the room.
 
     `summary`: one line for the terminal. `metrics`: `section/name_unit` → number, sent to MLflow.
+    `advice`: what is most worth doing next, each in a line, the best first.
     """
 
     summary: str = ""
@@ -233,6 +275,9 @@ class Report:
     notes: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     curves: tuple[Curve, ...] = ()
+    bars: tuple[Bars, ...] = ()
+    scatters: tuple[Scatter, ...] = ()
+    advice: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -95,15 +95,16 @@ class MetaSchedule(Stage):
         demand_here(self.target)
 
     def run(self, inputs: Inputs, ctx: Context) -> Outputs:
-        from .. import alternatives, program, records
+        from .. import alternatives, program, records, roofline
         from ..measure import Bench
         from .choose import decide
         from .contest import Rivals, baseline, contest
-        from .kernels import find_kernels
+        from .kernels import find_kernels, middle
         from .report import draw
         from .tune import Tuned, tune
 
-        kernels = find_kernels(program.load(inputs["program"]), records.load(inputs["records"]))
+        source = program.load(inputs["program"])
+        kernels = find_kernels(source, records.load(inputs["records"]))
         with Bench(self.target) as bench:
             defaults = baseline(bench, kernels, ctx)
             tuned = Tuned()
@@ -114,11 +115,12 @@ class MetaSchedule(Stage):
                 found = alternatives.load(inputs["alternatives"], inputs["structure"])
                 rivals = Rivals(tuned.records, found, inputs["structure"] / "structure.npz")
             contests = {**defaults, **contest(bench, kernels, rivals, ctx)}
+            limits = roofline.measure(bench, self.target)
         outcome = decide(kernels, contests, rivals, self.choose)
         return Outputs(
             artifacts={
                 "choices": outcome.choices.save(ctx.workdir / "choices.json"),
                 "records": records.save(ctx.workdir / "records.jsonl", outcome.records),
             },
-            report=draw(outcome, tuned),
+            report=draw(outcome, tuned, self.tuning, limits, middle(source)),
         )

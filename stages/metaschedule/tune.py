@@ -32,17 +32,35 @@ LEAST_HEADROOM = 0.05  # of a kernel's time counts as there to win, however fast
 
 
 @dataclass(frozen=True)
+class Searched:
+    """How the search of one workload went: the time of each trial, None for one that failed."""
+
+    kernels: tuple[str, ...]
+    default_ms: float
+    trials_ms: tuple[float | None, ...]
+    exhausted: bool
+
+
+@dataclass(frozen=True)
 class Tuned:
     """What a search found: the best records by kernel, fastest first, and how it went.
 
-    curves: clone → (trials, best time of its kernels in ms)
+    measured: the trials that were not in the database, which took `seconds`
+    curves:   clone → (trials, best time of its kernels in ms)
     """
 
     records: Mapping[str, Sequence[Record]] = field(default_factory=dict)
     trials: int = 0
     failed: int = 0
+    measured: int = 0
+    seconds: float = 0.0
     curves: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    searched: tuple[Searched, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def of(self, kernel: str) -> Searched | None:
+        """The search that a kernel had."""
+        return next((one for one in self.searched if kernel in one.kernels), None)
 
 
 @dataclass
@@ -132,7 +150,18 @@ def tune(
         records={k.name: found for task in tasks for k, found in _finalists(task)},
         trials=totals.trials,
         failed=sum(trial.ms is None for task in tasks for trial in task.trials),
+        measured=sum(task.measured for task in tasks),
+        seconds=time.monotonic() - started,
         curves=totals.curves,
+        searched=tuple(
+            Searched(
+                kernels=tuple(kernel.name for kernel in task.kernels),
+                default_ms=task.default_ms,
+                trials_ms=tuple(trial.ms for trial in task.trials),
+                exhausted=task.exhausted,
+            )
+            for task in tasks
+        ),
         notes=tuple(_notes(tasks, totals.trials, tuning, out_of_time)),
     )
 
