@@ -76,9 +76,13 @@ class Runner:
         with np.load(answer["outputs"], allow_pickle=False) as data:
             return {name: data[name] for name in data.files}
 
-    def prepare(self, arrays: Arrays) -> None:
-        """Sets the inputs that `time` uses, and warms up."""
-        self._ask({"do": "prepare", "inputs": self._inputs(arrays)})
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def prepare(self, arrays: Arrays, warmup: int = 2) -> None:
+        """Sets the inputs that `time` uses, and warms up by so many calls."""
+        self._ask({"do": "prepare", "inputs": self._inputs(arrays), "warmup": warmup})
 
     def time(self, calls: int) -> list[float]:
         """Milliseconds of each of `calls` calls on the prepared inputs."""
@@ -187,8 +191,8 @@ def _serve(library: _BundleLibrary | _OnnxLibrary) -> None:
                 answer["outputs"] = command["outputs"]
             elif command["do"] == "prepare":
                 call = library.prepare(_load(command["inputs"]))
-                call()
-                call()
+                for _ in range(command["warmup"]):
+                    call()
             else:
                 assert call is not None
                 answer["ms"] = [_timed(call) for _ in range(command["calls"])]
