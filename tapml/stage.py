@@ -202,6 +202,26 @@ class Resources:
 
 
 @dataclass(frozen=True)
+class Amount:
+    """Work inside a stage that takes as long as there is of it, such as trials of a search.
+
+    The figures of the stage's report tell how it went: `WHAT/NOUN`, `WHAT/NOUN_per_s` (of those
+    that took time) and `WHAT/seconds`.
+    what, noun: as in `tuning` and `trials`; the parameters `WHAT.NOUN` and `WHAT.max_seconds` bound
+                it, and a result that differs in these alone has done its part of it already
+    count:      at most so many
+    limit_s:    it ends then at the latest
+    assumed:    so many a second, on a machine that has measured none
+    """
+
+    what: str
+    noun: str
+    count: int
+    limit_s: float | None
+    assumed: float
+
+
+@dataclass(frozen=True)
 class Table:
     """A table of a stage's report."""
 
@@ -363,6 +383,7 @@ class Stage(Frozen):
     tools            distributions whose versions enter the key
     uses()           the same for one instance; `tools` unless a stage says otherwise
     tool_versions()  further versions that enter the key (a linker)
+    amount()         work inside it whose time follows from how much there is
     resources        what it needs while it runs
     measures         it times something: the host's fingerprint enters its key
     """
@@ -392,6 +413,10 @@ class Stage(Frozen):
     def uses(self) -> tuple[str, ...]:
         """Distributions whose versions enter the key, for these parameters."""
         return self.tools
+
+    def amount(self) -> Amount | None:
+        """The work inside it whose time can be told from its amount before it runs, if any."""
+        return None
 
     def check(self) -> None:
         """Raises EnvironmentalError when this machine lacks what `run` needs; called before any

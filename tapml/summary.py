@@ -90,7 +90,8 @@ def of_plan(prepared: Prepared) -> str:
         lines.append(f"nothing to do: {count} of {count} stages cached")
     else:
         lines.append(f"{len(todo)} of {count} stages to run, {count - len(todo)} cached")
-        lines.append(_expected(prepared.estimate(), len(todo)))
+        found = prepared.estimate()
+        lines += [*map(printable, found.counted), _expected(found, len(todo))]
     return "\n".join(lines)
 
 
@@ -115,7 +116,7 @@ def of_graph(plan: Plan, form: Literal["text", "mermaid"]) -> str:
 
 def _expected(found: Estimate, count: int) -> str:
     """What a plan takes, from earlier runs on this machine."""
-    if len(found.unknown) == count:
+    if len(found.unknown) == count and not found.counted:
         return "this machine has run none of them yet: no estimate"
     without = ""
     if found.unknown:

@@ -7,9 +7,21 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from tapml.stage import Context, Frozen, Inputs, Kind, Outputs, Recipe, Resources, Stage, Target
+from tapml.stage import (
+    Amount,
+    Context,
+    Frozen,
+    Inputs,
+    Kind,
+    Outputs,
+    Recipe,
+    Resources,
+    Stage,
+    Target,
+)
 from tapml.target import demand_here
 
+TRIALS_PER_S = 0.6  # on two cores, kernels of vision models; only where none were measured
 Chooser = Literal["measured", "sparse", "dense"]
 
 
@@ -90,6 +102,12 @@ class MetaSchedule(Stage):
             tuning=Tuning(**{name: getattr(tuning, name) for name in Tuning.model_fields}),
             choose=recipe.section("sparsity", Choose).choose,
         )
+
+    def amount(self) -> Amount | None:
+        tuning = self.tuning
+        if not tuning.trials:
+            return None
+        return Amount("tuning", "trials", tuning.trials, tuning.max_seconds, TRIALS_PER_S)
 
     def check(self) -> None:
         demand_here(self.target)

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 from metaschedule_programs import matmul
+from small_programs import HOST
 
 from tapml import events
+from tapml.stage import Amount
 from tapml_stages import records
 from tapml_stages.measure import Arg, Timing
 from tapml_stages.metaschedule.advice import LINES, advise
@@ -17,7 +19,7 @@ from tapml_stages.metaschedule.contest import Entry
 from tapml_stages.metaschedule.kernels import Kernel, Site
 from tapml_stages.metaschedule.position import positions
 from tapml_stages.metaschedule.report import draw
-from tapml_stages.metaschedule.stage import Tuning
+from tapml_stages.metaschedule.stage import TRIALS_PER_S, MetaSchedule, Tuning
 from tapml_stages.metaschedule.tune import Searched, Tuned
 from tapml_stages.records import Candidate, Choices, KernelChoice
 from tapml_stages.roofline import Limits
@@ -137,3 +139,9 @@ def test_without_a_search_there_are_neither_its_curves_nor_its_figures() -> None
     report = draw(outcome(shipped("a", 8)), Tuned(), Tuning(), LIMITS, {})
     assert not report.curves
     assert not [name for name in report.metrics if name.startswith("tuning/")]
+
+
+def test_the_trials_of_a_recipe_are_its_amount_and_none_where_nothing_is_tuned() -> None:
+    stage = MetaSchedule(target=HOST, tuning=Tuning(trials=64, max_seconds=9.0))
+    assert stage.amount() == Amount("tuning", "trials", 64, 9.0, TRIALS_PER_S)
+    assert MetaSchedule(target=HOST).amount() is None
