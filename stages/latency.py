@@ -46,7 +46,7 @@ def measure(
 ) -> Latency:
     """Both runners on the same inputs."""
     runners = [ours] if peer is None else [ours, peer]
-    times = alternate(runners, [arrays] * len(runners), repeats=repeats, max_seconds=max_seconds)
+    times = alternate(runners, arrays, repeats=repeats, max_seconds=max_seconds)
     spreads = [spread(taken) for taken in times]
     theirs = spreads[1] if peer is not None else None
     return Latency(sizes, spreads[0], theirs, spreads[0].p50 / theirs.p50 if theirs else None)
@@ -54,19 +54,21 @@ def measure(
 
 def alternate(
     runners: Sequence[Runner],
-    arrays: Sequence[Mapping[str, np.ndarray]],
+    arrays: Mapping[str, np.ndarray],
     *,
     repeats: int,
     max_seconds: float,
     warmup: int = 2,
+    before: Mapping[str, np.ndarray] | None = None,
 ) -> list[list[float]]:
-    """Milliseconds of the calls of each runner on its inputs, in alternating blocks.
+    """Milliseconds of the calls of each runner on the same inputs, in alternating blocks; with
+    states they go on from a call on `before`.
 
     Fewer than `repeats` where `max_seconds` are over, three blocks at least.
     """
-    for runner, inputs in zip(runners, arrays, strict=True):
+    for runner in runners:
         runner.resume()
-        runner.prepare(inputs, warmup)
+        runner.prepare(arrays, warmup, before)
         runner.pause()
     times: list[list[float]] = [[] for _ in runners]
     per_block = max(1, -(-repeats // BLOCKS))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -24,32 +24,39 @@ BATCH = "batch"  # the dim that counts items, where there is one of this name
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs for one call. `items`: how many it deals with: rows of a batch, or tokens."""
+    """Inputs for one call. `items`: how many it deals with: rows of a batch, or tokens.
+
+    before: of the call whose states this one goes on from, None where it needs none
+    """
 
     label: str
     sizes: Mapping[str, int]
     arrays: Arrays
     items: int
     unit: str
+    before: Arrays | None = None
 
 
 def sizes_of(manifest: Manifest, asked: Sequence[str]) -> list[dict[str, int]]:
     """Each size to be timed: all combinations of what is asked (`batch=1,4`), dims not named in
-    their middle; without any the buckets and the middle of the dims.
+    their middle; without any the buckets and the middle of the dims. With states a prompt and one
+    token, in the smallest batch, unless asked otherwise.
 
     Raises: RecipeError for a dim that the bundle has not, or a size outside its bounds.
     """
     dims: Mapping[str, Mapping[str, int]] = manifest["dims"]
-    middle = {name: round(math.sqrt(one["min"] * one["max"])) for name, one in dims.items()}
+    middle = {name: round(math.sqrt(max(one["min"], 1) * one["max"])) for name, one in dims.items()}
     wanted = dict(_parsed(text, dims) for text in asked)
-    if wanted:
-        rows = itertools.product(*wanted.values())
-        return [middle | dict(zip(wanted, row, strict=True)) for row in rows]
     if manifest["states"]:
-        _, step = manifest["inputs"][0]["shape"]
-        start = {name: one["min"] for name, one in dims.items()}
-        lengths = [min(PROMPT, dims[step]["max"]), 1] if step in dims else [step]
-        return [start | ({step: n} if step in dims else {}) for n in dict.fromkeys(lengths)]
+        rows, step = manifest["inputs"][0]["shape"]
+        if rows in dims:
+            middle[rows] = dims[rows]["min"]
+        if step in dims:
+            lengths = [min(PROMPT, dims[step]["max"]), 1]
+            wanted.setdefault(step, list(dict.fromkeys(lengths)))
+    if wanted or manifest["states"]:
+        combined = itertools.product(*wanted.values())
+        return [middle | dict(zip(wanted, sizes, strict=True)) for sizes in combined]
     buckets = [middle | bucket for bucket in manifest["buckets"]]
     return list({tuple(sorted(one.items())): one for one in (*buckets, middle)}.values())
 
@@ -105,26 +112,47 @@ def _case(label: str, sizes: Mapping[str, int], arrays: Arrays) -> Case:
 
 
 def _step(manifest: Manifest, runner: ModuleType, sizes: Mapping[str, int]) -> Case:
-    """A prompt, or one token when the states are half full."""
+    """A prompt, or one token behind a prompt."""
+    rows, step = manifest["inputs"][0]["shape"]
+    prompt = _tokens(manifest, runner, sizes, 0)
+    count = prompt["input_ids"].size
+    if sizes.get(step) != 1:
+        length = prompt["input_ids"].shape[1]
+        label = f"prompt of {length} tokens"
+    else:
+        length = min(PROMPT, manifest["dims"][step]["max"], (manifest["context"] or PROMPT + 1) - 1)
+        prompt = _tokens(manifest, runner, {**sizes, step: length}, 0)
+        label = f"one token at {length}"
+    if rows in sizes:
+        label += f", {rows} {sizes[rows]}"
+    if sizes.get(step) != 1:
+        return Case(label, sizes, prompt, count, "tokens")
+    token = _tokens(manifest, runner, sizes, length)
+    return Case(label, sizes, token, count, "tokens", before=prompt)
+
+
+def _tokens(
+    manifest: Manifest, runner: ModuleType, sizes: Mapping[str, int], begin: int
+) -> dict[str, np.ndarray]:
+    """Inputs of a call at a position. What an encoder reads comes with the first one alone."""
+    specs = {spec["name"]: spec for spec in manifest["inputs"]}
+    rows = specs["input_ids"]["shape"][0]
+    batch = rows if isinstance(rows, int) else sizes[rows]
+    sizes = dict(sizes)
+    source_length = 0
+    if "source" in specs:
+        first, second, *_ = specs["source"]["shape"]
+        source_length = sizes.get(second, 0)
+        brought = first if "source_length" not in specs else second  # the dim that is 0 later
+        sizes[brought] = 0 if begin else batch if brought == first else source_length
     arrays = dict(runner.random_inputs(manifest, sizes))
-    rows, count = arrays["input_ids"].shape
+    shape = arrays["input_ids"].shape
     vocabulary = int(manifest["outputs"][0]["shape"][-1])
-    arrays["input_ids"] = np.random.default_rng(0).integers(0, vocabulary, (rows, count))
-    context = manifest["context"] or 2 * PROMPT
-    begin = (context - count) // 2 if count == 1 else 0
-    arrays["position"] = np.full_like(arrays["position"], begin)
-    arrays["last"] = np.full_like(arrays["last"], count - 1)
-    if "source_length" in arrays:
-        arrays["source_length"] = np.full_like(arrays["source_length"], arrays["source"].shape[1])
-    what = f"one token at {begin}" if count == 1 else f"prompt of {count} tokens"
-    label = what + "".join(f", {name} {size}" for name, size in _others(manifest, sizes))
-    return Case(label, sizes, arrays, rows * count, "tokens")
-
-
-def _others(manifest: Manifest, sizes: Mapping[str, int]) -> Iterator[tuple[str, int]]:
-    """The sizes that do not follow from the tokens."""
-    step = manifest["inputs"][0]["shape"][1]
-    return ((name, size) for name, size in sizes.items() if name != step)
+    arrays["input_ids"] = np.random.default_rng(begin).integers(0, vocabulary, shape)
+    scalars = {"position": begin, "last": shape[1] - 1, "source_length": source_length}
+    for name in scalars.keys() & arrays.keys():
+        arrays[name] = np.full_like(arrays[name], scalars[name])
+    return arrays
 
 
 def _label(sizes: Mapping[str, int]) -> str:

@@ -78,6 +78,11 @@ def bench(
     manifest = bundle.manifest(folder)
     bundle.verify(folder)
     runner = bundle.module(folder, "run.py")
+    if onnx is not None and manifest["states"]:
+        raise RecipeError(
+            message=f"{folder} keeps states from call to call, which an ONNX model does not",
+            hint="leave out --onnx",
+        )
     try:
         runner.check_cpu(manifest)
     except runner.BundleError as error:

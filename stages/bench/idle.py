@@ -10,7 +10,8 @@ from pathlib import Path
 
 _IDLE = (3, 4)  # idle, iowait: fields of /proc/stat
 _GUEST = 8  # fields from here on are counted in others
-TOLERATED = 0.15  # cores: timers, the measuring process itself being rounded
+TOLERATED = 0.15  # cores: timers and the like
+_TICKS = 2  # of each core: the kernel counts in whole ones, here and there
 
 
 @dataclass
@@ -27,9 +28,10 @@ class Meter:
 
     def elsewhere(self) -> float:
         """Cores, on average; what a hypervisor took away counts too."""
-        seconds = max(time.monotonic() - self._since, 1e-3)
+        seconds, cores = max(time.monotonic() - self._since, 1e-3), os.cpu_count() or 1
         others = (_busy_s() - self._busy) - (self._own_s() - self._used)
-        return max(others, 0.0) / seconds
+        surely = max(others - _TICKS * cores / os.sysconf("SC_CLK_TCK"), 0.0)
+        return min(surely / seconds, float(cores))
 
     def _own_s(self) -> float:
         return sum(map(_process_s, (os.getpid(), *self.own)))

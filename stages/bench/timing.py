@@ -124,10 +124,11 @@ def _at(
             meter = Meter([runner.pid for runner in runners])
             times = latency.alternate(
                 runners,
-                [case.arrays] * len(runners),
+                case.arrays,
                 repeats=effort.repeats,
                 max_seconds=effort.max_seconds,
                 warmup=effort.warmup,
+                before=case.before,
             )
             busy = meter.elsewhere()
             ours, *others = map(Figures.of, times)

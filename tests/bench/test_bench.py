@@ -111,15 +111,37 @@ def test_inputs_of_the_reference_go_first_real_ones_before_random_ones(tmp_path:
 KINDS = {"random": 1.0, "real": 2.0}
 
 
-def test_a_language_model_is_timed_on_a_prompt_and_on_one_token_in_the_middle() -> None:
+def test_a_language_model_is_timed_on_a_prompt_and_on_one_token_behind_it() -> None:
     sizes = cases.sizes_of(LANGUAGE, [])
     assert sizes == [{"batch": 1, "n": 32}, {"batch": 1, "n": 1}]
     prompt, token = (cases.make(LANGUAGE, runner, one, None) for one in sizes)
     assert (prompt.label, prompt.items) == ("prompt of 32 tokens, batch 1", 32)
     assert prompt.arrays["input_ids"].max() < 1000
     assert (prompt.arrays["position"].item(), prompt.arrays["last"].item()) == (0, 31)
-    assert (token.label, token.items) == ("one token at 63, batch 1", 1)
-    assert token.arrays["position"].item() == 63
+    assert (token.label, token.items) == ("one token at 32, batch 1", 1)
+    assert token.arrays["position"].item() == 32
+    assert token.before is not None
+    assert token.before["input_ids"].shape == (1, 32)
+
+
+def test_what_an_encoder_reads_comes_with_the_prompt_alone() -> None:
+    inputs = [
+        *LANGUAGE["inputs"],
+        {"name": "source", "shape": ["batch", "m"], "dtype": "int64"},
+        {"name": "source_length", "shape": ["batch"], "dtype": "int64"},
+    ]
+    dims = LANGUAGE["dims"] | {"m": {"min": 0, "max": 81}}
+    tokens = LANGUAGE | {"inputs": inputs, "dims": dims}
+    prompt, token = (
+        cases.make(tokens, runner, one, None) for one in cases.sizes_of(tokens, ["batch=2"])
+    )
+    assert (prompt.arrays["source"].shape, token.arrays["source"].shape) == ((2, 9), (2, 0))
+    assert list(token.arrays["source_length"]) == [9, 9]
+    features = {"name": "source", "shape": ["s", 20, 60], "dtype": "float32"}
+    dims = LANGUAGE["dims"] | {"s": {"min": 0, "max": 4}}
+    reads = LANGUAGE | {"inputs": [*LANGUAGE["inputs"], features], "dims": dims}
+    prompt, token = (cases.make(reads, runner, one, None) for one in cases.sizes_of(reads, []))
+    assert (prompt.arrays["source"].shape[0], token.arrays["source"].shape[0]) == (1, 0)
 
 
 def test_inputs_of_a_file_have_their_own_sizes(tmp_path: Path) -> None:
