@@ -15,13 +15,14 @@ from .svg import SERIES, label, segment, short, svg
 _BARS = 20  # shown of a plot; what is left is one bar
 _OTHERS = "others"  # no group of a stage's
 _NAMED = 8  # dots that have their names beside them, at most
+_END = 1e15  # no quantity is drawn beyond
 Point = tuple[float, float]
 Taken = list[tuple[float, float, float]]  # where a text begins, its line, how far it goes
 
 
 def bars(plot: Bars) -> Safe:
     """A bar a row, the longest first; what is above its `least` is pale."""
-    known = [bar for bar in plot.bars if math.isfinite(bar.value)]
+    known = [bar for bar in plot.bars if 0 <= bar.value < _END]
     if not known:
         return element("p", "no bars", class_="dim")
     ranked = sorted(known, key=lambda bar: -bar.value)
@@ -36,7 +37,7 @@ def bars(plot: Bars) -> Safe:
     y = 0.0
     for bar in shown:
         colour = colours.get(bar.group, "var(--peer)")
-        least = bar.value if bar.least is None else min(bar.least, bar.value)
+        least = bar.value if bar.least is None else max(0.0, min(bar.least, bar.value))
         note = element("tspan", bar.note, dx=8, class_="dim") if bar.note else None
         figure = element("tspan", f"{number(bar.value)} {plot.unit}", class_="strong")
         words = f"{bar.name}: {number(bar.value)} {plot.unit}"
@@ -209,7 +210,7 @@ def _from(points: Sequence[Point], lowest: float) -> list[Point]:
 
 
 def _drawable(x: float, y: float) -> bool:
-    return math.isfinite(x) and math.isfinite(y) and x > 0 and y > 0
+    return 1 / _END < x < _END and 1 / _END < y < _END
 
 
 def _decades(values: Sequence[float], room: float = 1.0) -> Point:
