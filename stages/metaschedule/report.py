@@ -39,7 +39,7 @@ def draw(
     return Report(
         summary=_summary(outcome, tuned, clones, totals),
         metrics=dict(_metrics(outcome, tuned, limits, clones)),
-        notes=(f"This machine: {limits}", *_left_out(found), *tuned.notes, *outcome.notes),
+        notes=(*tuned.notes, *outcome.notes, f"this machine: {limits}", *_left_out(found)),
         tables=tuple(table for table in tables if table.rows),
         curves=tuple(_curves(tuned)),
         bars=tuple(_bars(places[name], ones) for name, ones in clones.items()),

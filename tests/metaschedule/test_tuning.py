@@ -159,7 +159,7 @@ def test_a_tuned_record_keeps_the_attributes_of_its_kernel(tuned: tuple[Path, Ou
 
 @pytest.mark.slow
 def test_the_curve_falls_over_the_trials(tuned: tuple[Path, Outputs]) -> None:
-    [curve] = tuned[1].report.curves
+    curve = tuned[1].report.curves[0]
     [points] = curve.lines.values()
     assert [x for x, _ in points] == [float(i) for i in range(9)]
     assert all(later <= sooner for (_, sooner), (_, later) in pairwise(points))
