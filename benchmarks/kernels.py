@@ -28,6 +28,8 @@ import numpy as np
 from tapml import host
 from tapml.stage import Target
 from tapml.target import TargetSection, resolve
+from tapml_stages import roofline
+from tapml_stages.measure import Bench
 
 RESULTS = Path(__file__).parent / "results"
 BURST_S = 0.01
@@ -178,65 +180,6 @@ def _legalized(tvm: Any, shape: Sequence[int], build: Callable[[Any], Any]) -> A
     return func
 
 
-def peak(target: Target) -> Callable[[], None]:
-    """A kernel of nothing but independent multiply-adds in registers: `PEAK_FLOPS` operations per
-    core.
-    """
-    from tapml_stages.compat import tvm
-    from tapml_stages.tensorir import loops
-
-    tirx, te = tvm.tirx, tvm.te
-    width = target.vector_bits // 32
-    x = te.placeholder((3, width))
-    func = te.create_prim_func(
-        [x, te.compute((target.cores, PEAK_CHAINS, width), lambda t, i, j: x[0, j])]
-    )
-    source, out = func.params
-    accs = [loops.local("acc", (width,), "float32") for _ in range(PEAK_CHAINS)]
-
-    def step(acc: Any) -> Any:
-        return loops.lanes(
-            width,
-            lambda v: loops.store(
-                acc,
-                [v],
-                tirx.BufferLoad(acc, [v]) * tirx.BufferLoad(source, [tirx.const(1, "int64"), v])
-                + tirx.BufferLoad(source, [tirx.const(2, "int64"), v]),
-            ),
-        )
-
-    def task(index: list[Any]) -> Any:
-        start = [
-            loops.lanes(width, lambda v, a=a: loops.store(a, [v], tirx.const(1.0, "float32")))
-            for a in accs
-        ]
-        end = [
-            loops.lanes(
-                width,
-                lambda v, a=a, i=i: loops.store(out, [index[0], i, v], tirx.BufferLoad(a, [v])),
-            )
-            for i, a in enumerate(accs)
-        ]
-        repeat = loops.loop("repeat", PEAK_STEPS, lambda _: loops.seq(step(acc) for acc in accs))
-        return loops.seq([*(tirx.AllocBuffer(acc) for acc in accs), *start, repeat, *end])
-
-    return _callable(
-        tvm, loops.scheduled(func, loops.parallel([target.device.threads], task, "int64")), target
-    )
-
-
-PEAK_CHAINS, PEAK_STEPS = 12, 100_000
-
-
-def read_bandwidth(target: Target) -> Callable[[], None]:
-    """A kernel that sums 9.4 MB, as many as a weight of 768x3072 holds."""
-    from tapml_stages.compat import tvm
-    from tapml_stages.tensorir.schedule import schedule
-
-    func = _legalized(tvm, (768, 3072), lambda x: tvm.relax.op.sum(x, axis=[-1]))
-    return _callable(tvm, schedule(func, target)[0], target)
-
-
 def theirs(case: Case, threads: int) -> Callable[[], None]:
     """A call of onnxruntime's kernel."""
     import onnxruntime
@@ -370,16 +313,9 @@ def main(arguments: Sequence[str]) -> int:
     target = found.model_copy(update={"device": device})
     threads = options.threads
 
-    (peak_s,) = shortest([Turn(peak, (target,), threads)], options.rounds)
-    peak_gflops = (
-        2.0 * PEAK_CHAINS * PEAK_STEPS * (target.vector_bits // 32) * threads / peak_s / 1e9
-    )
-    (read_s,) = shortest([Turn(read_bandwidth, (target,), threads)], options.rounds)
-    read_gbs = 4 * 768 * 3072 / read_s / 1e9
-    print(
-        f"{target.mcpu}, {threads} thread(s): FMA peak {peak_gflops:.0f} GFLOP/s, "
-        f"reading 9.4 MB {read_gbs:.0f} GB/s"
-    )
+    with Bench(target) as bench:
+        limits = roofline.measure(bench, target)
+    print(f"{target.mcpu}, {threads} thread(s): {limits}")
     print(
         f"{'kernel':36}{'rule':12}{'ours ms':>9}{'GFLOP/s':>9}{'limit':>11}"
         f"{'ort ms':>9}{'ours/ort':>10}"
@@ -391,14 +327,9 @@ def main(arguments: Sequence[str]) -> int:
         mine, peer = Turn(ours, (case, target), threads), Turn(theirs, (case, threads), threads)
         seconds, ort = shortest([mine, peer], options.rounds)
         gflops = case.flops / seconds / 1e9
-        part = (
-            case.bytes / seconds / 1e9 / read_gbs
-            if case.bytes
-            else gflops / peak_gflops
-            if gflops
-            else None
-        )
-        limit = f"{100 * part:.0f}% {'read' if case.bytes else 'FMA'}" if part else ""
+        work = roofline.Work(case.flops, case.bytes)
+        part = limits.least_ms(work) / (seconds * 1e3) if case.flops else None
+        limit = f"{100 * part:.0f}% {limits.binds(work)}" if part else ""
         print(
             f"{case.name:36}{mine.note:12}{seconds * 1e3:9.4f}{gflops:9.1f}{limit:>11}"
             f"{ort * 1e3:9.4f}{seconds / ort:10.2f}",
@@ -419,8 +350,7 @@ def main(arguments: Sequence[str]) -> int:
         "host": host.fingerprint(),
         "target": target.mcpu,
         "threads": threads,
-        "peak_gflops": peak_gflops,
-        "read_gbs": read_gbs,
+        "limits": asdict(limits),
         "kernels": rows,
     }
     out = options.out or RESULTS / f"kernels_{threads}t.json"

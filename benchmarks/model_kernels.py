@@ -21,18 +21,18 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import kernels as limits
 import model_zoo
 
 from tapml import host
 from tapml.stage import Target
 from tapml.target import TargetSection, resolve
+from tapml_stages import roofline
+from tapml_stages.measure import Bench, Job
 
 RESULTS = Path(__file__).parent / "results"
 RECIPES = {path.stem: path for path in Path(__file__).parents[1].glob("recipes/*.yaml")}
@@ -127,9 +127,8 @@ def of_recipe(name: str) -> tuple[Any, list[Any]]:
         return found, records.load(Path(folder, "records.jsonl"))
 
 
-def rows(name: str, target: Target, peak: float, read: float, seconds: float) -> list[Row]:
+def rows(name: str, target: Target, limits: roofline.Limits, seconds: float) -> list[Row]:
     """Kernels of a model, the most expensive first."""
-    from tapml_stages.measure import Bench, Job
     from tapml_stages.metaschedule.kernels import find_kernels
 
     low, records = of_recipe(name) if name in RECIPES else of_zoo(name, target)
@@ -157,7 +156,6 @@ def rows(name: str, target: Target, peak: float, read: float, seconds: float) ->
     for job in jobs:
         kernel, site = sites[job.id]
         ms = min(times[job.id].bursts_ms)
-        operations, moved = work(kernel.func, site.args)
         share = ms * site.count / totals[site.clone]
         row = Row(
             site.clone,
@@ -165,47 +163,13 @@ def rows(name: str, target: Target, peak: float, read: float, seconds: float) ->
             "its own" if "tirx.is_scheduled" in kernel.func.attrs else kernel.default.rule,
             site.count,
             ms,
-            1e3 * max(operations / peak, moved / read),
+            limits.least_ms(roofline.work(kernel.func, site.args)),
             share,
             share <= SHARE or has_vectors(kernel.default, target),
             " ".join("×".join(map(str, a.shape)) for a in site.args if not isinstance(a, int)),
         )
         found.append(row)
     return sorted(found, key=lambda row: (row.clone, -row.share))
-
-
-def work(func: Any, args: Sequence[Any]) -> tuple[float, float]:
-    """Operations of the reductions, and bytes of the arguments, at concrete sizes."""
-    from tapml_stages.compat import tvm
-    from tapml_stages.tensorir.kernel import key, read, substitute
-
-    sizes: dict[str, int] = {}
-    for param, arg in zip(func.params, args, strict=True):
-        if isinstance(arg, int):
-            sizes[param.name] = arg
-            continue
-        for dim, size in zip(param.ty.shape, arg.shape, strict=True):
-            if isinstance(dim, tvm.tirx.Var):
-                sizes[dim.name] = size
-    analyzer = tvm.sym.Analyzer()
-
-    def concrete(extent: Any) -> int:
-        if isinstance(extent, int):
-            return extent
-        at = {
-            key(var): tvm.tirx.const(sizes[var.name], var.ty.dtype)
-            for var in tvm.tirx.analysis.undefined_vars(extent)
-        }
-        return int(analyzer.simplify(substitute(extent, at)))
-
-    kernel = read(func)
-    operations = 0.0
-    for step in kernel.reductions if kernel is not None else ():
-        each = 2.0 if isinstance(step.element, tvm.tirx.Mul) else 1.0
-        operations += each * prod(concrete(a.extent) for a in (*step.axes, *step.reduce))
-    width = {"float64": 8, "int64": 8, "bool": 1, "int8": 1, "uint8": 1, "float16": 2}
-    tensors = [arg for arg in args if not isinstance(arg, int)]
-    return operations, float(sum(prod(a.shape) * width.get(a.dtype, 4) for a in tensors))
 
 
 def has_vectors(record: Any, target: Target) -> bool:
@@ -279,15 +243,6 @@ def our_call(imported: Any, weights: Any, inputs: Sequence[Any], target: Target)
     return lambda: vm["main"](*tensors, *packed)
 
 
-def limits_of(target: Target) -> tuple[float, float]:
-    """FMA peak and read bandwidth of this machine now, per second."""
-    threads, width = target.device.threads, target.vector_bits // 32
-    (peak_s,) = limits.shortest([limits.Turn(limits.peak, (target,), threads)], 20)
-    (read_s,) = limits.shortest([limits.Turn(limits.read_bandwidth, (target,), threads)], 20)
-    operations = 2.0 * limits.PEAK_CHAINS * limits.PEAK_STEPS * width * threads
-    return operations / peak_s, 4 * 768 * 3072 / read_s
-
-
 def table(found: Sequence[Row], least: float = 0.004) -> Iterator[str]:
     yield f"  {'share':>6} {'kernel':44} {'rule':16} {'calls':>5} {'ms':>8} {'× bound':>8}"
     for row in found:
@@ -321,15 +276,14 @@ def main(arguments: Sequence[str]) -> int:
         print(time_whole(options.models[0], options.time, target))
         return 0
 
-    peak, read = limits_of(target)
-    print(
-        f"{target.mcpu}, {options.threads} threads: {peak / 1e9:.0f} GFLOP/s, {read / 1e9:.0f} GB/s"
-    )
+    with Bench(target) as bench:
+        limits = roofline.measure(bench, target)
+    print(f"{target.mcpu}, {options.threads} threads: {limits}")
     known = json.loads(options.out.read_text()) if options.out.exists() else {}
     result: dict[str, Any] = {"models": known.get("models", {})}
     flagged = 0
     for name in options.models or model_zoo.MODELS:
-        found = rows(name, target, peak, read, options.seconds)
+        found = rows(name, target, limits, options.seconds)
         total = sum(row.ms * row.calls for row in found)
         print(f"{name}: {len(found)} kernels, {total:.2f} ms")
         print("\n".join(table(found)), flush=True)
@@ -349,8 +303,7 @@ def main(arguments: Sequence[str]) -> int:
             "host": host.fingerprint(),
             "target": target.mcpu,
             "threads": options.threads,
-            "peak_gflops": peak / 1e9,
-            "read_gbs": read / 1e9,
+            "limits": asdict(limits),
         }
         options.out.parent.mkdir(exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")

@@ -129,7 +129,9 @@ class _Candidate:
             mean = call(*self.args).mean
         if os.environ["TVM_NUM_THREADS"] != "1":
             return mean
-        return mean * min(1.0, (time.process_time() - ran) / (time.perf_counter() - began))
+        # neither is less than a call takes: a pause counts in the one, what is around the calls in
+        # the other
+        return min(mean, (time.process_time() - ran) / self.calls)
 
     def lowest_ratio(self, other: _Candidate) -> float:
         """The least share of the other's time that its own may be."""

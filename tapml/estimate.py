@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import host
-from .explain import Expected
 from .plan import Plan
 
 _ROOM = 0.9  # share of what is free that a run may be expected to use before there is a warning
@@ -17,31 +17,37 @@ _ROOM = 0.9  # share of what is free that a run may be expected to use before th
 class Estimate:
     """Seconds, MiB on the disk, and MiB of memory at once.
 
-    unknown: steps that this machine has never run, which the figures leave out
+    unknown: steps that this machine has never run, which the figures leave out but for what can be
+             counted of them
+    counted: what that is, in words
     """
 
     seconds: float
     disk_mib: float
     memory_mib: float
     unknown: tuple[str, ...]
+    counted: tuple[str, ...] = ()
 
 
 def estimate(plan: Plan, slots: int) -> Estimate:
     """What the stages that will or may run take, `slots` of them at a time."""
     todo = [step for step in plan if step.state != "hit"]
     known = {step.name: step.expected for step in todo if step.expected is not None}
-    alone = [step.name for step in todo if step.stage.resources.exclusive and step.name in known]
-    rest = [name for name in known if name not in alone]
-    spread = sum(known[name].seconds for name in rest) / slots
-    alone_s = sum(known[name].seconds for name in alone)
+    seconds = {step.name: step.seconds for step in todo if step.seconds is not None}
+    exclusive = {step.name for step in todo if step.stage.resources.exclusive}
+    alone_s = sum(value for name, value in seconds.items() if name in exclusive)
+    spread_s = sum(value for name, value in seconds.items() if name not in exclusive) / slots
+    beside = sorted((one.rss_mib for name, one in known.items() if name not in exclusive))
+    counted = [(step.name, step.counted) for step in todo if step.counted is not None]
     return Estimate(
-        seconds=max(_longest(plan, known), alone_s + spread),
+        seconds=max(_longest(plan, seconds), alone_s + spread_s),
         disk_mib=sum(one.disk_mib for one in known.values()),
         memory_mib=max(
-            sum(sorted((known[name].rss_mib for name in rest), reverse=True)[:slots]),
-            max((known[name].rss_mib for name in alone), default=0.0),
+            sum(beside[-slots:]),
+            max((one.rss_mib for name, one in known.items() if name in exclusive), default=0.0),
         ),
         unknown=tuple(step.name for step in todo if step.name not in known),
+        counted=tuple(f"{name}: {one}" if len(counted) > 1 else str(one) for name, one in counted),
     )
 
 
@@ -63,10 +69,10 @@ def warnings(found: Estimate, store: Path) -> list[str]:
     return told
 
 
-def _longest(plan: Plan, known: dict[str, Expected]) -> float:
+def _longest(plan: Plan, seconds: Mapping[str, float]) -> float:
     """Seconds of the longest chain of stages that need one another."""
     ends: dict[str, float] = {}
     for step in plan:
-        own = known[step.name].seconds if step.name in known else 0.0
+        own = seconds.get(step.name, 0.0)
         ends[step.name] = own + max((ends.get(name, 0.0) for name in step.needs), default=0.0)
     return max(ends.values(), default=0.0)

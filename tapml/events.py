@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-from .stage import Curve, Report, Table
+from .stage import Bar, Bars, Curve, Dot, Report, Scatter, Table
 
 State = Literal["hit", "ran", "failed", "cancelled", "interrupted"]
 Json = dict[str, Any]
@@ -111,7 +111,7 @@ def from_data(data: Mapping[str, Any]) -> Event:
     return _CLASSES[data["event"]](**facts)
 
 
-_NESTED = ("tables", "curves")
+_NESTED = ("tables", "curves", "bars", "scatters")
 
 
 def report_to_data(report: Report) -> Json:
@@ -148,15 +148,34 @@ def report_from_data(data: Mapping[str, Any]) -> Report:
             for row in data["tables"]
         ),
         curves=tuple(
-            Curve(
+            Curve(row["title"], row["x_label"], row["y_label"], _lines(row["lines"]))
+            for row in data["curves"]
+        ),
+        bars=tuple(
+            Bars(
+                row["title"],
+                row["unit"],
+                tuple(Bar(*one) for one in row["bars"] if one[1] is not None),
+            )
+            for row in data.get("bars", ())
+        ),
+        scatters=tuple(
+            Scatter(
                 row["title"],
                 row["x_label"],
                 row["y_label"],
-                {
-                    name: tuple((x, y) for x, y in points if x is not None and y is not None)
-                    for name, points in row["lines"].items()
-                },
+                tuple(Dot(*one) for one in row["dots"] if None not in one[1:4]),
+                _lines(row["lines"]),
             )
-            for row in data["curves"]
+            for row in data.get("scatters", ())
         ),
+        advice=tuple(data.get("advice", ())),
     )
+
+
+def _lines(data: Mapping[str, Any]) -> dict[str, tuple[tuple[float, float], ...]]:
+    """Lines by name, without the points that were not finite."""
+    return {
+        name: tuple((x, y) for x, y in points if x is not None and y is not None)
+        for name, points in data.items()
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from operator import ne
 from typing import Any, Literal, cast
 
 from . import host
+from .progress import duration
+from .stage import Amount, Stage
 from .store import DamagedError, Record, Store
 
 ChangeKind = Literal["version", "param", "python", "file", "input", "tool", "package", "host"]
@@ -50,16 +53,58 @@ class Expected:
 
 
 @dataclass(frozen=True)
+class Counted:
+    """What the counted work of a stage will take: `tuning: 64 trials, about 1 min 50 s, …`.
+
+    done:     of `amount.count`, by an earlier run
+    rate:     a second; `measured`: the day on which this machine did so, "" where it is assumed
+    before_s: of the earlier run that the stage's other time is known from
+    """
+
+    amount: Amount
+    done: int
+    rate: float
+    measured: str
+    before_s: float
+
+    @property
+    def left(self) -> int:
+        return max(self.amount.count - self.done, 0)
+
+    @property
+    def seconds(self) -> float:
+        limit = self.amount.limit_s
+        return min(self.left / self.rate, math.inf if limit is None else limit)
+
+    def __str__(self) -> str:
+        one = self.amount
+        words = f"{one.what}: {one.count} {one.noun}"
+        if self.done:
+            words += f", {min(self.done, one.count)} of them done before"
+        if not self.left:
+            return words
+        words += f", about {duration(self.seconds)}"
+        rate = f"at {self.rate:.2g} {one.noun}/s"
+        how = f"measured on {self.measured}" if self.measured else "assumed: none measured here yet"
+        if one.limit_s is not None and self.seconds < self.left / self.rate:
+            fit = int(self.seconds * self.rate)
+            return f"{words} (max_seconds), enough for about {fit} {rate} {how}"
+        return f"{words} {rate} {how}"
+
+
+@dataclass(frozen=True)
 class Nearest:
     """The earlier result with the fewest differences, if any, and what a run will take.
 
     beside: the recipe that it was made for, where it was for none of the asking ones
+    here:   the nearest that was made on this machine
     """
 
     changes: tuple[Change, ...] = ()
     record: Record | None = None
     beside: str = ""
     expected: Expected | None = None
+    here: Record | None = None
 
 
 class Past:
@@ -104,6 +149,33 @@ class Past:
             record,
             "" if own else ", ".join(record.recipes),
             None if local is None else self._expect(local),
+            local,
+        )
+
+    def counted(self, stage: Stage, earlier: Nearest, *, inputs_known: bool) -> Counted | None:
+        """What the counted work of a stage will take, by the rate that its nearest result has
+        measured here, or the newest that measured any.
+        """
+        if (amount := stage.amount()) is None:
+            return None
+        same = {f"{amount.what}.{amount.noun}", f"{amount.what}.max_seconds"}
+        resumes = (
+            inputs_known
+            and earlier.here is not None
+            and earlier.here is earlier.record
+            and {change.field for change in earlier.changes} <= same
+        )
+        local = self._of(stage.name)
+        known = [local.records[index] for index in local.here]
+        known = known if earlier.here is None else [earlier.here, *known]
+        rated = [(_figure(one, f"{amount.what}/{amount.noun}_per_s"), one) for one in known]
+        rate, source = next(((rate, one) for rate, one in rated if rate), (amount.assumed, None))
+        return Counted(
+            amount=amount,
+            done=int(_figure(earlier.here, f"{amount.what}/{amount.noun}")) if resumes else 0,
+            rate=rate,
+            measured="" if source is None else source.made_at.partition("T")[0],
+            before_s=_figure(earlier.here, f"{amount.what}/seconds"),
         )
 
     def _of(self, stage: str) -> _Earlier:
@@ -119,6 +191,14 @@ class Past:
                     size += self.store.size(digest)
             self._expected[record.key] = Expected(record.seconds, record.rss_mib, size / 2**20)
         return self._expected[record.key]
+
+
+def _figure(record: Record | None, name: str) -> float:
+    """A figure of a result's report; 0 where it has none."""
+    if record is None:
+        return 0.0
+    metrics = cast("Mapping[str, float | None]", record.report.get("metrics") or {})
+    return metrics.get(name) or 0.0
 
 
 class _Earlier:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from . import keys
 from .errors import RecipeError, nearest
-from .explain import Change, Expected, Past
+from .explain import Change, Counted, Expected, Past
 from .graph import Graph
 from .recipe.positions import shorten
 from .stage import Stage, functions, sources
@@ -36,6 +36,7 @@ class Step:
     changes:    differences from the nearest earlier result, of a stage that will run; `beside`:
                 the recipe that this was made for, where none of its own has any
     expected:   what a stage that will run took on this machine before
+    counted:    what the work inside it that can be counted will take
     """
 
     name: str
@@ -54,7 +55,16 @@ class Step:
     beside: str = ""
     notes: tuple[str, ...] = ()
     expected: Expected | None = None
+    counted: Counted | None = None
     where: Literal["local", "remote"] | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """What it will take, as far as is known: counted work by its amount, the rest as before."""
+        if self.counted is None:
+            return None if self.expected is None else self.expected.seconds
+        rest = 0.0 if self.expected is None else self.expected.seconds - self.counted.before_s
+        return max(rest, 0.0) + self.counted.seconds
 
     @property
     def python(self) -> tuple[str, ...]:
@@ -101,6 +111,8 @@ class Plan:
                 "changes": [asdict(change) for change in step.changes],
                 "beside": step.beside,
                 "expected": None if step.expected is None else asdict(step.expected),
+                "counted": None if step.counted is None else str(step.counted),
+                "seconds": step.seconds,
                 "notes": list(step.notes),
                 "python": list(step.python),
             }
@@ -183,6 +195,7 @@ def resolve(step: Step, known: Mapping[str, Step], past: Past) -> Step:
             changes=earlier.changes,
             beside=earlier.beside,
             expected=earlier.expected,
+            counted=past.counted(stage, earlier, inputs_known=False),
         )
     key = keys.digest(preimage)
     notes: list[str] = []
@@ -205,6 +218,7 @@ def resolve(step: Step, known: Mapping[str, Step], past: Past) -> Step:
             changes=(),
             beside="",
             expected=None,
+            counted=None,
         )
     earlier = past.nearest(preimage, sources(stage), step.recipes)
     if record is not None:
@@ -224,6 +238,7 @@ def resolve(step: Step, known: Mapping[str, Step], past: Past) -> Step:
         changes=earlier.changes,
         beside=earlier.beside,
         expected=earlier.expected,
+        counted=past.counted(stage, earlier, inputs_known=True),
     )
 
 

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -202,6 +202,26 @@ class Resources:
 
 
 @dataclass(frozen=True)
+class Amount:
+    """Work inside a stage that takes as long as there is of it, such as trials of a search.
+
+    The figures of the stage's report tell how it went: `WHAT/NOUN`, `WHAT/NOUN_per_s` (of those
+    that took time) and `WHAT/seconds`.
+    what, noun: as in `tuning` and `trials`; the parameters `WHAT.NOUN` and `WHAT.max_seconds` bound
+                it, and a result that differs in these alone has done its part of it already
+    count:      at most so many
+    limit_s:    it ends then at the latest
+    assumed:    so many a second, on a machine that has measured none
+    """
+
+    what: str
+    noun: str
+    count: int
+    limit_s: float | None
+    assumed: float
+
+
+@dataclass(frozen=True)
 class Table:
     """A table of a stage's report."""
 
@@ -220,12 +240,54 @@ class Curve:
     lines: Mapping[str, tuple[tuple[float, float], ...]]
 
 
+class Bar(NamedTuple):
+    """One bar: `least` is where it could end at best; bars of a group have one colour."""
+
+    name: str
+    value: float
+    least: float | None = None
+    note: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Horizontal bars of a stage's report, on one scale from zero."""
+
+    title: str
+    unit: str
+    bars: tuple[Bar, ...]
+
+
+class Dot(NamedTuple):
+    """One dot of a scatter: `share` (0 to 1) is its area, `note` what it tells beside its name."""
+
+    name: str
+    x: float
+    y: float
+    share: float
+    note: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Dots of a stage's report over logarithmic axes, and the lines that bound them."""
+
+    title: str
+    x_label: str
+    y_label: str
+    dots: tuple[Dot, ...]
+    lines: Mapping[str, tuple[tuple[float, float], ...]]
+
+
 @dataclass(frozen=True)
 class Report:
     """What a stage tells people; a side output, on no edge. The engine draws it without knowing
     the room.
 
     `summary`: one line for the terminal. `metrics`: `section/name_unit` → number, sent to MLflow.
+    `advice`: what is most worth doing next, each in a line, the best first.
     """
 
     summary: str = ""
@@ -233,6 +295,9 @@ class Report:
     notes: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     curves: tuple[Curve, ...] = ()
+    bars: tuple[Bars, ...] = ()
+    scatters: tuple[Scatter, ...] = ()
+    advice: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -318,6 +383,7 @@ class Stage(Frozen):
     tools            distributions whose versions enter the key
     uses()           the same for one instance; `tools` unless a stage says otherwise
     tool_versions()  further versions that enter the key (a linker)
+    amount()         work inside it whose time follows from how much there is
     resources        what it needs while it runs
     measures         it times something: the host's fingerprint enters its key
     """
@@ -347,6 +413,10 @@ class Stage(Frozen):
     def uses(self) -> tuple[str, ...]:
         """Distributions whose versions enter the key, for these parameters."""
         return self.tools
+
+    def amount(self) -> Amount | None:
+        """The work inside it whose time can be told from its amount before it runs, if any."""
+        return None
 
     def check(self) -> None:
         """Raises EnvironmentalError when this machine lacks what `run` needs; called before any

@@ -18,7 +18,7 @@ from .plan import Plan, Step
 from .prepare import Prepared
 from .progress import duration
 from .report import by_share, figures, share_by_rule
-from .report.markup import number
+from .report.markup import number, shortened
 from .runs import VIEWS, RunResult, Scalar, local, marks, when
 from .terminal import columns, printable
 
@@ -36,6 +36,7 @@ def of_run(run: RunResult) -> str:
     parts = [_stages(run)]
     if run.facts is not None:
         parts += [_measured(run, run.facts), _gates(run), _kernels(run.facts)]
+    parts.append(_advice(run))
     links = [("report", f"file://{run.report}"), ("MLflow", f"tapml ui {run.run_id}")]
     if run.bundle is not None:
         links.insert(0, ("bundle", str(run.bundle)))
@@ -89,7 +90,8 @@ def of_plan(prepared: Prepared) -> str:
         lines.append(f"nothing to do: {count} of {count} stages cached")
     else:
         lines.append(f"{len(todo)} of {count} stages to run, {count - len(todo)} cached")
-        lines.append(_expected(prepared.estimate(), len(todo)))
+        found = prepared.estimate()
+        lines += [*map(printable, found.counted), _expected(found, len(todo))]
     return "\n".join(lines)
 
 
@@ -114,7 +116,7 @@ def of_graph(plan: Plan, form: Literal["text", "mermaid"]) -> str:
 
 def _expected(found: Estimate, count: int) -> str:
     """What a plan takes, from earlier runs on this machine."""
-    if len(found.unknown) == count:
+    if len(found.unknown) == count and not found.counted:
         return "this machine has run none of them yet: no estimate"
     without = ""
     if found.unknown:
@@ -282,7 +284,7 @@ def _kernels(facts: Facts) -> str:
     )
     lines = [f"kernels  {len(facts.kernels)}; time by rule: {rules}"]
     top = by_share(facts)[:_KERNELS]
-    names = [_shortened(kernel.kernel) for kernel in top]
+    names = [shortened(kernel.kernel, _NAME) for kernel in top]
     width = max(map(len, names))
     for kernel, name in zip(top, names, strict=True):
         share = f"{kernel.share:>4.0%}" if kernel.share is not None else "   –"
@@ -293,9 +295,11 @@ def _kernels(facts: Facts) -> str:
     return "\n".join(lines)
 
 
-def _shortened(name: str) -> str:
-    """The name of a kernel, its middle left out when it is long."""
-    return name if len(name) <= _NAME else f"{name[: _NAME // 2]}…{name[-_NAME // 2 + 1 :]}"
+def _advice(run: RunResult) -> str:
+    lines = [line for step in run.steps for line in step.report.advice]
+    return "\n".join(
+        printable(f"{'next' if not index else '':<8} {line}") for index, line in enumerate(lines)
+    )
 
 
 COLUMNS = ("run", "recipe", "when", "state", "ran", "latency", "vs peer", "error", "metric", "")

@@ -79,8 +79,13 @@ def find_kernels(program: Program, defaults: Sequence[Record]) -> tuple[Kernel, 
     return tuple(kernels)
 
 
+def middle(program: Program) -> dict[str, int]:
+    """The sizes at which symbolic kernels are timed."""
+    return {name: round(math.sqrt(b.min * b.max)) for name, b in program.io.dims.items()}
+
+
 def _sites(program: Program) -> dict[str, list[Site]]:
-    sizes = {name: round(math.sqrt(b.min * b.max)) for name, b in program.io.dims.items()}
+    sizes = middle(program)
     found: dict[str, dict[tuple[str, Args], Site]] = {}
     for gv, func in sorted(program.mod.functions_items(), key=lambda item: item[0].name_hint):
         clone = gv.name_hint

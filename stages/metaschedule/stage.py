@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from tapml.registry import extensions
 from tapml.stage import (
+    Amount,
     Context,
     File,
     Folder,
@@ -26,6 +27,7 @@ from tapml.target import demand_here
 
 from .. import search_modules
 
+TRIALS_PER_S = 0.6  # on two cores, kernels of vision models; only where none were measured
 Chooser = Literal["measured", "sparse", "dense"]
 SPACE = (
     "tiles",
@@ -174,19 +176,26 @@ class MetaSchedule(Stage):
     def tool_versions(cls) -> Mapping[str, str]:
         return extensions(search_modules.GROUP)
 
+    def amount(self) -> Amount | None:
+        tuning = self.tuning
+        if not tuning.trials:
+            return None
+        return Amount("tuning", "trials", tuning.trials, tuning.max_seconds, TRIALS_PER_S)
+
     def check(self) -> None:
         demand_here(self.target)
 
     def run(self, inputs: Inputs, ctx: Context) -> Outputs:
-        from .. import alternatives, program, records
+        from .. import alternatives, program, records, roofline
         from ..measure import Bench
         from .choose import decide
         from .contest import Rivals, baseline, contest
-        from .kernels import find_kernels
+        from .kernels import find_kernels, middle
         from .report import draw
         from .tune import Tuned, tune
 
-        kernels = find_kernels(program.load(inputs["program"]), records.load(inputs["records"]))
+        source = program.load(inputs["program"])
+        kernels = find_kernels(source, records.load(inputs["records"]))
         with Bench(self.target) as bench:
             defaults = baseline(bench, kernels, ctx)
             tuned = Tuned()
@@ -197,13 +206,14 @@ class MetaSchedule(Stage):
                 found = alternatives.load(inputs["alternatives"], inputs["structure"])
                 rivals = Rivals(tuned.records, found, inputs["structure"] / "structure.npz")
             contests = {**defaults, **contest(bench, kernels, rivals, ctx)}
+            limits = roofline.measure(bench, self.target)
         outcome = decide(kernels, contests, rivals, self.choose)
         return Outputs(
             artifacts={
                 "choices": outcome.choices.save(ctx.workdir / "choices.json"),
                 "records": records.save(ctx.workdir / "records.jsonl", outcome.records),
             },
-            report=draw(outcome, tuned),
+            report=draw(outcome, tuned, self.tuning, limits, middle(source)),
         )
 
 

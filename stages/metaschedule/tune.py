@@ -35,17 +35,37 @@ SPACE = "2"  # raised when equal modules are searched in another way
 
 
 @dataclass(frozen=True)
+class Searched:
+    """How the search of one workload went: the time of each trial behind the default's, None for
+    one that failed. `ended`: why it got no more, "" where it may.
+    """
+
+    kernels: tuple[str, ...]
+    default_ms: float
+    trials_ms: tuple[float | None, ...]
+    ended: str = ""
+
+
+@dataclass(frozen=True)
 class Tuned:
     """What a search found: the best record of a kernel, and how it went.
 
-    curves: clone → (trials, best time of its kernels in ms)
+    measured: the trials that were not in the database, which took `seconds`
+    curves:   clone → (trials, best time of its kernels in ms)
     """
 
     records: Mapping[str, Sequence[Record]] = field(default_factory=dict)
     trials: int = 0
     failed: int = 0
+    measured: int = 0
+    seconds: float = 0.0
     curves: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    searched: tuple[Searched, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def of(self, kernel: str) -> Searched | None:
+        """The search that a kernel had."""
+        return next((one for one in self.searched if kernel in one.kernels), None)
 
 
 def tune(
@@ -92,8 +112,22 @@ def tune(
         records=dict(_finals(bench, [one for one in tasks if one.rounds or one.reused], ctx)),
         trials=totals.trials,
         failed=sum(trial.ms is None for task in tasks for trial in task.trials),
+        measured=sum(task.measured for task in tasks),
+        seconds=searched_s,
         curves=totals.curves,
+        searched=tuple(map(_searched, tasks)),
         notes=tuple(notes),
+    )
+
+
+def _searched(task: Task) -> Searched:
+    assert task.default.ms is not None
+    ended = "its last rounds brought nothing" if task.is_flat else ""
+    return Searched(
+        kernels=tuple(kernel.name for kernel in task.kernels),
+        default_ms=task.default.ms,
+        trials_ms=tuple(t.ms for t in task.trials if t.key != task.default.key),
+        ended="its space is exhausted" if task.is_exhausted else ended,
     )
 
 

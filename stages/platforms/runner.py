@@ -76,9 +76,17 @@ class Runner:
         with np.load(answer["outputs"], allow_pickle=False) as data:
             return {name: data[name] for name in data.files}
 
-    def prepare(self, arrays: Arrays) -> None:
-        """Sets the inputs that `time` uses, and warms up."""
-        self._ask({"do": "prepare", "inputs": self._inputs(arrays)})
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def prepare(self, arrays: Arrays, warmup: int = 2, before: Arrays | None = None) -> None:
+        """Sets the inputs that `time` uses, and warms up by so many calls. They go on from a call
+        on `before`, if it is given.
+        """
+        earlier = None if before is None else self._inputs(before)
+        inputs = self._inputs(arrays)
+        self._ask({"do": "prepare", "inputs": inputs, "before": earlier, "warmup": warmup})
 
     def time(self, calls: int) -> list[float]:
         """Milliseconds of each of `calls` calls on the prepared inputs."""
@@ -145,8 +153,12 @@ class _BundleLibrary:
             self._session = self._bundle.session(fill=np.nan, **self._sizes(arrays))
         return self._session(**arrays)
 
-    def prepare(self, arrays: Arrays) -> Callable[[], Any]:
-        return self._bundle.prepare(**arrays)
+    def prepare(self, arrays: Arrays, before: Arrays | None) -> Callable[[], Any]:
+        if before is None:
+            return self._bundle.prepare(**arrays)
+        session = self._bundle.session(**self._sizes(before))
+        session(**before)
+        return session.prepare(**arrays)
 
 
 class _OnnxLibrary:
@@ -166,7 +178,9 @@ class _OnnxLibrary:
         results = self._session.run(names, dict(arrays))
         return {name: np.asarray(result) for name, result in zip(names, results, strict=True)}
 
-    def prepare(self, arrays: Arrays) -> Callable[[], Any]:
+    def prepare(self, arrays: Arrays, before: Arrays | None) -> Callable[[], Any]:
+        if before is not None:
+            raise ValueError("an ONNX model keeps no states")
         binding = self._session.io_binding()
         for name, array in arrays.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
@@ -186,9 +200,10 @@ def _serve(library: _BundleLibrary | _OnnxLibrary) -> None:
                 np.savez(command["outputs"], allow_pickle=False, **result)
                 answer["outputs"] = command["outputs"]
             elif command["do"] == "prepare":
-                call = library.prepare(_load(command["inputs"]))
-                call()
-                call()
+                before = _load(command["before"]) if command["before"] else None
+                call = library.prepare(_load(command["inputs"]), before)
+                for _ in range(command["warmup"]):
+                    call()
             else:
                 assert call is not None
                 answer["ms"] = [_timed(call) for _ in range(command["calls"])]

@@ -18,11 +18,11 @@ from tapml import host
 from tapml.errors import StageError
 from tapml.stage import Context, Inputs, Outputs, Report, Table
 
-from .. import alternatives, codec, params, program, records
+from .. import alternatives, codec, latency, params, program, records, reference_cases
 from ..compat import tvm
 from ..platforms.runner import Runner
 from ..target import tvm_target
-from . import carve, compare, latency
+from . import carve, compare
 from .metric import evaluate
 from .stage import Validation
 
@@ -52,7 +52,7 @@ def validate(stage: Validation, inputs: Inputs, ctx: Context) -> Outputs:
     cases = load_cases(inputs["reference"])
     ctx.progress(0, 4, "carving")
     carved = _carve(stage, inputs, source, cases, ctx.workdir / "carved")
-    meta = codec.read_json(inputs["reference"] / "meta.json")
+    peer, peer_model = reference_cases.peer(inputs["reference"])
     threads = stage.target.device.threads
     with Runner("bundle", inputs["bundle"], threads) as ours:
         ctx.progress(1, 4, "comparing")
@@ -63,7 +63,6 @@ def validate(stage: Validation, inputs: Inputs, ctx: Context) -> Outputs:
             raise StageError(message=error.message, hint=_blame(carved)) from error
         metric = _metric(stage, cases, outputs)
         ctx.progress(2, 4, "timing")
-        peer_model = inputs["reference"] / meta["model"] if meta["model"] else None
         latencies = _latencies(stage, ours, peer_model, _timed_cases(cases, source.io), ctx)
     facts = {
         "metric": metric,
@@ -73,7 +72,7 @@ def validate(stage: Validation, inputs: Inputs, ctx: Context) -> Outputs:
                 "sizes": dict(one.sizes),
                 "threads": threads,
                 "ours_ms": asdict(one.ours),
-                "peer": meta["peer"] or "",
+                "peer": peer,
                 "peer_ms": asdict(one.theirs) if one.theirs else None,
                 "ratio": one.ratio,
             }
@@ -94,7 +93,6 @@ def validate(stage: Validation, inputs: Inputs, ctx: Context) -> Outputs:
 
 def load_cases(folder: Path) -> list[Case]:
     """Cases of the reference, with its outputs on original, pruned and unoptimised weights."""
-    values = codec.read_npz(folder / "inputs.npz")
     outputs = {
         kind: codec.read_npz(folder / f"outputs_{kind}.npz")
         for kind in ("original", "pruned", "unoptimized")
@@ -109,13 +107,13 @@ def load_cases(folder: Path) -> list[Case]:
             id=row["id"],
             kind=row["kind"],
             sizes=row["sizes"],
-            inputs={name: values[key] for name, key in row["inputs"].items()},
+            inputs=arrays,
             original=of(row["id"], "original"),
             pruned=of(row["id"], "pruned"),
             unoptimized=of(row["id"], "unoptimized"),
             after=row["after"],
         )
-        for row in codec.read_json(folder / "cases.json")
+        for row, arrays in reference_cases.read(folder)
     ]
 
 

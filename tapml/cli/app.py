@@ -6,11 +6,15 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from ..errors import EnvironmentalError
 from ..terminal import printable
+
+if TYPE_CHECKING:
+    from importlib import metadata
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
@@ -23,7 +27,38 @@ def document(data: object) -> None:
     click.echo("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Commands(click.Group):
+    """The commands of the engine, and those that packages register: theirs are loaded when they are
+    asked for.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_registered().names})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if (own := super().get_command(ctx, cmd_name)) is not None:
+            return own
+        for point in _registered().select(name=cmd_name):
+            try:
+                return cast("click.Command", point.load())
+            except (ImportError, AttributeError) as error:
+                owner = point.dist.name if point.dist else point.module
+                raise EnvironmentalError(
+                    message=f"command {cmd_name!r} of {owner!r} cannot be loaded: {error}",
+                    hint=f"pip install --force-reinstall {owner}",
+                ) from error
+        return None
+
+
+def _registered() -> metadata.EntryPoints:
+    from importlib import metadata
+
+    return metadata.entry_points(group="tapml.commands")
+
+
+@click.group(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(package_name="tapml", message="%(package)s %(version)s")
 @click.pass_context
 def app(context: click.Context) -> None:

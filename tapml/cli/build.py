@@ -100,6 +100,8 @@ def run(
 
     prepared = _prepare(recipes, overrides, workflows, store, to, force, from_)
     click.echo(f"store {prepared.store.root}", err=True)
+    for text in prepared.estimate(jobs).counted:
+        click.echo(printable(text), err=True)
     for text in prepared.warnings(jobs):
         click.echo(f"{click.style('warning:', fg='yellow')} {text}", err=True)
     tell_untracked(prepared.store.root, prepared.tracking(track).mode)

@@ -14,8 +14,8 @@ from ..mask import mask
 from ..progress import duration
 from ..runs import RunResult
 from ..stage import Report, Table
-from . import charts, page
-from .markup import Child, Safe, element, join, number
+from . import charts, page, plots
+from .markup import Child, Safe, breakable, element, join, number
 
 _CHIPS = {"hit": ("plain", "cached"), "ran": ("good", "ran"), "cancelled": ("plain", "not run")}
 
@@ -33,6 +33,7 @@ def render(run: RunResult, recipe_text: str = "") -> str:
     sections = (
         _failure(run),
         *_measured(run),
+        _advice(run),
         _stages(run),
         _kernels(run.facts),
         _reports(run),
@@ -241,6 +242,17 @@ def _stages(run: RunResult) -> Safe:
     )
 
 
+def _advice(run: RunResult) -> Safe | None:
+    lines = [line for step in run.steps for line in step.report.advice]
+    if not lines:
+        return None
+    return element(
+        "section",
+        element("h2", "What to tune next"),
+        element("ol", *(element("li", breakable(line)) for line in lines)),
+    )
+
+
 def _kernels(facts: Facts | None) -> Safe | None:
     if facts is None or not facts.kernels:
         return None
@@ -287,7 +299,7 @@ def _reports(run: RunResult) -> Safe | None:
                 element("span", step.report.summary, class_="dim"),
             ),
             _stage_report(step.report),
-            open="open" if step.report.curves else None,
+            open="open" if step.report.curves or step.report.bars else None,
         )
         for step in told
     ]
@@ -295,7 +307,12 @@ def _reports(run: RunResult) -> Safe | None:
 
 
 def _stage_report(report: Report) -> Safe:
-    parts: list[Safe] = [element("p", note) for note in report.notes]
+    parts: list[Safe] = []
+    for bars in report.bars:
+        parts += [element("h3", bars.title), plots.bars(bars)]
+    for scatter in report.scatters:
+        parts += [element("h3", scatter.title), plots.scatter(scatter)]
+    parts += [element("p", note) for note in report.notes]
     for curve in report.curves:
         parts += [element("h3", curve.title), charts.lines(curve)]
     for table in report.tables:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from ..facts import Spread
 from ..stage import Curve
-from .markup import Safe, element, join, number
+from .markup import Safe, element, number, shortened
+from .svg import SERIES, cut, extent, label, round_ticks, segment, short, svg, tail
 
-_SERIES = ("var(--ours)", "var(--second)", "var(--third)", "var(--fourth)", "var(--muted)")
 _NAMED = 12  # points that have their names beside them, at most
 _STEPS = 8  # different numbers that stand at equal distances on an axis, at most
 
@@ -59,24 +59,24 @@ def bars(groups: Sequence[Group], unit: str) -> Safe:
                 element("tspan", spread, dx=8, class_="dim"),
             )
             parts += [
-                _text(bar.label, left - 8, middle + 4, "end", "label"),
+                label(bar.label, left - 8, middle + 4, "end", "label"),
                 element(
                     "rect",
                     x=left,
                     y=y,
-                    width=_short(max(end - left, 1)),
+                    width=short(max(end - left, 1)),
                     height=height - 8,
                     rx=3,
                     class_="ours" if bar.is_ours else "peer",
                 ),
                 element(
-                    "line", x1=_short(low), x2=_short(top), y1=middle, y2=middle, class_="whisker"
+                    "line", x1=short(low), x2=short(top), y1=middle, y2=middle, class_="whisker"
                 ),
-                element("text", *figure, x=_short(max(top, end) + 8), y=middle + 4, class_="label"),
+                element("text", *figure, x=short(max(top, end) + 8), y=middle + 4, class_="label"),
             ]
             y += height
         y += 12
-    return _svg(left + width + right, y, *parts)
+    return svg(left + width + right, y, *parts)
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,10 @@ def ranges(marks: Sequence[Mark], spreads: Sequence[Spread], unit: str) -> Safe:
     high = max((spread.high for spread in spreads), default=0.0) or 1.0
     bottom = len(marks) * height + 4
     parts: list[Safe] = []
-    for tick in _ticks(0.0, high):
+    for tick in round_ticks(0.0, high):
         x = left + tick / high * width
-        parts.append(_line("grid", x, 0, x, bottom))
-        parts.append(_text(number(tick), x, bottom + 16, "middle", "tick"))
+        parts.append(segment("grid", x, 0, x, bottom))
+        parts.append(label(number(tick), x, bottom + 16, "middle", "tick"))
     for index, (mark, spread) in enumerate(zip(marks, spreads, strict=True)):
         y = index * height + height / 2
         low, middle, top = (left + v / high * width for v in (spread.low, spread.p50, spread.high))
@@ -109,14 +109,14 @@ def ranges(marks: Sequence[Mark], spreads: Sequence[Spread], unit: str) -> Safe:
             element(
                 "g",
                 element("title", mark.name),
-                _text(_cut(mark.name, 44), left - 12, y + 4, "end", "label"),
-                element("line", x1=_short(low), x2=_short(top), y1=y, y2=y, class_="range"),
-                element("circle", cx=_short(middle), cy=y, r=5, class_="dot"),
+                label(cut(mark.name, 44), left - 12, y + 4, "end", "label"),
+                element("line", x1=short(low), x2=short(top), y1=y, y2=y, class_="range"),
+                element("circle", cx=short(middle), cy=y, r=5, class_="dot"),
                 element("text", *figure, x=left + width + 14, y=y + 4, class_="label"),
                 class_=f"mark {mark.tone}".rstrip(),
             )
         )
-    return _svg(left + width + right, bottom + 24, *parts)
+    return svg(left + width + right, bottom + 24, *parts)
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ def scatter(marks: Sequence[Mark], x: Axis, y: Axis, spreads: Sequence[Spread | 
         return element("p", "no points", class_="dim")
     left, top, width, height = 84.0, 12.0, 860.0, 280.0
     extremes = [v for _, a, _, s in points for v in ((s.low, s.high) if s else (a, a))]
-    xs = _range(extremes, from_zero=True)
-    ys = _range([b for _, _, b, _ in points])
+    xs = extent(extremes, from_zero=True)
+    ys = extent([b for _, _, b, _ in points])
     pad = (ys[1] - ys[0]) * 0.08
     ys = (ys[0] - pad, ys[1] + pad)
 
@@ -156,36 +156,36 @@ def scatter(marks: Sequence[Mark], x: Axis, y: Axis, spreads: Sequence[Spread | 
         return left + (value - xs[0]) / (xs[1] - xs[0]) * width
 
     parts: list[Safe] = []
-    for tick in _ticks(*ys):
+    for tick in round_ticks(*ys):
         height_of = top + height - (tick - ys[0]) / (ys[1] - ys[0]) * height
-        parts.append(_line("grid", left, height_of, left + width, height_of))
-        parts.append(_text(number(tick), left - 8, height_of + 4, "end", "tick"))
+        parts.append(segment("grid", left, height_of, left + width, height_of))
+        parts.append(label(number(tick), left - 8, height_of + 4, "end", "tick"))
     parts += [
-        _text(number(tick), across(tick), top + height + 16, "middle", "tick")
-        for tick in _ticks(*xs)
+        label(number(tick), across(tick), top + height + 16, "middle", "tick")
+        for tick in round_ticks(*xs)
     ]
     for mark, a, b, spread in points:
         place = top + height - (b - ys[0]) / (ys[1] - ys[0]) * height
         whisker = (
-            _line("spread", across(spread.low), place, across(spread.high), place)
+            segment("spread", across(spread.low), place, across(spread.high), place)
             if spread
             else None
         )
         named = len(points) <= _NAMED
         on_left = across(a) > left + width * 0.7
         shift, anchor = (-8, "end") if on_left else (8, "start")
-        name = _text(_cut(mark.name, 32), across(a) + shift, place - 7, anchor, "tick")
+        name = label(cut(mark.name, 32), across(a) + shift, place - 7, anchor, "tick")
         parts.append(
             element(
                 "g",
                 element("title", f"{mark.name}: {number(a)}, {number(b)}"),
                 whisker,
-                element("circle", cx=_short(across(a)), cy=_short(place), r=5, class_="dot"),
+                element("circle", cx=short(across(a)), cy=short(place), r=5, class_="dot"),
                 name if named else None,
                 class_=f"mark {mark.tone}".rstrip(),
             )
         )
-    parts.append(_text(x.title, left + width / 2, top + height + 36, "middle", "label dim"))
+    parts.append(label(x.title, left + width / 2, top + height + 36, "middle", "label dim"))
     y_label = element(
         "text",
         y.title,
@@ -193,7 +193,7 @@ def scatter(marks: Sequence[Mark], x: Axis, y: Axis, spreads: Sequence[Spread | 
         text_anchor="middle",
         class_="label dim",
     )
-    return _svg(left + width + 30, top + height + 44, *parts, y_label)
+    return svg(left + width + 30, top + height + 44, *parts, y_label)
 
 
 def parallel(marks: Sequence[Mark], axes: Sequence[Axis]) -> Safe:
@@ -218,7 +218,7 @@ def parallel(marks: Sequence[Mark], axes: Sequence[Axis]) -> Safe:
                 runs.append([])
             else:
                 x, y = left + column * gap, top + height - spot * height
-                runs[-1].append(f"{_short(x)},{_short(y)}")
+                runs[-1].append(f"{short(x)},{short(y)}")
         pieces = [
             element("polyline", points=" ".join(run), class_="strand", style=colour)
             for run in runs
@@ -229,19 +229,19 @@ def parallel(marks: Sequence[Mark], axes: Sequence[Axis]) -> Safe:
         parts.append(element("g", words, *pieces, class_=f"mark {tone}".rstrip()))
     for column, (axis, places) in enumerate(zip(axes, scales, strict=True)):
         x = left + column * gap
-        parts.append(_line("axis", x, top, x, top + height))
+        parts.append(segment("axis", x, top, x, top + height))
         parts.append(
             element(
                 "g",
                 element("title", axis.title),
-                _text(_tail(axis.title, 20), x, top - 20, "middle", "label strong"),
+                label(tail(axis.title, 20), x, top - 20, "middle", "label strong"),
             )
         )
         for text, place in places.ticks:
             y = top + height - place * height
-            parts.append(_line("axis", x - 4, y, x, y))
-            parts.append(_text(_cut(text, 16), x - 7, y + 4, "end", "tick"))
-    return _svg(left + (len(axes) - 1) * gap + 80, top + height + 16, *parts)
+            parts.append(segment("axis", x - 4, y, x, y))
+            parts.append(label(cut(text, 16), x - 7, y + 4, "end", "tick"))
+    return svg(left + (len(axes) - 1) * gap + 80, top + height + 16, *parts)
 
 
 @dataclass(frozen=True)
@@ -256,9 +256,11 @@ def _scale(axis: Axis) -> _Scale:
     known = {value for value in axis.values if value is not None}
     numbers = [value for value in known if isinstance(value, float)]
     if len(numbers) == len(known) > (1 if axis.measured else _STEPS):
-        low, high = _range(numbers)
+        low, high = extent(numbers)
         at = tuple(None if v is None else (float(v) - low) / (high - low) for v in axis.values)
-        ticks = tuple((number(tick), (tick - low) / (high - low)) for tick in _ticks(low, high))
+        ticks = tuple(
+            (number(tick), (tick - low) / (high - low)) for tick in round_ticks(low, high)
+        )
         return _Scale(at, ticks)
     order = [*sorted(numbers), *sorted(str(v) for v in known if isinstance(v, str))]
     places: dict[float | str, float] = {
@@ -285,7 +287,7 @@ def lines(curve: Curve) -> Safe:
     if not points:
         return element("p", "no points", class_="dim")
     left, top, width, height = 62.0, 12.0, 560.0, 190.0
-    xs, ys = _range([x for x, _ in points]), _range([y for _, y in points], from_zero=True)
+    xs, ys = extent([x for x, _ in points]), extent([y for _, y in points], from_zero=True)
 
     def place(x: float, y: float) -> tuple[float, float]:
         return (
@@ -294,33 +296,34 @@ def lines(curve: Curve) -> Safe:
         )
 
     parts: list[Safe] = []
-    for tick in _ticks(*ys):
+    for tick in round_ticks(*ys):
         _, y = place(xs[0], tick)
         parts.append(
-            element("line", x1=left, x2=left + width, y1=_short(y), y2=_short(y), class_="grid")
+            element("line", x1=left, x2=left + width, y1=short(y), y2=short(y), class_="grid")
         )
-        parts.append(_text(number(tick), left - 8, y + 4, "end", "tick"))
-    for tick in _ticks(*xs):
+        parts.append(label(number(tick), left - 8, y + 4, "end", "tick"))
+    for tick in round_ticks(*xs):
         x, _ = place(tick, ys[0])
-        parts.append(_text(number(tick), x, top + height + 16, "middle", "tick"))
+        parts.append(label(number(tick), x, top + height + 16, "middle", "tick"))
     for index, (name, line) in enumerate(series.items()):
-        colour = _SERIES[min(index, len(_SERIES) - 1)]
-        path = " ".join(f"{_short(x)},{_short(y)}" for x, y in (place(*point) for point in line))
-        parts.append(element("polyline", points=path, class_="line", style=f"stroke:{colour}"))
+        colour = SERIES[min(index, len(SERIES) - 1)]
+        path = " ".join(f"{short(x)},{short(y)}" for x, y in (place(*point) for point in line))
+        drawn = element("polyline", points=path, class_="line", style=f"stroke:{colour}")
+        parts.append(element("g", element("title", name), drawn))
         if len(line) <= 40:
             dots = (place(*point) for point in line)
             parts += [
-                element("circle", cx=_short(x), cy=_short(y), r=2.5, style=f"fill:{colour}")
+                element("circle", cx=short(x), cy=short(y), r=2.5, style=f"fill:{colour}")
                 for x, y in dots
             ]
-        if len(series) > 1 and index < len(_SERIES):
+        if len(series) > 1 and index < len(SERIES):
             x = left + width + 16
             y = top + 10 + index * 18
             parts.append(
                 element("rect", x=x, y=y - 8, width=12, height=4, rx=2, style=f"fill:{colour}")
             )
-            parts.append(_text(name, x + 18, y, "start", "label"))
-    parts.append(_text(curve.x_label, left + width / 2, top + height + 36, "middle", "label dim"))
+            parts.append(label(shortened(name, 40), x + 18, y, "start", "label"))
+    parts.append(label(curve.x_label, left + width / 2, top + height + 36, "middle", "label dim"))
     y_label = element(
         "text",
         curve.y_label,
@@ -328,26 +331,27 @@ def lines(curve: Curve) -> Safe:
         text_anchor="middle",
         class_="label dim",
     )
-    legend = 150.0 if len(series) > 1 else 20.0
-    return _svg(left + width + legend, top + height + 42, *parts, y_label)
+    longest = max((min(len(name), 40) for name in series), default=0)
+    legend = 50.0 + 7.5 * longest if len(series) > 1 else 20.0
+    return svg(left + width + legend, top + height + 42, *parts, y_label)
 
 
 def shares(parts: Mapping[str, float]) -> Safe:
     """One bar cut into shares, largest first, with a legend below; what is small is one part."""
     total = sum(parts.values()) or 1.0
     order = sorted(parts.items(), key=lambda item: -item[1])
-    shown = order[: len(_SERIES) - 1]
+    shown = order[: len(SERIES) - 1]
     rest = total - sum(value for _, value in shown)
     if len(order) > len(shown):
         shown.append((f"{len(order) - len(shown)} others", rest))
     slices = [
-        element("span", style=f"width:{value / total:.2%};background:{_SERIES[index]}", title=name)
+        element("span", style=f"width:{value / total:.2%};background:{SERIES[index]}", title=name)
         for index, (name, value) in enumerate(shown)
     ]
     legend = [
         element(
             "span",
-            element("i", style=f"background:{_SERIES[index]}"),
+            element("i", style=f"background:{SERIES[index]}"),
             f"{name} ",
             element("b", f"{value / total:.0%}"),
         )
@@ -358,51 +362,3 @@ def shares(parts: Mapping[str, float]) -> Safe:
         element("div", *slices, class_="stack"),
         element("div", *legend, class_="legend"),
     )
-
-
-def _svg(width: float, height: float, *children: Safe) -> Safe:
-    return element(
-        "svg",
-        join(*children),
-        viewBox=f"0 0 {width:.0f} {height:.0f}",
-        width=f"{width:.0f}",
-        role="img",
-    )
-
-
-def _text(text: str, x: float, y: float, anchor: str, class_: str) -> Safe:
-    return element("text", text, x=_short(x), y=_short(y), text_anchor=anchor, class_=class_)
-
-
-def _line(class_: str, x1: float, y1: float, x2: float, y2: float) -> Safe:
-    places = {"x1": x1, "y1": y1, "x2": x2, "y2": y2}
-    return element("line", **{k: _short(v) for k, v in places.items()}, class_=class_)
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
-
-
-def _tail(text: str, length: int) -> str:
-    """The end of a dotted name, which tells most."""
-    return text if len(text) <= length else f"…{text[1 - length :]}"
-
-
-def _short(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0")
-
-
-def _range(values: Sequence[float], *, from_zero: bool = False) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    if from_zero and low > 0:
-        low = 0.0
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """About five round numbers between the two."""
-    raw = (high - low) / 5
-    magnitude = 10 ** math.floor(math.log10(raw))
-    step = next(m * magnitude for m in (1, 2, 5, 10) if m * magnitude >= raw)
-    first = math.ceil(low / step)
-    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]

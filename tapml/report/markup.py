@@ -59,6 +59,12 @@ def breakable(text: str) -> Safe:
     )
 
 
+def shortened(name: str, length: int) -> str:
+    """A name with its middle left out when it is long: names of kernels begin alike."""
+    half = length // 2
+    return name if len(name) <= length else f"{name[:half]}…{name[half + 1 - length :]}"
+
+
 def number(value: float | None, unit: str = "") -> str:
     """Four significant digits at most, thin space before the unit; a dash for what is not known."""
     if value is None:

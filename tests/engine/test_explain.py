@@ -2,11 +2,15 @@
 
 import os
 import shutil
+from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tapml import estimate, host
-from tapml.stage import PythonFunction
+from tapml.explain import Counted
+from tapml.stage import Amount, Frozen, Outputs, PythonFunction, Report
 
 
 @pytest.fixture
@@ -127,3 +131,86 @@ def test_a_recipe_is_compared_with_its_own_results_before_those_of_others(bench,
     (step,) = bench.plan(new)
     assert step.beside == ""
     assert step.reason == f"counter  → {os.devnull}; text a → c"
+
+
+class Tuning(Frozen):
+    trials: int = 0
+    max_seconds: float | None = None
+    seed: int = 0
+
+
+@pytest.fixture
+def tuner(stages):
+    class Tuner(stages.Text):
+        """Says that it measured its trials at two a second."""
+
+        tuning: Tuning = Tuning()
+
+        def amount(self):
+            return Amount("tuning", "trials", self.tuning.trials, self.tuning.max_seconds, 0.5)
+
+        def run(self, inputs, ctx):
+            trials = self.tuning.trials
+            path = ctx.workdir / "out"
+            path.write_text("")
+            metrics = {"tuning/trials": trials, "tuning/trials_per_s": 2, "tuning/seconds": 1e-9}
+            return Outputs({"out": path}, Report(metrics=metrics))
+
+    Tuner.__module__ = stages.__name__
+
+    def make(**fields):
+        return Tuner(tuning=Tuning(**fields))
+
+    return make
+
+
+def test_trials_are_told_at_an_assumed_rate_until_this_machine_has_measured_one(
+    bench, tuner, graph, monkeypatch
+):
+    (step,) = bench.plan(graph(text=(tuner(trials=64), {})))
+    assert str(step.counted) == (
+        "tuning: 64 trials, about 2 min 08 s at 0.5 trials/s assumed: none measured here yet"
+    )
+    bench.run(graph(text=(tuner(trials=8), {})))
+    (step,) = bench.plan(graph(text=(tuner(trials=64, seed=1), {})))
+    assert step.counted.done == 0  # another search
+    assert f"64 trials, about 32 s at 2 trials/s measured on {today()}" in str(step.counted)
+    monkeypatch.setattr(host, "machine", lambda: "another")
+    (step,) = bench.plan(graph(text=(tuner(trials=64, seed=1), {})))
+    assert not step.counted.measured
+
+
+def today():
+    return datetime.now(UTC).date().isoformat()
+
+
+def test_what_an_equal_search_has_done_is_not_done_again(bench, tuner, graph):
+    bench.run(graph(text=(tuner(trials=8), {})))
+    (step,) = bench.plan(graph(text=(tuner(trials=28, max_seconds=99.0), {})))
+    assert "tuning: 28 trials, 8 of them done before, about 10 s" in str(step.counted)
+    (forced,) = bench.plan(graph(text=(tuner(trials=8), {})), force=["text"])
+    assert str(forced.counted) == "tuning: 8 trials, 8 of them done before"
+
+
+def test_max_seconds_bounds_the_time_and_says_how_many_trials_fit(bench, tuner, graph):
+    bench.run(graph(text=(tuner(trials=8), {})))
+    planned = bench.plan(graph(text=(tuner(trials=1008, max_seconds=60.0), {})))
+    (step,) = planned
+    assert "about 60 s (max_seconds), enough for about 120 at 2 trials/s" in str(step.counted)
+    found = estimate.estimate(planned, 1)
+    assert found.seconds == pytest.approx(60 + step.expected.seconds)
+    assert found.counted == (str(step.counted),)
+
+
+def test_a_stage_that_never_ran_counts_with_its_trials(bench, tuner, graph):
+    found = estimate.estimate(bench.plan(graph(text=(tuner(trials=64), {}))), 1)
+    assert (found.seconds, found.unknown) == (128, ("text",))
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.floats(1e-3, 1e4), st.floats(0.1, 1e6))
+def test_no_more_time_is_told_than_the_limit_and_no_less_than_none(count, done, rate, limit):
+    amount = Amount("tuning", "trials", count, limit, 1.0)
+    counted = Counted(amount, done, rate, "", 0.0)
+    assert 0 <= counted.seconds <= limit
+    assert counted.left + min(done, count) == count
+    assert f"{count} trials" in str(counted)

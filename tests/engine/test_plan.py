@@ -148,6 +148,8 @@ def test_a_plan_is_json(bench, chain):
         "changes": [],
         "beside": "",
         "expected": None,
+        "counted": None,
+        "seconds": None,
         "notes": [],
         "python": [],
     }

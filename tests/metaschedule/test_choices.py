@@ -137,15 +137,27 @@ def test_the_fastest_implementation_of_a_region_is_chosen_in_each_clone(run: Run
 def test_the_report_says_what_sparsity_brought_and_where_time_goes(run: Run) -> None:
     report = run.outputs.report
     assert any("sparsity brought" in note and "region_0.fast" in note for note in report.notes)
-    kernels, rules, regions = report.tables
+    kernels, after, rules, regions = report.tables
+    assert after.title == "What to tune next"
     share, clone = kernels.columns.index("share %"), kernels.columns.index("clone")
     for name in ("main_b32", "main_dyn"):
-        assert sum(float(row[share] or 0) for row in kernels.rows if row[clone] == name) == (
-            pytest.approx(100, abs=0.1)
-        )
+        assert sum(
+            float(row[share] or 0) for row in kernels.rows if str(row[clone]).startswith(name)
+        ) == (pytest.approx(100, abs=0.1))
     assert ("main_dyn", "none") in {row[:2] for row in rules.rows}
     assert regions.rows[0][:3] == ("region_0", "main_b32", "region_0.fast")
     assert report.metrics["kernels/main_b32_ms"] > 0
+    assert report.metrics["limits/fma_gflops"] > 0
+    symbolic = [row for row in after.rows if row[1] == "main_dyn"]
+    assert all(row[-1] == "tuning: {trials: 64}" for row in symbolic)
+    assert [bars.title.split(";")[0] for bars in report.bars] == [
+        "Time by kernel, main_b32",
+        "Time by kernel, main_dyn at batch 8",
+    ]
+    dots = {dot.name: dot for dot in report.scatters[1].dots}
+    assert dots["dense_main_dyn"].x == pytest.approx(
+        2 * 8 * 64 * 64 / (4 * (8 * 64 + 64 * 64 + 8 * 64))
+    )
 
 
 class Failing:

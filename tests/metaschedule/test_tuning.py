@@ -81,7 +81,7 @@ def test_a_tuned_record_keeps_the_attributes_of_its_kernel(tuned: tuple[Path, Ou
 
 @pytest.mark.slow
 def test_the_curve_falls_over_the_trials(tuned: tuple[Path, Outputs]) -> None:
-    [curve] = tuned[1].report.curves
+    curve = tuned[1].report.curves[0]
     assert set(curve.lines) == {"main_b32", "main_dyn"}
     for points in curve.lines.values():
         assert [x for x, _ in points] == [float(i) for i in range(17)]

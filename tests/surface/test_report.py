@@ -3,17 +3,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import tapml
-from tapml import report
+from tapml import report, summary
 from tapml.errors import RecipeError, StageError
-from tapml.report import charts, sweep
-from tapml.report.markup import Safe, breakable, element, join
-from tapml.stage import Curve
+from tapml.report import charts, plots, sweep
+from tapml.report.markup import Safe, breakable, element, join, number, shortened
+from tapml.stage import Bar, Bars, Curve, Dot, Report, Scatter
 
 VOID = {"meta", "br", "hr", "wbr"}
 
@@ -250,3 +253,75 @@ def test_secrets_and_control_characters_are_not_in_a_report(result: tapml.RunRes
     text = report.render(replace(result, steps=(step,)), f"x: {key}\n\u202egnp.exe")
     assert key not in text
     assert not {"\x1b", "\u202e"} & set(text)
+
+
+NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
+
+
+@given(st.lists(st.tuples(NUMBERS, st.none() | NUMBERS), max_size=40))
+def test_any_bars_can_be_drawn(values: list[tuple[float, float | None]]) -> None:
+    drawn = [Bar(f"kernel <{i}>", value, least) for i, (value, least) in enumerate(values)]
+    page = Checker(plots.bars(Bars("Time", "ms", tuple(drawn))))
+    sizes = [float(row["width"] or 0) for tag, row in page.seen if tag == "rect"]
+    assert all(0 <= size <= 401 for size in sizes)
+
+
+@given(st.lists(st.tuples(NUMBERS, NUMBERS, NUMBERS), max_size=40), st.floats(1e-9, 1e9))
+def test_any_dots_can_be_drawn_and_each_tells_its_name(
+    points: list[tuple[float, float, float]], peak: float
+) -> None:
+    dots = tuple(Dot(f"kernel_{i}", *point, note="<ms>") for i, point in enumerate(points))
+    line = {
+        "peak": ((peak / 10, peak), (peak * 10, peak)),
+        "read": ((peak / 1e3, 1.0), (peak, 1e3)),
+    }
+    page = Checker(plots.scatter(Scatter("Roofline", "x", "y", dots, line)))
+    drawable = [p for p in points if isfinite(p[2]) and all(1e-15 < v < 1e15 for v in p[:2])]
+    circles = [row for tag, row in page.seen if tag == "circle"]
+    assert len(circles) == len(drawable)
+    for row in circles:
+        assert 80 < float(row["cx"] or 0) < 950
+        assert float(row["cy"] or 0) < 380
+
+
+def test_kernels_beyond_the_twentieth_are_one_bar() -> None:
+    drawn = tuple(Bar(f"kernel_{i}", float(i + 1), group="default") for i in range(90))
+    text = Checker(plots.bars(Bars("Time", "ms", drawn))).text
+    assert "kernel_89" in text
+    assert "kernel_69" not in text
+    assert f"70 others{sum(range(1, 71))} ms" in text.replace(",", "")
+
+
+@given(st.text(max_size=80), st.integers(8, 60))
+def test_a_long_name_keeps_its_end_and_its_length_is_bounded(name: str, length: int) -> None:
+    found = shortened(name, length)
+    assert len(found) == min(len(name), length)
+    assert found == name or (found[0], found[-1]) == (name[0], name[-1])
+
+
+@given(st.floats(-1e15, 1e15))
+def test_a_number_is_within_half_of_its_last_digit(value: float) -> None:
+    shown = float(number(value).replace(",", ""))
+    assert shown == pytest.approx(value, rel=5e-4, abs=1e-300)
+
+
+def test_what_to_tune_next_is_on_the_page_and_at_the_end_of_a_run(
+    result: tapml.RunResult,
+) -> None:
+    advice = ("dense (main, 90% of its time): not tuned; tuning: {trials: 64}", "\x1b[2Jsecond")
+    told = replace(
+        result.steps[0],
+        report=Report(
+            bars=(Bars("Time by kernel", "ms", (Bar("dense", 2.0, 1.0, "dense"),)),),
+            scatters=(Scatter("Roofline", "x", "y", (Dot("dense", 1.0, 2.0, 0.5),), {}),),
+            advice=advice,
+        ),
+    )
+    run = replace(result, steps=(told, *result.steps[1:]))
+    page = Checker(report.render(run))
+    assert "What to tune next" in page.text
+    assert "Time by kernel" in page.text
+    assert page.text.index("What to tune next") < page.text.index("Roofline")
+    text = summary.of_run(run)
+    assert f"next     {advice[0]}\n" in text
+    assert "\x1b[2J" not in text

@@ -1,4 +1,4 @@
-"""Latency of the bundle beside its peer: one process each, blocks in turn, the other one
+"""Latency of libraries beside each other: one process each, blocks of calls in turn, the others
 stopped.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..platforms.runner import Runner
+from .platforms.runner import Runner
 
 BLOCKS = 10  # a disturbance of one block is then a tenth of the sample
 
@@ -44,11 +44,31 @@ def measure(
     repeats: int,
     max_seconds: float,
 ) -> Latency:
-    """Times both runners on the same inputs, in alternating blocks."""
+    """Both runners on the same inputs."""
     runners = [ours] if peer is None else [ours, peer]
+    times = alternate(runners, arrays, repeats=repeats, max_seconds=max_seconds)
+    spreads = [spread(taken) for taken in times]
+    theirs = spreads[1] if peer is not None else None
+    return Latency(sizes, spreads[0], theirs, spreads[0].p50 / theirs.p50 if theirs else None)
+
+
+def alternate(
+    runners: Sequence[Runner],
+    arrays: Mapping[str, np.ndarray],
+    *,
+    repeats: int,
+    max_seconds: float,
+    warmup: int = 2,
+    before: Mapping[str, np.ndarray] | None = None,
+) -> list[list[float]]:
+    """Milliseconds of the calls of each runner on the same inputs, in alternating blocks; with
+    states they go on from a call on `before`.
+
+    Fewer than `repeats` where `max_seconds` are over, three blocks at least.
+    """
     for runner in runners:
         runner.resume()
-        runner.prepare(arrays)
+        runner.prepare(arrays, warmup, before)
         runner.pause()
     times: list[list[float]] = [[] for _ in runners]
     per_block = max(1, -(-repeats // BLOCKS))
@@ -62,9 +82,7 @@ def measure(
             break
     for runner in runners:
         runner.resume()
-    spreads = [spread(taken) for taken in times]
-    theirs = spreads[1] if peer is not None else None
-    return Latency(sizes, spreads[0], theirs, spreads[0].p50 / theirs.p50 if theirs else None)
+    return times
 
 
 def spread(times: Sequence[float]) -> Spread:
