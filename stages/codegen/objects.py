@@ -1,6 +1,6 @@
 """Half of the kernels, built by a process beside: `python -m tapml_stages.codegen.objects`.
 
-LLVM and the passes before it use one core. Objects of the two processes are linked into one library,
+LLVM and the passes before it use one core. Objects of both processes are linked into one library,
 in which the virtual machine finds kernels by their names.
 """
 
