@@ -237,7 +237,7 @@ class Import(Stage):
     """
 
     name: ClassVar[str] = "import"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     sections: ClassVar[Mapping[str, type[Frozen]]] = {"model": Model}
     outputs: ClassVar[Mapping[str, Kind]] = {
         "source": "source",

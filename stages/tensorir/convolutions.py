@@ -10,6 +10,7 @@ from ..dataflow import Writer, op_name, rx, same_dtype, same_shape, shape_of
 from . import te_ops
 from .kernel import ceil_div
 from .te_ops import OUT_EWISE_FUSABLE
+from .tensorize.convolution import conv_integers
 
 if TYPE_CHECKING:
     from .layout import Blocker
@@ -21,6 +22,8 @@ def conv(blocker: Blocker, writer: Writer, var: Any, call: Any) -> Any:
     """A blocked convolution; None for what stays plain: groups that cut blocks, other layouts, a
     result of another dtype.
     """
+    if (integers := conv_integers(blocker, writer, var, call)) is not None:
+        return integers
     weight, attrs, lanes = call.args[1], call.attrs, blocker.lanes
     sizes = shape_of(weight)
     out, inner, groups = sizes[0], sizes[1], int(attrs.groups)
@@ -44,7 +47,7 @@ def conv(blocker: Blocker, writer: Writer, var: Any, call: Any) -> Any:
     )
     taps = [sizes[axis] for axis in spatial]
     if depthwise:
-        packed = _pack(writer, weight, [lanes], taps, [0, *range(2, half + 2), 1])
+        packed = pack(writer, weight, [lanes], taps, [0, *range(2, half + 2), 1])
         y = writer.call_te(
             lambda a, w: te_ops.depthwise(a, w, window),
             source,
@@ -55,7 +58,7 @@ def conv(blocker: Blocker, writer: Writer, var: Any, call: Any) -> Any:
     else:
         block = view.block if view else lanes
         order = [0, 2, *range(4, len(taps) + 4), 3, 1]
-        packed = _pack(writer, weight, [lanes, block], taps, order)
+        packed = pack(writer, weight, [lanes, block], taps, order)
         y = writer.call_te(
             lambda a, w: te_ops.conv(a, w, window, view, groups),
             source,
@@ -99,7 +102,7 @@ def conv_transpose(blocker: Blocker, writer: Writer, var: Any, call: Any) -> Any
         return blocker.hold(var, writer.emit(y, var.name), (2, 3), (window[0], window[1]))
     far = [ceil_div(size, stride) for size, stride in zip(window, strides, strict=True)]
     taps = [count * stride for count, stride in zip(far, strides, strict=True)]
-    packed = _pack(
+    packed = pack(
         writer,
         _padded(writer, weight, [*sizes[:2], *taps]),
         [lanes, lanes],
@@ -202,7 +205,7 @@ def _padded(writer: Writer, weight: Any, to: Sequence[int]) -> Any:
     return writer.emit(rx.op.nn.pad(weight, widths)) if any(widths) else weight
 
 
-def _pack(
+def pack(
     writer: Writer, weight: Any, blocks: Sequence[int], taps: Sequence[int], order: Sequence[int]
 ) -> Any:
     """A weight whose axis k is cut in blocks of `blocks[k]`, padded, axes then put in `order`."""

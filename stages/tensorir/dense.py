@@ -11,9 +11,11 @@ from ..quantization import Scheme, scheme
 from .kernel import ceil_div
 from .quantized import call_dense, pack_integers
 from .te_ops import OUT_EWISE_FUSABLE, PANEL, dense
+from .tensorize.integers import multiply_integers
+from .tensorize.packing import NONE, Instructions
 
 
-def pack_dense(mod: Any, name: str = "main") -> Any:
+def pack_dense(mod: Any, name: str = "main", instructions: Instructions = NONE) -> Any:
     """`mod` whose function `name` reads 2-D weights packed: [ceil(N / PANEL), K, PANEL].
 
     A call of the composite `region_<k>` becomes a call of `region_<k>__<name>`, which has the same
@@ -28,6 +30,9 @@ def pack_dense(mod: Any, name: str = "main") -> Any:
     def visit(writer: Writer, var: Any, value: Any) -> Any:
         if op_name(value) in regions:
             return _call_packed(writer, regions[op_name(value)], value, op_name(value), name)
+        integers = multiply_integers(writer, var, value, instructions)
+        if integers is not None:
+            return integers
         if (
             op_name(value) == "relax.matmul"
             and same_dtype(var, *value.args)

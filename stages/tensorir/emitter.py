@@ -24,6 +24,7 @@ from .kernel import (
     ceil_div,
     depends_on,
     element_dtype,
+    is_load,
     key,
     loads,
     same,
@@ -101,6 +102,7 @@ class _Emitter:
         self.weight = weight_load(problem) if plan.prefetch else None
         apart = plan.split and not plan.stage
         self.borders = borders(problem.kernel, problem.anchor) if apart else None
+        self.lane_shape = plan.tile.shape if plan.tile is not None else (problem.lane_count,)
 
     def body(self) -> Any:
         problem, plan = self.problem, self.plan
@@ -262,7 +264,7 @@ class _Emitter:
         problem, anchor = self.problem, self.problem.anchor
         accs = [
             [
-                local("acc", (rows, problem.lane_count), element_dtype(anchor.buffer))
+                local("acc", (rows, *self.lane_shape), element_dtype(anchor.buffer))
                 for _ in range(self.plan.partials)
             ]
             for _ in range(cols)
@@ -279,16 +281,19 @@ class _Emitter:
 
         def start(r: int, c: int, part: int) -> Any:
             init = vectorizable(anchor.init)
-            return self._lanes(lambda lane: store(accs[c][part], [_int(r, lane), lane], init))
+            return self._lanes(lambda lane: store(accs[c][part], self._cell(r, lane), init))
 
         def update(taps: Mapping[int, Expr], part: int) -> Any:
             def cell(r: int, c: int) -> Any:
                 def one(lane: Expr) -> Any:
-                    old = tirx.BufferLoad(accs[c][part], [_int(r, lane), lane])
+                    old = tirx.BufferLoad(accs[c][part], self._cell(r, lane))
                     value = substitute(anchor.value, {**where(r, c, lane), **taps})
                     value = self._combined(value, old)
-                    return store(accs[c][part], [_int(r, lane), lane], value)
+                    return store(accs[c][part], self._cell(r, lane), value)
 
+                if self.plan.tile is not None:
+                    zero = tirx.const(0, problem.dtype)
+                    return self._execute({**where(r, c, zero), **taps}, accs[c][part], r)
                 return self._lanes(one)
 
             return seq([*(cell(r, c) for r, c in cells), *ahead(taps)])
@@ -306,9 +311,9 @@ class _Emitter:
                 self._lanes(
                     lambda lane, part=part: store(
                         accs[c][0],
-                        [_int(r, lane), lane],
-                        tirx.BufferLoad(accs[c][0], [_int(r, lane), lane])
-                        + tirx.BufferLoad(accs[c][part], [_int(r, lane), lane]),
+                        self._cell(r, lane),
+                        tirx.BufferLoad(accs[c][0], self._cell(r, lane))
+                        + tirx.BufferLoad(accs[c][part], self._cell(r, lane)),
                     )
                 )
                 for part in range(1, self.plan.partials)
@@ -327,6 +332,28 @@ class _Emitter:
             ]
         )
 
+    def _cell(self, r: int, lane: Expr) -> list[Expr]:
+        """Where the accumulator of a row has the element of a lane."""
+        found: list[Expr] = []
+        for size in reversed(self.lane_shape[1:]):
+            found.append(lane % size)
+            lane = lane // size
+        return [_int(r, lane), lane, *reversed(found)]
+
+    def _execute(self, at: Mapping[int, Expr], acc: Any, r: int) -> Any:
+        """The intrinsic of the plan, on operands in memory and on one row of the accumulator."""
+        tile = self.plan.tile
+        assert tile is not None
+        start = tirx.const(0, self.problem.dtype)
+        at = {**at, **dict.fromkeys((key(axis.var) for axis in tile.inner), start)}
+        places: list[tuple[Any, list[Expr]]] = []
+        for operand in tile.operands:
+            found = self.problem.kernel.inline(substitute(operand, at), self.held)
+            if not is_load(found):
+                raise Unfit("an operand of the intrinsic is not in memory")
+            places.append((found.source, list(found.indices)))
+        return tile.intrinsic.at([*places, (acc, self._cell(r, start))])
+
     def _combined(self, value: Expr, old: Expr) -> Expr:
         """One step of the accumulation: producers inlined, the accumulated element replaced by the
         register.
@@ -337,7 +364,9 @@ class _Emitter:
 
     def _reduce(self, update: Callable[[Mapping[int, Expr], int], Any]) -> list[Any]:
         """The reduction loops around `update`."""
-        axes = self.problem.anchor.reduce
+        tile = self.plan.tile
+        inner = {key(axis.var) for axis in tile.inner} if tile is not None else set()
+        axes = [axis for axis in self.problem.anchor.reduce if key(axis.var) not in inner]
         kept = len(axes) - self.plan.unroll
         first, rest = axes[:kept], axes[kept:]
         parts = self.plan.partials
@@ -381,7 +410,7 @@ class _Emitter:
             mine = where(r, c, lane)
             position = [mine[key(axis.var)] for axis in anchor.axes]
             at = sink.position(position)
-            element = tirx.BufferLoad(acc, [_int(r, lane), lane])
+            element = tirx.BufferLoad(acc, self._cell(r, lane))
             if sink.step is anchor:
                 return store(anchor.buffer, position, element)
             if sink.step.reduce:  # the reduction itself, over other axes

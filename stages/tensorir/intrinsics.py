@@ -13,6 +13,7 @@ from typing import Any
 import tvm_ffi
 
 from ..compat import tvm
+from .kernel import has_guard, key
 
 tirx = tvm.tirx
 Expr = Any
@@ -61,7 +62,37 @@ def vectorizable(value: Expr) -> Expr:
     """`value` with every call that would run lane by lane replaced. Other dtypes than float32 are
     left alone.
     """
-    return tvm_ffi.structural_map(value, (tvm.ir.Call, _replace))
+    return _flat(tvm_ffi.structural_map(value, (tvm.ir.Call, _replace)))
+
+
+def _flat(value: Expr) -> Expr:
+    """`value` with its bindings one after the other, before all else; left alone under a guard.
+
+    TVM's vectoriser visits the operands of a product twice, and takes what is bound inside a
+    binding for another value the second time.
+    """
+    found: dict[int, tuple[Any, Expr]] = {}
+
+    def take(let: Any) -> Expr:
+        found[key(let.var)] = (let.var, let.value)
+        return let.body
+
+    if has_guard(value):
+        return value
+    body = tvm_ffi.structural_map(value, (tirx.Let, take))
+    placed: list[tuple[Any, Expr]] = []
+    while found:
+        ready = [one for one, (_, bound) in found.items() if not _variables(bound) & found.keys()]
+        placed += [found.pop(one) for one in ready]
+    for var, bound in reversed(placed):
+        body = tirx.Let(var, bound, body)
+    return body
+
+
+def _variables(value: Expr) -> set[int]:
+    found: list[Any] = []
+    tvm_ffi.structural_walk(value, (tirx.Var, found.append))
+    return {key(var) for var in found}
 
 
 def _replace(call: Any) -> Expr:

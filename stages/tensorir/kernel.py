@@ -20,6 +20,7 @@ tirx = tvm.tirx
 Expr = Any  # a TIR expression
 Buffer = Any  # a Var of buffer type
 GUARD = "prim.if_then_else"  # the operator whose branches are computed only where they are taken
+_IN_FLOAT = ("int8", "uint8", "int16", "uint16")
 
 
 @dataclass(frozen=True)
@@ -100,24 +101,34 @@ class Kernel:
         )
 
     def value(
-        self, step: Step, at: Mapping[int, Expr], held: Mapping[int, Callable[..., Expr]]
+        self,
+        step: Step,
+        at: Mapping[int, Expr],
+        held: Mapping[int, Callable[..., Expr]],
+        shared: Shared | None = None,
     ) -> Expr:
         """The value that `step` stores at axis values `at`, injective steps before it inlined.
 
         held: buffers that are in memory or registers: key → function of the indices that gives the
         element.
         """
-        return self.inline(substitute(step.value, at), held, step)
+        return self.inline(substitute(step.value, at), held, step, shared)
 
     def inline(
-        self, value: Expr, held: Mapping[int, Callable[..., Expr]], step: Step | None = None
+        self,
+        value: Expr,
+        held: Mapping[int, Callable[..., Expr]],
+        step: Step | None = None,
+        shared: Shared | None = None,
     ) -> Expr:
         """`value` with loads of inlinable steps replaced by what they compute, and of `held` ones
         by their element.
 
-        A value that is read twice is computed once (a `Let`), unless a guard in `value` might
-        forbid to compute it.
+        What is read twice, however many steps before, is computed once (a `Let` around the whole),
+        unless a guard might forbid to compute it. `shared`: where those that need this value keep
+        what they share.
         """
+        own = Shared() if shared is None or has_guard(value) else shared
 
         def expand(load: Any) -> Expr:
             source = key(load.source)
@@ -132,26 +143,47 @@ class Kernel:
                 key(axis.var): _unbound(index)
                 for axis, index in zip(producer.axes, load.indices, strict=True)
             }
-            return self.value(producer, at, held)
+            if has_guard(value):
+                return self.value(producer, at, held)
+            return own.once(load, lambda: self.value(producer, at, held, own))
 
-        found = [load for load in loads(value) if key(load.source) in self.producers]
-        shared: dict[Any, tuple[Any, Any]] = {}  # structural key → (variable, value)
-        if not has_guard(value):
-            counts: dict[Any, int] = {}
-            for load in found:
-                name = tvm_ffi.StructuralKey(load)
-                counts[name] = counts.get(name, 0) + 1
-                # TVM's analyzer wants an integer variable bound in one place; LLVM shares those
-                if counts[name] == 2 and str(load.ty.dtype).startswith("float"):
-                    shared[name] = (tirx.Var("shared", load.ty.dtype), expand(load))
+        result = map_loads(value, expand)
+        return result if own is shared else own.around(result)
 
-        def replace(load: Any) -> Expr:
-            name = tvm_ffi.StructuralKey(load)
-            return shared[name][0] if name in shared else expand(load)
 
-        value = map_loads(value, replace)
-        for var, bound in shared.values():
-            value = tirx.Let(var, bound, value)
+class Shared:
+    """Values that an expression reads, each computed once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, tuple[Any, Expr]] = {}  # structural key → variable, value
+
+    def once(self, load: Any, compute: Callable[[], Expr]) -> Expr:
+        """What stands for a load; TVM's analyzer wants an integer variable bound in one place, so
+        that only small integers, which a float holds as well, are shared.
+        """
+        dtype = str(load.ty.dtype)
+        if not dtype.startswith("float") and dtype not in _IN_FLOAT:
+            return compute()
+        name = tvm_ffi.StructuralKey(load)
+        if name not in self._known:
+            kept_in = dtype if dtype.startswith("float") else "float32"
+            value = compute().astype(kept_in)
+            self._known[name] = (tirx.Var("shared", kept_in), value)
+        return self._known[name][0].astype(dtype)
+
+    def around(self, value: Expr) -> Expr:
+        """`value` with the variables that it reads more than once bound, the others replaced."""
+        for var, bound in reversed(self._known.values()):
+            uses = 0
+
+            def count(one: Any, var: Any = var) -> None:
+                nonlocal uses
+                uses += same(one, var)
+
+            tvm_ffi.structural_walk(value, (tirx.Var, count))
+            value = (
+                substitute(value, {key(var): bound}) if uses < 2 else tirx.Let(var, bound, value)
+            )
         return value
 
 
@@ -159,14 +191,17 @@ class Unfit(Exception):
     """A rule met a structure that it does not cover; the dispatcher asks the next rule."""
 
 
-def read(func: Any) -> Kernel | None:
-    """The kernel in an unscheduled PrimFunc; None when a block is neither store nor reduction."""
+def read(func: Any, *, accumulates: bool = False) -> Kernel | None:
+    """The kernel in an unscheduled PrimFunc; None when a block is neither store nor reduction.
+
+    accumulates: its reductions add to what is there, as those that describe an instruction do.
+    """
     root = func.body
     if not isinstance(root, tvm.s_tir.SBlockRealize) or root.block.iter_vars:
         return None
     body = root.block.body
     nests = list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
-    steps = [_step(nest) for nest in nests]
+    steps = [_step(nest, accumulates) for nest in nests]
     if any(step is None for step in steps):
         return None
     steps = tuple(step for step in steps if step is not None)
@@ -186,7 +221,7 @@ def _overwrites(steps: Sequence[Step]) -> bool:
     return False
 
 
-def _step(nest: Any) -> Step | None:
+def _step(nest: Any, accumulates: bool) -> Step | None:
     extents: dict[int, Any] = {}  # of the loops that bind no variable yet
     while isinstance(nest, tirx.For):
         if int(nest.kind) != int(tirx.ForKind.SERIAL) or not is_constant(nest.min, 0):
@@ -207,7 +242,8 @@ def _step(nest: Any) -> Step | None:
         return None
     axes = [Axis(iv.var, as_int(iv.dom.extent)) for iv in block.iter_vars if iv.iter_type == 0]
     reduce = [Axis(iv.var, as_int(iv.dom.extent)) for iv in block.iter_vars if iv.iter_type == 2]
-    if len(axes) + len(reduce) != len(block.iter_vars) or bool(reduce) != (block.init is not None):
+    starts = bool(reduce) and not accumulates
+    if len(axes) + len(reduce) != len(block.iter_vars) or starts != (block.init is not None):
         return None
     if block.init is not None and not isinstance(block.init, tirx.BufferStore):
         return None

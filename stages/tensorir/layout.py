@@ -28,11 +28,13 @@ from ..dataflow import (
     rewrite,
     rx,
     same_shape,
+    scalar_value,
     shape_of,
 )
 from ..target import multiplied_bits
 from .convolutions import conv, conv_transpose
 from .kernel import ceil_div
+from .tensorize.packing import NONE, Instructions
 from .tiling import SYMBOLIC
 
 FEW = 4  # channels of an image: it is read as it lies, not in blocks
@@ -54,9 +56,11 @@ class Blocked:
     subpixel: tuple[int, int] | None = None
 
 
-def block_layout(mod: Any, lanes: int, name: str = "main") -> Any:
+def block_layout(
+    mod: Any, lanes: int, name: str = "main", instructions: Instructions = NONE
+) -> Any:
     """`mod` whose function `name` convolves, and works between, on blocks of `lanes` channels."""
-    return rewrite(mod, Blocker(lanes).visit, name)
+    return rewrite(mod, Blocker(lanes, instructions).visit, name)
 
 
 def block_lanes(func: Any, target: Target) -> int:
@@ -82,11 +86,18 @@ def _vectors(func: Any, lanes: int, target: Target) -> float:
     return total * max(1, lanes * 32 / multiplied_bits(target))
 
 
+def _zero_safe(call: Any) -> bool:
+    """Whether channels of zeros stay finite."""
+    divides = op_name(call) == "relax.divide"
+    return op_name(call) in ZERO_SAFE or bool(divides and scalar_value(call.args[1]))
+
+
 class Blocker:
     """The layout of every value of one function, found while it is written anew."""
 
-    def __init__(self, lanes: int) -> None:
-        self.lanes = lanes
+    def __init__(self, lanes: int, instructions: Instructions = NONE) -> None:
+        self.lanes, self.instructions = lanes, instructions
+        self.logical: dict[Any, Any] = {}  # stand-in → the call that it is the value of
         self.blocked: dict[Any, Blocked] = {}  # stand-in of the logical type → where the value lies
         self.plain: dict[Any, Any] = {}
         self.rules: dict[str, Callable[[Writer, Any, Any], Any]] = {
@@ -110,6 +121,8 @@ class Blocker:
         result = rule(writer, var, value) if rule else None
         if result is None:
             return self._over_plain(writer, value)
+        if result in self.blocked:
+            self.logical[result] = value
         return result if isinstance(var, rx.DataflowVar) else self.to_plain(writer, result)
 
     def hold(
@@ -209,7 +222,7 @@ class Blocker:
             args = [self._scalar_or_subpixel(writer, arg, lead) for arg in call.args]
         else:
             padded = shape[1] % self.lanes != 0 if isinstance(shape[1], int) else True
-            if padded and op_name(call) not in ZERO_SAFE:
+            if padded and not _zero_safe(call):
                 return None
             args = [self._like(writer, arg, lead) for arg in call.args]
         if any(arg is None for arg in args):

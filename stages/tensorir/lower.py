@@ -30,6 +30,8 @@ from .groups import Imported, groups
 from .layout import block_lanes, block_layout
 from .lifting import lift_packing
 from .ordering import lower_ordering
+from .tensorize.integers import expose_integers
+from .tensorize.packing import Instructions
 
 TRANSFORM_ONLY = "tapml.transform"
 
@@ -45,7 +47,8 @@ class UnloweredOpError(StageError):
 
 
 def lower(program: Program, target: Target, watch: Watch = lambda name, mod: None) -> Program:
-    """The lowered program, with its groups; `watch` is shown what each pass makes.
+    """The lowered program, with its groups; `watch` is shown what each pass makes. Products of
+    integers are written for the intrinsics that `target` has.
 
     Raises: UnloweredOpError, naming each operator without a legalization.
     Source: TVM's `zero` pipeline without FoldConstant, after our layout pass and with packing
@@ -60,11 +63,13 @@ def lower(program: Program, target: Target, watch: Watch = lambda name, mod: Non
     lanes = block_lanes(program.mod["main"], target)
     mod = shown("clone_buckets", clone_buckets(program.mod, clones))
     needed = {name: {var.name for var, _ in bindings(mod[name])} for name in clones}
+    instructions = Instructions.of(target)
     for name in clones:
+        mod = shown(f"expose_integers_{name}", expose_integers(mod, instructions, name))
         mod = shown(f"fuse_attention_{name}", fuse_attention(mod, name))
         mod = shown(f"lower_group_norm_{name}", lower_group_norm(mod, name))
-        mod = shown(f"block_layout_{name}", block_layout(mod, lanes, name))
-        mod = shown(f"pack_dense_{name}", pack_dense(mod, name))
+        mod = shown(f"block_layout_{name}", block_layout(mod, lanes, name, instructions))
+        mod = shown(f"pack_dense_{name}", pack_dense(mod, name, instructions))
         mod = shown(f"lower_ordering_{name}", remove_noops(lower_ordering(mod, name), name))
     mod = remove_dead_code(mod, *clones)
     mod = shown("lift_packing", lift_packing(mod, tuple(clones)))

@@ -20,6 +20,7 @@ ORDER = (
     "cached_attention",
     "recurrence",
     "attention",
+    "tensorize",
     "dense",
     "conv",
     "depthwise",

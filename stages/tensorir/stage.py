@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..records import Record
 
 RULES = "tapml.schedule_rules"  # entry points: the group that `schedule` asks
+INTRINSICS = "tapml.tensor_intrinsics"  # entry points: functions that give tensorize.Intrinsics
 
 
 class TensorIR(Stage):
@@ -28,7 +29,7 @@ class TensorIR(Stage):
     """
 
     name: ClassVar[str] = "tensorir"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     inputs: ClassVar[Mapping[str, Kind]] = {"program": "program", "alternatives": "alternatives"}
     optional: ClassVar[frozenset[str]] = frozenset({"alternatives"})
     outputs: ClassVar[Mapping[str, Kind]] = {"program": "program", "records": "records"}
@@ -42,7 +43,8 @@ class TensorIR(Stage):
 
     @classmethod
     def tool_versions(cls) -> Mapping[str, str]:
-        return extensions(RULES)
+        intrinsics = extensions(INTRINSICS)
+        return extensions(RULES) | {f"intrinsics {name}": one for name, one in intrinsics.items()}
 
     def run(self, inputs: Inputs, ctx: Context) -> Outputs:
         from ..program import load

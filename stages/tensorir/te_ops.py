@@ -98,12 +98,19 @@ def _reader(
     return lambda n, c, spatial, i: padded(n, c, *spatial, i)
 
 
-def conv(x: Any, w: Any, window: Window, view: View | None = None, groups: int = 1) -> Any:
+def conv(
+    x: Any,
+    w: Any,
+    window: Window,
+    view: View | None = None,
+    groups: int = 1,
+    dtype: str | None = None,
+) -> Any:
     """Convolution in blocked layout, from a blocked input or from a plain one read through `view`.
 
     In:  X blocked, or plain with `view`; W [O/L, C/groups/I, *window, I, L]; with groups, L
          divides C/groups and O/groups.
-    Out: [N, O/L, *out, L]
+    Out: [N, O/L, *out, L], of `dtype` when that is given: it is what is multiplied too
     """
     kernel = [int(size) for size in w.shape[2:-2]]
     rank, (inner, lanes) = len(kernel), w.shape[-2:]
@@ -125,7 +132,9 @@ def conv(x: Any, w: Any, window: Window, view: View | None = None, groups: int =
             for p, s, t, d in zip(out, window.strides, taps, window.dilation, strict=True)
         ]
         first = o // (blocks_out // groups) * w.shape[1] if groups > 1 else 0
-        return te.sum(read(n, first + c, at, i) * w(o, c, *taps, i, v), axis=[c, *taps, i])
+        pair = (read(n, first + c, at, i), w(o, c, *taps, i, v))
+        left, right = (one.astype(dtype) for one in pair) if dtype else pair
+        return te.sum(left * right, axis=[c, *taps, i])
 
     return te.compute((batch, blocks_out, *window.out(sizes, kernel), lanes), value, name="conv")
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tvm_ffi
 
@@ -32,6 +32,9 @@ from .kernel import (
     same,
 )
 from .loops import dtype_of
+
+if TYPE_CHECKING:
+    from .tensorize.tile import Tile
 
 tirx = tvm.tirx
 STACK_BYTES = 1024  # a larger local buffer becomes a workspace allocation
@@ -79,6 +82,7 @@ class Plan:
     split          what reads zero padding, when it is not copied, is computed apart from the rest,
                    which then tests for none
     pack           a right matrix is copied into panels before; None: there is no choice
+    tile           the intrinsic that accumulates, in place of vectors of lanes
     """
 
     rows: int = 1
@@ -91,6 +95,7 @@ class Plan:
     stage: bool = True
     split: bool = False
     pack: bool | None = None
+    tile: Tile | None = None
 
 
 Revise = Callable[[Problem, Plan], Plan]  # what a search makes of the plan of a rule

@@ -123,9 +123,12 @@ def constant_tensor(node: NodeProto) -> TensorProto:
 
 
 def is_weight(tensor: TensorProto) -> bool:
-    """Whether a constant travels beside the IR: floats with dimensions, large tables."""
+    """Whether a constant travels beside the IR: floats with dimensions, matrices of bytes, large
+    tables.
+    """
     size = math.prod(tensor.dims)
-    return bool(tensor.dims) and size > 0 and (tensor.data_type in _FLOATS or size > 4096)
+    matrix = tensor.data_type in _BYTES and len(tensor.dims) > 1
+    return bool(tensor.dims) and size > 0 and (tensor.data_type in _FLOATS or matrix or size > 4096)
 
 
 def canonical(
@@ -279,6 +282,7 @@ def shape_of(value: onnx.ValueInfoProto) -> tuple[int | str | None, ...]:
     return tuple(dim.dim_param or size(dim) for dim in value.type.tensor_type.shape.dim)
 
 
+_BYTES = (TensorProto.INT8, TensorProto.UINT8)
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _STRINGS = ("value_string", "value_strings", "sparse_value")
 _VALUES = {  # attributes of Constant
