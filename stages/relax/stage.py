@@ -84,7 +84,7 @@ class RelaxPasses(Stage):
     """
 
     name: ClassVar[str] = "relax"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     sections: ClassVar[Mapping[str, type[Frozen]]] = {"relax": RelaxOptions}
     inputs: ClassVar[Mapping[str, Kind]] = {"program": "program"}
     outputs: ClassVar[Mapping[str, Kind]] = {"program": "program"}
