@@ -30,8 +30,8 @@ from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
 
 import tapml
 from tapml import host
+from tapml_stages import latency
 from tapml_stages.platforms.runner import Runner
-from tapml_stages.validation import latency
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
