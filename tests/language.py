@@ -232,7 +232,7 @@ def stages(
     mod = source.mod
     for _, transform in passes():
         mod = transform(mod)
-    lowered = lower(source.with_mod(mod), 8)
+    lowered = lower(source.with_mod(mod), target)
     shipped = default_records(lowered.mod, target)
     kernels = tuple(records.KernelChoice(one.kernel, one.id, ()) for one in shipped)
     codec.write_weights(folder / "weights.safetensors", weights or model.weights())

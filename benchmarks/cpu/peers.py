@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +56,8 @@ def centerface(path: Path) -> None:
 
 def of_module(file: Path, function: str, path: Path) -> None:
     """A recipe's torch function, its batch left open."""
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(file.parent))
+    module = importlib.import_module(file.stem)
     network, examples = getattr(module, function)()
     _plain_attention(network)
     names = list(examples)

@@ -83,6 +83,9 @@ def beside(mod: Any, target: Any) -> Iterator[Beside]:
             ELSEWHERE.reset(token)
             process.kill()
             process.wait()
+            for stream in (process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
 
 
 def main(module: str, target: str, file: str) -> None:

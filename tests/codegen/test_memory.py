@@ -37,7 +37,7 @@ def scheduled(
     mod = program.mod
     for _, transform in passes():
         mod = transform(mod)
-    lowered = lower_operators(replace(program, mod=mod), 8).mod
+    lowered = lower_operators(replace(program, mod=mod), V3).mod
     out = tvm.IRModule(lowered.functions)
     for record in default_records(lowered, V3):
         func = record.module()[record.kernel].without_attr("global_symbol")

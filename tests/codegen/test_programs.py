@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graphs import TVM_TARGET, graph, rx
+from graphs import TVM_TARGET, V3, graph, rx
 
 from tapml_stages.codegen.build import build_executable, lower
 from tapml_stages.compat import tvm
@@ -93,7 +93,7 @@ def test_one_symbol_holds_over_functions_and_calls_and_expressions_of_it_are_kep
     assert tvm.sym.Analyzer().can_prove_equal(main.ret_ty.shape.values[0], batch * 4)
     (rows,) = rx.analysis.defined_symbolic_vars(region)  # the size of the call, as its own symbol
     assert region.params[0].ty.shape.values[0].same_as(rows)
-    lowered = lower_operators(program.with_mod(mod), 8).mod["main"]
+    lowered = lower_operators(program.with_mod(mod), V3).mod["main"]
     (batch,) = rx.analysis.defined_symbolic_vars(lowered)
     assert tvm.sym.Analyzer().can_prove_equal(lowered.ret_ty.shape.values[0], batch * 4)
 

@@ -35,6 +35,7 @@ RUNS_FILES = {  # where a file is run on purpose: after its digest was checked, 
     "tapml/stage.py",  # PythonFunction.load, only in a stage's `run`
     "tapml/bundle.py",  # after `verify`
     "stages/platforms/runner.py",  # the bundle that was just built
+    "stages/tensorir/tensorize/x86.py",  # a module of the TVM that is installed
 }
 
 
