@@ -296,7 +296,11 @@ def _kernels(facts: Facts) -> str:
 
 
 def _advice(run: RunResult) -> str:
-    lines = [line for step in run.steps for line in step.report.advice]
+    lines = [
+        " ".join(shortened(word, _NAME) for word in line.split(" "))  # names of kernels have no end
+        for step in run.steps
+        for line in step.report.advice
+    ]
     return "\n".join(
         printable(f"{'next' if not index else '':<8} {line}") for index, line in enumerate(lines)
     )

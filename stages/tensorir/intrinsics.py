@@ -62,7 +62,28 @@ def vectorizable(value: Expr) -> Expr:
     """`value` with every call that would run lane by lane replaced. Other dtypes than float32 are
     left alone.
     """
+    value = tvm_ffi.structural_map(value, (tirx.Cast, _rounded))
     return _flat(tvm_ffi.structural_map(value, (tvm.ir.Call, _replace)))
+
+
+def _rounded(cast: Any) -> Expr:
+    """A clipped float as an integer, the clip by `min` and `max`: as an integer NaN is no number.
+
+    A clip that keeps NaN is two selections, and TVM's simplifier takes time exponential in how many
+    of them follow each other, as in a chain of quantised operators.
+    """
+    low = cast.value
+    if not cast.ty.dtype.startswith(("int", "uint")) or not isinstance(low, tirx.Select):
+        return cast
+    high, least = low.false_value, low.true_value
+    if not isinstance(high, tirx.Select):
+        return cast
+    most, x = high.true_value, high.false_value
+    clip = tirx.Select(most < x, most, x)
+    equal = tvm_ffi.structural_equal
+    if not equal(high, clip) or not equal(low, tirx.Select(clip < least, least, clip)):
+        return cast
+    return tirx.Cast(cast.ty.dtype, tirx.max(tirx.min(x, most), least))
 
 
 def _flat(value: Expr) -> Expr:

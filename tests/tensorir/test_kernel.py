@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tapml_stages.compat import tvm
+from tapml_stages.tensorir.intrinsics import vectorizable
 from tapml_stages.tensorir.kernel import has_guard, read
 
 ARGUMENTS = ", ".join(
@@ -81,3 +82,15 @@ def test_a_guarded_value_that_is_read_twice_stays_behind_its_guard() -> None:
     value = found.inline(found.steps[1].value, {})
     assert has_guard(value)
     assert not isinstance(value, tvm.tirx.Let)  # nothing is computed before the test
+
+
+def test_a_clip_that_becomes_an_integer_is_no_chain_of_selections() -> None:
+    """TVM's simplifier takes time exponential in the number of selections that follow each other."""
+    x = tvm.tirx.Var("x", "float32")
+    low, high = (tvm.tirx.const(value, "float32") for value in (0, 255))
+    most = tvm.tirx.Select(high < x, high, x)
+    clip = tvm.tirx.Select(most < low, low, most)
+    assert "Select" not in str(vectorizable(tvm.tirx.Cast("uint8", clip)))
+    assert "Select" in str(vectorizable(clip))  # as a float it keeps NaN
+    other = tvm.tirx.Select(most < low, high, most)
+    assert "Select" in str(vectorizable(tvm.tirx.Cast("uint8", other)))
