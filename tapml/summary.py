@@ -18,7 +18,7 @@ from .plan import Plan, Step
 from .prepare import Prepared
 from .progress import duration
 from .report import by_share, figures, share_by_rule
-from .report.markup import number, shortened
+from .report.markup import number, shortened, shortened_words
 from .runs import VIEWS, RunResult, Scalar, local, marks, when
 from .terminal import columns, printable
 
@@ -296,11 +296,7 @@ def _kernels(facts: Facts) -> str:
 
 
 def _advice(run: RunResult) -> str:
-    lines = [
-        " ".join(shortened(word, _NAME) for word in line.split(" "))  # names of kernels have no end
-        for step in run.steps
-        for line in step.report.advice
-    ]
+    lines = [shortened_words(line, _NAME) for step in run.steps for line in step.report.advice]
     return "\n".join(
         printable(f"{'next' if not index else '':<8} {line}") for index, line in enumerate(lines)
     )

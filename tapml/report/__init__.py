@@ -15,8 +15,9 @@ from ..progress import duration
 from ..runs import RunResult
 from ..stage import Report, Table
 from . import charts, page, plots
-from .markup import Child, Safe, breakable, element, join, number
+from .markup import Child, Safe, breakable, element, join, number, shortened_words
 
+_WORD = 60  # characters of a word in a text
 _CHIPS = {"hit": ("plain", "cached"), "ran": ("good", "ran"), "cancelled": ("plain", "not run")}
 
 
@@ -243,7 +244,8 @@ def _stages(run: RunResult) -> Safe:
 
 
 def _advice(run: RunResult) -> Safe | None:
-    lines = [line for step in run.steps for line in step.report.advice]
+    advice = [line for step in run.steps for line in step.report.advice]
+    lines = [shortened_words(line, _WORD) for line in advice]
     if not lines:
         return None
     return element(

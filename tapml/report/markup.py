@@ -65,6 +65,11 @@ def shortened(name: str, length: int) -> str:
     return name if len(name) <= length else f"{name[:half]}…{name[half + 1 - length :]}"
 
 
+def shortened_words(line: str, length: int) -> str:
+    """A line whose long words, names of kernels, have their middle left out."""
+    return " ".join(shortened(word, length) for word in line.split(" "))
+
+
 def number(value: float | None, unit: str = "") -> str:
     """Four significant digits at most, thin space before the unit; a dash for what is not known."""
     if value is None:

@@ -85,7 +85,7 @@ def test_a_guarded_value_that_is_read_twice_stays_behind_its_guard() -> None:
 
 
 def test_a_clip_that_becomes_an_integer_is_no_chain_of_selections() -> None:
-    """TVM's simplifier takes time exponential in the number of selections that follow each other."""
+    """TVM's simplifier takes time exponential in how many selections follow each other."""
     x = tvm.tirx.Var("x", "float32")
     low, high = (tvm.tirx.const(value, "float32") for value in (0, 255))
     most = tvm.tirx.Select(high < x, high, x)
