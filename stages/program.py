@@ -3,7 +3,7 @@ its io and provenance.
 
 program/
   mod.json          TVM JSON of the IRModule; entry `main`; no float constant with ndim > 0
-  io.json           inputs, outputs, params, states, dims, buckets
+  io.json           inputs, outputs, params, states, dims, buckets, blocks
   provenance.jsonl  value → source nodes
   groups.json       (from tensorir on) call site → imported values that it covers
 """

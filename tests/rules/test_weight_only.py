@@ -75,7 +75,7 @@ def _types(arrays: Sequence[np.ndarray]) -> list[tuple[tuple[int, ...], str]]:
 @pytest.mark.slow
 @settings(deadline=None, max_examples=20)
 @given(
-    st.sampled_from(SCHEMES),
+    st.sampled_from([*SCHEMES, Scheme(4, 96, 1), Scheme(8, 2, 1)]),
     st.sampled_from([1, 2, 7, 33]),
     st.sampled_from([32, 96, 70]),
     st.sampled_from([1, 16, 37, 96]),

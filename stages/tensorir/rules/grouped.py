@@ -27,6 +27,7 @@ from ..tiling import Plan, Problem, Revise, factors, static_size
 tirx = tvm.tirx
 CHAINS = 8  # multiply-adds under way at once: two vector units, a latency of four
 PANELS = 4  # read side by side, at most: each is a stream or more from memory
+TERMS = 16  # of a half of a group, at most, that are added up in one statement
 SCRATCH_BYTES = 1 << 19  # decoded panels of a task: they stay in the second-level cache
 
 
@@ -151,16 +152,24 @@ class _Grouped(Emitter):
 
     def _sums(self) -> Any:
         """The sum of x over each group."""
-        row = {
-            key(axis.var): tirx.const(0, self.problem.dtype) for axis in self.problem.anchor.axes
-        }
+        parts, last = self.parts, self.parts.inner[-1]
+        zero = tirx.const(0, self.problem.dtype)
+        row = {key(axis.var): zero for axis in self.problem.anchor.axes}
+        width = _divisor(static_size(last), TERMS)
 
         def group(at: list[Expr]) -> Any:
-            outer = _environment(self.parts.outer, at)
-            terms = [
-                self._value(self.parts.x, {**row, **outer, **i}) for i in _points(self.parts.inner)
-            ]
-            return store(self.sums, at, _tree(terms))
+            outer = _environment(parts.outer, at)
+
+            def add(k: Expr) -> Any:
+                terms = [
+                    self._value(parts.x, {**row, **outer, **one, key(last.var): k * width + i})
+                    for one in parts.branches
+                    for i in range(width)
+                ]
+                return store(self.sums, at, tirx.BufferLoad(self.sums, at) + _tree(terms))
+
+            clear = store(self.sums, at, tirx.const(0, "float32"))
+            return seq([clear, loop("part", static_size(last) // width, add, dtype=zero.ty.dtype)])
 
         return nest(self.parts.outer, group)
 
@@ -178,8 +187,7 @@ class _Grouped(Emitter):
     ) -> Any:
         problem, parts = self.problem, self.parts
         last, branches = parts.inner[-1], parts.branches
-        steps = max(1, self.chains // (cols * len(branches)))
-        steps = next(s for s in range(steps, 0, -1) if static_size(last) % s == 0)
+        steps = _divisor(static_size(last), max(1, self.chains // (cols * len(branches))))
         shape = (problem.lane_count,)
         accs = [local("acc", (1, *shape), "float32") for _ in range(cols)]
         inner = [
@@ -261,6 +269,10 @@ def _points(axes: tuple[Axis, ...]) -> list[dict[int, Expr]]:
         values = [tirx.const(value, dtype_of(axis)) for value in range(static_size(axis))]
         points = [{**point, key(axis.var): value} for point in points for value in values]
     return points
+
+
+def _divisor(size: int, most: int) -> int:
+    return next(one for one in range(most, 0, -1) if size % one == 0)
 
 
 def _var(axis: Axis) -> int:
