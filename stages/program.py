@@ -3,7 +3,7 @@ its io and provenance.
 
 program/
   mod.json          TVM JSON of the IRModule; entry `main`; no float constant with ndim > 0
-  io.json           inputs, outputs, params, states, dims, buckets
+  io.json           inputs, outputs, params, states, dims, buckets, blocks
   provenance.jsonl  value → source nodes
   groups.json       (from tensorir on) call site → imported values that it covers
 """
@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from . import codec
+from .quantization import Scheme
 
 # names in an IRModule that several rooms read
 TRANSFORM = "main_transform_params"  # the function that packs the weights
 IMPORTED = "tapml.imported"  # of the module: the imported dataflow, value → what it reads
 REGION = "tapml.region"  # of a function: the region it computes; also what `Composite` says there
 QUANTIZED = "tapml.quantized"  # of a region: how its weight is stored (quantization.Scheme)
+LOOKUP = "tapml.lookup"  # of a function: it gives rows of a weight stored so (quantization.Scheme)
 CLONE = "tapml.clone"  # of a function: the copy of `main` that calls it
 # copies of `main` (tensorir): for every size, and of a program with states for one token a call
 DYNAMIC, PREFILL, DECODE = "main_dyn", "prefill", "decode"
@@ -57,6 +59,9 @@ class Io:
 
     `params` carry SOURCE names (keys of weights.safetensors). After tensorir, `main` takes
     `inputs` and `states`, then the outputs of `main_transform_params`, which takes `params`.
+
+    `blocks`: weights (source names) that the source keeps as small integers; the scales, and minima
+    if any, are the parameters `scales_name` and `minima_name` of them.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -66,6 +71,7 @@ class Io:
     dims: dict[str, Bounds] = field(default_factory=dict)
     buckets: tuple[dict[str, int], ...] = ()
     context: int | None = None
+    blocks: dict[str, Scheme] = field(default_factory=dict)
 
     @property
     def arguments(self) -> tuple[TensorSpec, ...]:
@@ -150,7 +156,17 @@ def io_from_json(data: dict[str, Any]) -> Io:
         dims={name: Bounds(**bounds) for name, bounds in data["dims"].items()},
         buckets=tuple(data["buckets"]),
         context=data.get("context"),
+        blocks={name: Scheme(**how) for name, how in data.get("blocks", {}).items()},
     )
+
+
+def scales_name(weight: str) -> str:
+    """The parameter that holds the scales of a weight's blocks."""
+    return f"{weight}.scales"
+
+
+def minima_name(weight: str) -> str:
+    return f"{weight}.minima"
 
 
 def source_names(mod: Any, io: Io) -> dict[str, str]:

@@ -19,11 +19,24 @@ LARGEST = {8: 127, 4: 7}  # the integers are symmetric: -LARGEST … LARGEST
 class Scheme:
     """How a 2-D weight is stored: integers of `bits`, a float scale per `group` neighbours along
     `axis`, the one that its product sums over.
+
+    minima: the integers count from 0, and a group has its least value beside its scale
+    given: scales and minima are the source's (parameters of the program), so that the weight's
+        values are what integers stand for, not to be rounded
     """
 
     bits: Bits
     group: int
     axis: int
+    minima: bool = False
+    given: bool = False
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """The least and the largest integer that can be stored."""
+        if self.minima:
+            return 0, (1 << self.bits) - 1
+        return -(1 << self.bits - 1), (1 << self.bits - 1) - 1
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -46,9 +59,31 @@ def quantize(weight: np.ndarray, how: Scheme) -> tuple[np.ndarray, np.ndarray]:
     return integers.astype(np.int8), scales
 
 
-def dequantize(integers: np.ndarray, scales: np.ndarray, how: Scheme) -> np.ndarray:
+def integers_of(
+    weight: np.ndarray, scales: np.ndarray, minima: np.ndarray | None, how: Scheme
+) -> np.ndarray:
+    """The integers (int8) of a weight whose scales are given: exactly those that it was made of, or
+    others that stand for the same float32 values.
+
+    A value differs from scale * integer + least by a rounding, so what is nearest is the integer;
+    where a scale is lost in the rounding of its group's least value, several integers are one
+    value.
+    """
+    spread = _spread(scales.astype(np.float32), how, weight.shape)
+    found = weight if minima is None else weight - _spread(minima, how, weight.shape)
+    steps = np.divide(found, spread, out=np.zeros_like(weight), where=spread != 0)
+    return np.rint(steps).clip(*how.range).astype(np.int8)
+
+
+def dequantize(
+    integers: np.ndarray, scales: np.ndarray, how: Scheme, minima: np.ndarray | None = None
+) -> np.ndarray:
     """The float32 weight that the integers stand for."""
-    return integers.astype(np.float32) * _spread(scales, how, integers.shape)
+    spread = _spread(scales.astype(np.float32), how, integers.shape)
+    found = integers.astype(np.float32) * spread
+    if minima is None:
+        return found
+    return found + _spread(minima.astype(np.float32), how, integers.shape)
 
 
 def stored_bytes(shape: tuple[int, int], how: Scheme) -> int:

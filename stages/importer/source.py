@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from tapml.stage import Context
+    from tapml.stage import Context, Table
 
     from ..program import Program
     from .stage import Import
@@ -42,12 +42,14 @@ class Imported:
     weights:  arrays under source names; may be views of a mapped file
     facts:    plain data for source.json: `kind` (how the reference runs it) and its files
     files:    files to lie beside the bundle (a tokenizer), by name
+    tables:   what the report tells of this source
     """
 
     program: Program
     weights: Mapping[str, np.ndarray]
     facts: Mapping[str, Any]
     files: Mapping[str, Path] | None = None
+    tables: tuple[Table, ...] = ()
 
 
 class Source(Protocol):

@@ -74,7 +74,7 @@ _SOURCES: dict[str, _Source] = {
     ),
     "gguf": _Source(
         _either("path"),
-        frozenset({"task", "context"}),
+        frozenset({"task", "context", "blocks"}),
         needs=("torch", "transformers", "gguf"),
         extra="gguf",
     ),
@@ -177,6 +177,12 @@ class Model(ModelSource):
         examples=[2048],
         json_schema_extra={"unit": "tokens"},
     )
+    blocks: Literal["keep", "dequantize"] | None = Field(
+        None,
+        description="Matrices of type Q4_0, Q4_1 and Q8_0 stay integers with their scales (`keep`, "
+        "the default but where weights are pruned), or become floats (source: gguf)",
+        examples=["dequantize"],
+    )
     outputs: tuple[str, ...] = Field(
         (),
         description="Which outputs to keep, by name (source: torch, huggingface); all if left out",
@@ -216,7 +222,7 @@ class Model(ModelSource):
         for name, spec in self.inputs.items():
             if self.source != "onnx" and (spec.value is not None or spec.override):
                 raise ValueError(f"inputs.{name}: `value` and `override` are of source: onnx")
-        for one in ("architecture", "task", "context", "outputs"):
+        for one in ("architecture", "task", "context", "blocks", "outputs"):
             if getattr(self, one) and one not in _SOURCES[self.source].options:
                 raise ValueError(f"source: {self.source} takes no `{one}`")
         if self.reads and self.python is None:
@@ -257,6 +263,7 @@ class Import(Stage):
     architecture: str | None = None
     task: Literal["generate"] | None = None
     context: int | None = None
+    blocks: Literal["keep", "dequantize"] = "dequantize"
     keep: tuple[str, ...] = ()
     signature: dict[str, InputSpec] = Field(default_factory=dict)
     dims: dict[str, DimBounds] = Field(default_factory=dict)
@@ -291,6 +298,7 @@ class Import(Stage):
             architecture=model.architecture,
             task=model.task,
             context=model.context,
+            blocks=blocks(model, pruned=recipe.has("sparsity")),
             keep=model.outputs,
             signature=model.inputs,
             dims=model.dims,
@@ -355,9 +363,28 @@ class Import(Stage):
         report = Report(
             summary=f"{len(nodes)} nodes, {len(weights)} weights, {mib:.1f} MiB",
             metrics={"program/nodes": len(nodes), "size/weights_mib": mib},
-            tables=(Table("Imported operators", ("operator", "nodes"), tuple(operators)),),
+            tables=(
+                Table("Imported operators", ("operator", "nodes"), tuple(operators)),
+                *imported.tables,
+            ),
         )
         return Outputs({**folders, "weights": ctx.workdir / "weights.safetensors"}, report)
+
+
+def blocks(model: Model, *, pruned: bool) -> Literal["keep", "dequantize"]:
+    """What becomes of matrices that the source has as integers.
+
+    Raises: RecipeError for integers that are to be pruned: zero need not be one of their values.
+    """
+    if model.source != "gguf":
+        return "dequantize"
+    if pruned and model.blocks == "keep":
+        raise RecipeError(
+            field="model.blocks",
+            message="weights that are pruned can not stay the integers of the file",
+            hint="leave out `blocks`, or `sparsity`",
+        )
+    return model.blocks or ("dequantize" if pruned else "keep")
 
 
 def _of_onnx(recipe: Recipe, model: Model, file: File) -> dict[str, File]:

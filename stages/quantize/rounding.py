@@ -33,13 +33,14 @@ class Rounded:
 
 
 def schemes(program: Program) -> dict[str, Scheme]:
-    """Source name of each weight that regions read as integers → how it is stored."""
+    """Source name of each weight that is rounded to integers → how it is stored."""
     names = source_names(program.mod, program.io)
-    return {
+    found = {
         names[str(func.attrs["tapml.weight"])]: scheme(str(func.attrs[QUANTIZED]))
         for _, func in sorted(program.mod.functions.items(), key=lambda one: one[0].name_hint)
         if func.attrs and QUANTIZED in func.attrs
     }
+    return {name: how for name, how in found.items() if not how.given}
 
 
 def round_weights(program: Program, weights: dict[str, np.ndarray]) -> list[Rounded]:

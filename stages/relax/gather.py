@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
-from ..dataflow import ELEMENTWISE, Writer, is_constant, op_name, rewrite, rx, same_shape, shape_of
+from ..dataflow import (
+    ELEMENTWISE,
+    Writer,
+    is_constant,
+    op_name,
+    operands,
+    rewrite,
+    rx,
+    same_shape,
+    shape_of,
+)
 
 
 def one_hot_to_take(mod: Any) -> Any:
@@ -40,11 +51,11 @@ def one_hot_to_take(mod: Any) -> Any:
     return rewrite(mod, visit)
 
 
-def elementwise_before_take(mod: Any) -> Any:
+def elementwise_before_take(mod: Any, kept: Collection[str] = ()) -> Any:
     """`mod` whose elementwise operators on looked-up rows of a weight work on the weight itself.
 
     `gelu(take(W, ids) + b)` is `take(gelu(W + b), ids)`: once per row when weights are packed, not
-    once per lookup.
+    once per lookup. Not of the weights `kept`, which would be there once more, as floats.
     """
 
     def visit(writer: Writer, _var: Any, value: Any) -> Any:
@@ -52,6 +63,9 @@ def elementwise_before_take(mod: Any) -> Any:
             return None
         takes = [take for arg in value.args if (take := _row_lookup(writer, arg)) is not None]
         if not takes or any(not _looks_up_alike(take, takes[0]) for take in takes):
+            return None
+        tables = [leaf for take in takes for leaf in operands(take.args[0])]
+        if any(isinstance(leaf, rx.Var) and leaf.name in kept for leaf in tables):
             return None
         if not same_shape(shape_of(writer.typed(value)), shape_of(takes[0])):
             return None

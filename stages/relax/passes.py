@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from ..dataflow import bindings, is_operator_call, op_name, operands, remove_dead_code, rx
@@ -22,9 +22,13 @@ Pass = Callable[[Any], Any]
 Named = tuple[str, Pass]
 
 
-def passes(*, reciprocal: bool = True, user: Sequence[Named] = ()) -> list[Named]:
-    """Name and function of each pass; `user`: those of the recipe's author, run before regions are
-    marked.
+def passes(
+    *, reciprocal: bool = True, user: Sequence[Named] = (), kept: Collection[str] = ()
+) -> list[Named]:
+    """Name and function of each pass.
+
+    In: `user`: those of the recipe's author, run before regions are marked; `kept`: weights that
+        stay as the source stores them
     """
     return [
         ("remember_imported", remember_imported),
@@ -33,7 +37,10 @@ def passes(*, reciprocal: bool = True, user: Sequence[Named] = ()) -> list[Named
         ("remove_noops", lambda mod: remove_dead_code(remove_noops(mod))),
         ("fold_padding", lambda mod: remove_dead_code(fold_padding(mod))),
         ("one_hot_to_take", lambda mod: remove_dead_code(one_hot_to_take(mod))),
-        ("elementwise_before_take", lambda mod: remove_dead_code(elementwise_before_take(mod))),
+        (
+            "elementwise_before_take",
+            lambda mod: remove_dead_code(elementwise_before_take(mod, kept)),
+        ),
         ("fold_batch_norm", lambda mod: remove_dead_code(fold_batch_norm(mod))),
         ("fuse_rms_norm", lambda mod: remove_dead_code(fuse_rms_norm(mod))),
         ("decompose", lambda mod: rx.transform.DecomposeOpsForInference()(mod)),

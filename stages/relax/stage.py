@@ -78,7 +78,8 @@ class RelaxPasses(Stage):
          attributes.
     Out: Relax operators, not legalized; BatchNorm, Clip and one-hot products rewritten; a
          composite function `region_<k>` for each product with a 2-D weight and its elementwise
-         epilogue; where asked for it reads integers and scales, and decodes them.
+         epilogue; where asked for, and where the source has them, it reads integers and scales, and
+         decodes them; so do lookups of rows.
     Raises: what a pass of the recipe's author does wrong; RecipeError when `quantize.layers` names
          no layer.
     """
@@ -121,21 +122,26 @@ class RelaxPasses(Stage):
         )
 
     def _steps(self, program: Program) -> list[Named]:
+        from ..program import source_names
         from .passes import passes
-        from .quantize import quantize
+        from .quantize import keep_blocks, quantize
         from .user import run_pass
 
         user: list[Named] = [
             (f"user_{one.function}", partial(run_pass, function=one, field=f"relax.passes.{index}"))
             for index, one in enumerate(self.passes)
         ]
-        steps = passes(reciprocal=self.reciprocal, user=user)
+        names, blocks = source_names(program.mod, program.io), program.io.blocks
+        kept = {param for param, source in names.items() if source in blocks}
+        steps = passes(reciprocal=self.reciprocal, user=user, kept=kept)
         if (how := self.quantize) is not None:
             bits: Bits = 8 if how.weights == "int8" else 4
             options = {"patterns": how.layers, "bits": bits, "group": how.group}
             origins = program.provenance
             step = partial(quantize, io=program.io, provenance=origins, **options)
             steps.append(("quantize", step))
+        if blocks:
+            steps.append(("keep_blocks", partial(keep_blocks, io=program.io)))
         return steps
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..dataflow import Writer, bindings, op_name, parameters, rewrite, rx, same_dtype, shape_of
-from ..program import CLONE, QUANTIZED, REGION
+from ..program import CLONE, LOOKUP, QUANTIZED, REGION
 from ..quantization import Scheme, scheme
 from .kernel import ceil_div
-from .quantized import call_dense, pack_integers
+from .quantized import call_dense, call_rows, pack_integers
 from .te_ops import OUT_EWISE_FUSABLE, PANEL, dense
 from .tensorize.integers import multiply_integers
 from .tensorize.packing import NONE, Instructions
@@ -17,6 +17,8 @@ from .tensorize.packing import NONE, Instructions
 
 def pack_dense(mod: Any, name: str = "main", instructions: Instructions = NONE) -> Any:
     """`mod` whose function `name` reads 2-D weights packed: [ceil(N / PANEL), K, PANEL].
+
+    So are those that lookups take rows of.
 
     A call of the composite `region_<k>` becomes a call of `region_<k>__<name>`, which has the same
     parameters but for the weight, and the attributes `tapml.region` and `tapml.clone`.
@@ -27,7 +29,15 @@ def pack_dense(mod: Any, name: str = "main", instructions: Instructions = NONE) 
         if func.attrs and REGION in func.attrs
     }
 
+    lookups = {
+        gvar.name_hint: func
+        for gvar, func in mod.functions.items()
+        if func.attrs and LOOKUP in func.attrs
+    }
+
     def visit(writer: Writer, var: Any, value: Any) -> Any:
+        if op_name(value) in lookups:
+            return _call_lookup(writer, lookups[op_name(value)], value)
         if op_name(value) in regions:
             return _call_packed(writer, regions[op_name(value)], value, op_name(value), name)
         integers = multiply_integers(writer, var, value, instructions)
@@ -96,7 +106,7 @@ def _call_packed(writer: Writer, region: Any, call: Any, name: str, clone: str) 
             if read.how is None:
                 y = _dense(inner, x, weight[0], columns)
             else:
-                y = call_dense(inner, x, weight[0], weight[1], columns, read.how)
+                y = call_dense(inner, x, weight[0], weight[1:], columns, read.how)
             inner.bind(var, y, result=var.same_as(last))
         elif var not in read.values:
             inner.bind(var, value, result=var.same_as(last))
@@ -104,11 +114,20 @@ def _call_packed(writer: Writer, region: Any, call: Any, name: str, clone: str) 
     return rx.Call(writer.add_function(func, f"{name}__{clone}"), args)
 
 
+def _call_lookup(writer: Writer, lookup: Any, call: Any) -> Any:
+    """Rows read out of the panels that regions read too."""
+    how = scheme(str(lookup.attrs[LOOKUP]))
+    indices, integers, *scaling = (writer.emit(arg) for arg in call.args)
+    packed = pack_integers(writer, _pack(writer, integers, True), how)
+    panels = [_pack(writer, one, True) for one in scaling]
+    return call_rows(writer, indices, packed, panels, shape_of(integers), how)
+
+
 @dataclass(frozen=True)
 class _Read:
     """How a region comes to the matrix that it multiplies by.
 
-    params: the weight, or the integers and scales that it is decoded from
+    params: the weight, or the integers, scales and minima that it is decoded from
     values: variables of the region that are only there for it
     """
 

@@ -50,12 +50,19 @@ from .tiling import SERIAL_FLOPS, Plan, Problem, flops, static_size, weight_load
 tirx = tvm.tirx
 
 
-def emit(problem: Problem, plan: Plan, target: Target, first: Sequence[Step] = ()) -> Any:
+def emit(
+    problem: Problem,
+    plan: Plan,
+    target: Target,
+    first: Sequence[Step] = (),
+    emitter: Callable[..., Emitter] | None = None,
+) -> Any:
     """The scheduled PrimFunc.
 
     first: producers of the reduction that are computed as a whole before it (a packed matrix).
     Outputs that do not follow the reduction element by element are computed from it in loops of
     their own.
+    emitter: whose tiles; the plain ones if left out
     """
     kernel, anchor = problem.kernel, problem.anchor
     held: dict[int, Callable[..., Expr]] = {}
@@ -66,9 +73,9 @@ def emit(problem: Problem, plan: Plan, target: Target, first: Sequence[Step] = (
         held[key(step.buffer)] = in_memory(step)
         buffers.append(step.buffer)
     try:
-        body.append(tiles(problem, plan, sinks(problem), held))
+        body.append(tiles(problem, plan, sinks(problem), held, emitter))
     except Larger:
-        body.append(tiles(problem, plan, (Sink(anchor, list),), held))
+        body.append(tiles(problem, plan, (Sink(anchor, list),), held, emitter))
         held[key(anchor.buffer)] = in_memory(anchor)
         buffers.append(anchor.buffer)
         body += [elementwise(kernel, step, held, target) for step in kernel.outputs]
@@ -80,12 +87,13 @@ def tiles(
     plan: Plan,
     sinks: Sequence[Sink],
     held: Mapping[int, Callable[..., Expr]],
+    emitter: Callable[..., Emitter] | None = None,
 ) -> Any:
     """The loops of the reduction that store every sink."""
-    return _Emitter(problem, plan, sinks, held).body()
+    return (emitter or Emitter)(problem, plan, sinks, held).body()
 
 
-class _Emitter:
+class Emitter:
     def __init__(
         self,
         problem: Problem,

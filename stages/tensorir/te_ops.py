@@ -182,12 +182,17 @@ def conv_transpose(x: Any, w: Any, strides: Sequence[int]) -> Any:
 
 
 def dense(x: Any, w: Any, columns: int) -> Any:
-    """Product with a packed weight: X [M, K], W [ceil(N/P), K, P] → Y [M, N], N = `columns`."""
-    k = te.reduce_axis((0, x.shape[1]), "k")
-    panels, _, panel = w.shape
+    """Product with a packed weight: X [M, K], W [ceil(N/P), K, P] → Y [M, N], N = `columns`. K may
+    be cut into several axes of W.
+    """
+    panels, *depth, panel = w.shape
+    axes = [te.reduce_axis((0, size), f"k{n or ''}") for n, size in enumerate(depth)]
+    k = axes[0]
+    for axis, size in zip(axes[1:], depth[1:], strict=True):
+        k = k * size + axis
     acc = te.compute(
         (x.shape[0], panels, panel),
-        lambda m, j, p: te.sum(x(m, k) * w(j, k, p), axis=k),
+        lambda m, j, p: te.sum(x(m, k) * w(j, *axes, p), axis=axes),
         name="dense",
     )
     return te.compute(

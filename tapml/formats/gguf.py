@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from .bounded import MAX_COUNT, MAX_TENSORS, Tensor, opened, refuse, shown, side_by_side
 
@@ -65,6 +65,12 @@ DTYPES: Mapping[int, tuple[str, int, int]] = {
     39: ("mxfp4", 32, 17),
     40: ("nvfp4", 64, 36),
     41: ("q1_0", 128, 18),
+}
+# types whose blocks are 32 integers of a row and a scale → bits, and whether a least value follows
+INTEGERS: Mapping[str, tuple[Literal[4, 8], bool]] = {
+    "q4_0": (4, False),
+    "q4_1": (4, True),
+    "q8_0": (8, False),
 }
 
 Scalar = int | float | bool | str

@@ -76,7 +76,8 @@ def of_gguf_file(path: Path, name: str) -> Model:
         cache=cache,
         prunable=tuple(_layers(tensors)),
         notes=(
-            f"import dequantises it to float32: {as_float / 2**20:.1f} MiB of weights",
+            f"import keeps matrices of {', '.join(gguf.INTEGERS)}, and dequantises the rest; "
+            f"all in float32: {as_float / 2**20:.1f} MiB of weights",
             _NO_GRAPH,
         ),
     )

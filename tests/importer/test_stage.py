@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from tapml.errors import RecipeError, RecipeErrors
-from tapml_stages.importer.stage import DimBounds, InputSpec, Model, check_dims
+from tapml_stages.importer.stage import DimBounds, InputSpec, Model, blocks, check_dims
 
 
 def model(**changes: object) -> Model:
@@ -48,6 +48,28 @@ def test_an_input_is_of_a_type_that_there_is(dtype: str) -> None:
 def test_a_source_demands_its_own_field() -> None:
     with pytest.raises(ValidationError, match="operator needs `python`"):
         model(source="operator")
+
+
+def gguf(**changes: object) -> Model:
+    return Model.model_validate({"source": "gguf", "path": "model.gguf", **changes})
+
+
+def test_blocks_are_kept_but_where_the_recipe_prunes_or_says_otherwise() -> None:
+    assert blocks(gguf(), pruned=False) == "keep"
+    assert blocks(gguf(), pruned=True) == "dequantize"
+    assert blocks(gguf(blocks="dequantize"), pruned=False) == "dequantize"
+    assert blocks(model(), pruned=False) == "dequantize"
+
+
+def test_blocks_that_are_to_be_kept_and_pruned_are_an_error() -> None:
+    with pytest.raises(RecipeError, match="pruned can not stay the integers") as caught:
+        blocks(gguf(blocks="keep"), pruned=True)
+    assert caught.value.field == "model.blocks"
+
+
+def test_only_files_that_have_blocks_keep_them() -> None:
+    with pytest.raises(ValidationError, match="source: onnx takes no `blocks`"):
+        model(blocks="keep")
 
 
 def test_bounds_are_ordered() -> None:

@@ -30,10 +30,13 @@ BASELINE = Target(
 
 def lower(build: Callable[..., Any], *shapes: Sequence[Any]) -> Any:
     """The one PrimFunc that legalizing and fusing a Relax function of float32 tensors gives."""
+    return lower_typed(build, *((shape, "float32") for shape in shapes))
+
+
+def lower_typed(build: Callable[..., Any], *types: tuple[Sequence[Any], str]) -> Any:
+    """The same of tensors of any types."""
     builder = relax.BlockBuilder()
-    params = [
-        relax.Var(f"x{i}", relax.TensorType(shape, "float32")) for i, shape in enumerate(shapes)
-    ]
+    params = [relax.Var(f"x{i}", relax.TensorType(*one)) for i, one in enumerate(types)]
     with builder.function("main", params):
         with builder.dataflow():
             out = builder.emit_output(build(builder, *params))

@@ -4,6 +4,8 @@ configurations.
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,20 @@ from tapml.formats import gguf as headers
 
 from ...pretrained import build, fill, reason
 from ..huggingface.model import PLAIN, Loaded
+from .blocks import KEPT, Blocks, blocks_of
 from .reader import reading
 
 
-def load(path: Path) -> Loaded:
-    """The model of a file, each tensor dequantised by itself.
+@dataclass(frozen=True)
+class Read(Loaded):
+    """`blocks`: of the parameters that can stay integers, by every name that they have."""
+
+    blocks: Mapping[str, Blocks]
+
+
+def load(path: Path, *, keep: bool = False) -> Read:
+    """The model of a file, each tensor dequantised by itself; `keep`: with the blocks of those that
+    can stay integers.
 
     Raises: StageError for a damaged file, an architecture or a type of block that is not known, and
             for tensors or scalings of positions that would be left out.
@@ -35,6 +46,7 @@ def load(path: Path) -> Loaded:
             model = build(cls, config, **PLAIN)
             _refuse_unknown(header, model, values)
             given = theirs.load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)
+        blocks = _blocks(header, model, given["tensors"]) if keep else {}
     except StageError:
         raise
     except Exception as error:  # transformers and gguf have no errors of their own
@@ -45,7 +57,36 @@ def load(path: Path) -> Loaded:
     fill(model, tensors)
     filled = {id(held[name]) for name in tensors.keys() & held.keys()}
     model.config.architectures = [cls.__name__]
-    return Loaded(model, frozenset(name for name, one in held.items() if id(one) not in filled))
+    missing = frozenset(name for name, one in held.items() if id(one) not in filled)
+    same = {id(held[name]): one for name, one in blocks.items()}
+    aliases = {name: same[id(one)] for name, one in held.items() if id(one) in same}
+    return Read(model, missing, aliases)
+
+
+def _blocks(header: headers.Header, model: Any, tensors: dict[str, Any]) -> dict[str, Blocks]:
+    """Blocks by the name of the parameter. transformers, which has put the elements in order, does
+    the same with the numbers of their blocks.
+    """
+
+    def numbers(place: int, kinds: Container[str]) -> dict[str, Any]:
+        try:
+            with reading(header, place, kinds):
+                read = theirs.load_gguf_checkpoint(
+                    str(header.path), return_tensors=True, model_to_load=model
+                )
+        except Exception:  # an order that takes whole rows: nothing is kept then
+            return {}
+        return {name: one.numpy() for name, one in read["tensors"].items()}
+
+    found: dict[str, Blocks] = {}
+    for kind, how in KEPT.items():
+        scales = numbers(0, (kind,))
+        minima = numbers(1, (kind,)) if how.minima else {}
+        for name in scales.keys() & tensors.keys():
+            one = blocks_of(tensors[name].numpy(), kind, scales[name], minima.get(name))
+            if one is not None:
+                found[name] = one
+    return found
 
 
 def write_tokenizer(path: Path, folder: Path) -> None:

@@ -6,7 +6,7 @@ of the half minute that transformers takes for a model of 98 MB. Ours has read a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -50,19 +50,43 @@ class _Tensor:
             self.data = self.data.view(tensor.dtype)
 
 
+class _Part(_Tensor):
+    """The float16 numbers that each block of a tensor begins with, the one at `place`."""
+
+    def __init__(self, header: Header, tensor: Tensor, place: int) -> None:
+        super().__init__(header, tensor)
+        blocks = self.data.reshape(
+            *tensor.shape[:-1], -1, gguf.GGML_QUANT_SIZES[self.tensor_type][1]
+        )
+        start = 2 * place
+        numbers = np.ascontiguousarray(blocks[..., start : start + 2]).view(np.float16)
+        self.data = numbers[..., 0]
+        self.tensor_type = gguf.GGMLQuantizationType.F16
+
+
 class _Reader:
-    def __init__(self, header: Header) -> None:
+    def __init__(self, header: Header, tensors: Sequence[_Tensor]) -> None:
         self.fields = {key: _Field(value) for key, value in header.metadata.items()}
-        self.tensors = [_Tensor(header, one) for one in header.tensors.values()]
+        self.tensors = tensors
 
 
 @contextmanager
-def reading(header: Header) -> Iterator[None]:
+def reading(header: Header, place: int | None = None, only: Container[str] = ()) -> Iterator[None]:
     """Within, whoever asks the gguf package for a reader gets this header; and its table of names,
     which transformers asks for once for every module of a model, is made once.
+
+    In: `place`: tensors are not their elements, but a number of each of their blocks: its scale at
+        0, its minimum at 1; of matrices whose types are in `only`
     """
+    every = header.tensors.values()
+    if place is None:
+        tensors = [_Tensor(header, one) for one in every]
+    else:
+        tensors = [
+            _Part(header, one, place) for one in every if one.dtype in only and len(one.shape) == 2
+        ]
     before = gguf.GGUFReader, gguf.get_tensor_name_map
-    gguf.GGUFReader = lambda path: _Reader(header)
+    gguf.GGUFReader = lambda path: _Reader(header, tensors)
     gguf.get_tensor_name_map = cache(gguf.get_tensor_name_map)
     try:
         yield

@@ -8,8 +8,9 @@ from typing import Any
 from tapml.stage import Target
 
 from ..emitter import emit
-from ..kernel import Unfit, ceil_div, depends_on, read
+from ..kernel import Unfit, ceil_div, depends_on, product, read
 from ..tiling import Plan, Problem, Revise, as_planned, factors, flops, problem, register_tile
+from .grouped import decoded, factored
 
 LONG = 256  # what a symbolic depth counts as
 MAX_ROWS = 112  # of a task: its rows of X stay in the second-level cache
@@ -26,7 +27,12 @@ def dense(func: Any, target: Target, revise: Revise = as_planned) -> Any | None:
     anchor = found.anchor
     if factors(anchor) is None or found.row is None or found.col is None or found.outer:
         return None
-    if len(anchor.reduce) != 1 or depends_on(anchor.indices[0], found.col):
+    if depends_on(anchor.indices[0], found.col):
+        return None
+    parts = factored(found)
+    if parts is not None:
+        return decoded(found, parts, plan(found, target), target, revise)
+    if len(anchor.reduce) != 1:
         return None
     # a weight that the kernel decodes is decoded in registers, not staged
     planned = replace(plan(found, target), stage=False, prefetch=True)
@@ -37,7 +43,8 @@ def plan(problem: Problem, target: Target) -> Plan:
     row, col = problem.row, problem.col
     if row is None or col is None:
         raise Unfit("no blocks of columns")
-    depth = problem.anchor.reduce[0].static
+    depth = product([axis.extent for axis in problem.anchor.reduce])
+    depth = depth if isinstance(depth, int) else None
     if row.static == 1:
         return Plan(rows=1, cols=1, chunk=1, cols_parallel=True, partials=min(8, depth or 1))
     rows, cols = register_tile(

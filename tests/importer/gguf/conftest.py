@@ -34,14 +34,18 @@ def write(tmp_path: Path) -> Callable[..., tuple[Path, Any]]:
     """A random llama as a GGUF file, its matrices quantised; and the model it was made of."""
 
     def make(
-        quantization: str = "F32", extra: dict[str, np.ndarray] | None = None, **keys: Any
+        quantization: str = "F32",
+        extra: dict[str, np.ndarray] | None = None,
+        *,
+        tied: bool = False,
+        **keys: Any,
     ) -> tuple[Path, Any]:
         import gguf
         import torch
         import transformers
 
         torch.manual_seed(0)
-        config = transformers.LlamaConfig(**SMALL, tie_word_embeddings=False)
+        config = transformers.LlamaConfig(**SMALL, tie_word_embeddings=tied)
         model = transformers.LlamaForCausalLM(config).eval()
         with torch.no_grad():
             for value in model.parameters():
@@ -74,6 +78,8 @@ def write(tmp_path: Path) -> Callable[..., tuple[Path, Any]]:
         arrays = {name: value.numpy() for name, value in model.state_dict().items()}
         for name, array in arrays.items():
             stem, _, last = name.rpartition(".")
+            if tied and stem == "lm_head":
+                continue
             if stem.endswith("q_proj"):
                 array = permuted(array, config.num_attention_heads)
             elif stem.endswith("k_proj"):
