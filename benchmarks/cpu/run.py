@@ -120,7 +120,8 @@ MODELS = {
     ),
     "centerface": Model(HERE / "centerface.yaml", peers.centerface, images("input.1", 512, 512, 1)),
     "magika": Model(ROOT / "recipes" / "magika.yaml", peers.magika, magika),
-    "smollm2": Model(ROOT / "recipes" / "smollm2.yaml", peers.smollm2, smollm2),
+    "smollm2": Model(HERE / "smollm2.yaml", peers.smollm2, smollm2),
+    "smollm2, its 4-bit blocks": Model(ROOT / "recipes/smollm2.yaml", peers.smollm2, smollm2),
     "vit_tiny": Model(
         HERE / "vit_tiny.yaml",
         lambda path: peers.of_module(HERE / "vit_tiny.py", "vit", path),
@@ -129,8 +130,9 @@ MODELS = {
 }
 COLUMNS: Mapping[str, Sequence[str]] = {
     "untuned": ("tuning.trials=0",),
-    "tuned": ("tuning.trials=100000", "tuning.max_seconds=240"),
-    "untuned, libraries": ("tuning.trials=0", "tuning.library=true"),
+    "tuned": ("tuning.trials=100000",),
+    "untuned with libraries": ("tuning.trials=0", "tuning.library=true"),
+    "tuned with libraries": ("tuning.trials=100000", "tuning.library=true"),
 }
 
 
@@ -148,9 +150,14 @@ def build(model: Model, threads: int, overrides: Sequence[str], store: Path) -> 
 
 
 def rows(
-    name: str, column: str, threads: int, known: Sequence[dict[str, Any]], store: Path
+    name: str,
+    column: str,
+    threads: int,
+    seconds: float,
+    known: Sequence[dict[str, Any]],
+    store: Path,
 ) -> Iterator[dict[str, Any]]:
-    """One row per size of a model that is not known yet."""
+    """One row per size of a model that is not known yet. `seconds`: of a search."""
     model = MODELS[name]
     where = {"model": name, "column": column, "threads": threads, "rooms": rooms_digest()}
     sizes = [size for size in model.sizes() if size.exact or not column.startswith("tuned")]
@@ -159,12 +166,13 @@ def rows(
         return
     folder = store / "peers"
     folder.mkdir(parents=True, exist_ok=True)
-    original = folder / f"{name}.onnx"
+    original = folder / f"{name.partition(',')[0]}.onnx"
     if not original.exists():
         model.peer(original)
     start = time.monotonic()
-    bundle, result = build(model, threads, COLUMNS[column], store)
-    seconds = time.monotonic() - start
+    limit = (f"tuning.max_seconds={seconds:g}",) if column.startswith("tuned") else ()
+    bundle, result = build(model, threads, (*COLUMNS[column], *limit), store)
+    built_s = time.monotonic() - start
     for size in missing:
         fixed = _fixed(original, size.theirs)
         with Runner("bundle", bundle, threads) as ours, Runner("onnx", fixed, threads) as theirs:
@@ -178,11 +186,25 @@ def rows(
             "exact": size.exact,
             "error": error,
             **timed,
-            "build_s": round(seconds, 1),
+            "build_s": round(built_s, 1),
+            "search": _search(result) if limit else "",
+            "kernels": _kernels(result),
             "stages_s": {step.name: round(step.seconds, 1) for step in result.steps},
             "commit": commit(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }
+
+
+def _search(result: tapml.RunResult) -> str:
+    """How the search went, in the stage's own words."""
+    (step,) = [step for step in result.steps if step.name == "metaschedule"]
+    return "; ".join(step.report.notes[:2])
+
+
+def _kernels(result: tapml.RunResult) -> int:
+    """How many distinct kernels were built."""
+    (step,) = [step for step in result.steps if step.name == "tensorir"]
+    return int(step.report.metrics["program/kernels"])
 
 
 def _timed(ours: Runner, theirs: Runner, size: Size) -> dict[str, Any]:
@@ -298,16 +320,19 @@ def show(table: Sequence[dict[str, Any]]) -> None:
 @click.argument("models", nargs=-1)
 @click.option("--columns", default="untuned,tuned")
 @click.option("--threads", default="2,1")
+@click.option("--seconds", default=240.0, help="of a search, for the tuned columns")
 @click.option("--again", is_flag=True, help="measure rows that are there already")
 @click.option("--store", type=click.Path(path_type=Path), default=ROOT / "artifacts")
-def main(models: tuple[str, ...], columns: str, threads: str, again: bool, store: Path) -> None:
+def main(
+    models: tuple[str, ...], columns: str, threads: str, seconds: float, again: bool, store: Path
+) -> None:
     """Times MODELS (default: all), then prints the table."""
     names = models or tuple(MODELS)
     table = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     for column in columns.split(","):
         for count in map(int, threads.split(",")):
             for name in names:
-                for row in rows(name, column, count, [] if again else table, store):
+                for row in rows(name, column, count, seconds, [] if again else table, store):
                     key = ("model", "column", "threads", "size")
                     table = [r for r in table if any(r[k] != row[k] for k in key)] + [row]
                     RESULTS.write_text(
