@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-all test-install test-faults bench golden fmt lint type lock clean prerequisites
+.PHONY: help demo test test-all test-install test-faults bench bench-cpu golden fmt lint type lock clean prerequisites
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -26,10 +26,13 @@ test-all: $(VENV)/.dev ## everything that this machine can run
 	$(BIN)/pytest -n 0 -m "not gpu"
 
 bench: $(VENV)/.dev ## tables of benchmarks/, JSON into benchmarks/results/
-	$(BIN)/python benchmarks/models.py
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/engine/run.py
 	$(BIN)/python benchmarks/engine/peers_features.py
+
+bench-cpu: $(VENV)/.dev ## whole models beside onnxruntime, untuned and tuned; resumes, some hours from nothing
+	$(BIN)/python benchmarks/cpu/run.py
+	$(BIN)/python benchmarks/cpu/table.py
 
 golden: $(VENV)/.dev ## rewrite the golden files; review the diff
 	TAPML_UPDATE_GOLDEN=1 $(BIN)/pytest -n 0 -k golden
