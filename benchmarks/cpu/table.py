@@ -50,9 +50,7 @@ def details(rows: Sequence[dict[str, Any]]) -> list[str]:
     columns = list(dict.fromkeys((row["column"], row["threads"]) for row in rows))
     heads = [f"{column}, {threads} T" for column, threads in columns]
     lines = [
-        "| model | size | "
-        + " | ".join(heads)
-        + " | ours, onnxruntime, ms | error |",
+        "| model | size | " + " | ".join(heads) + " | ours, onnxruntime, ms | error |",
         "|---|---|" + "---|" * (len(heads) + 2),
     ]
     sizes = list(dict.fromkeys((row["model"], row["size"]) for row in rows))
