@@ -291,7 +291,7 @@ def test_metaschedules_rounds_follow_from_the_rounds_before_and_are_made_again(
 def test_two_processes_try_the_same_schedules_in_the_same_order(strategy: str) -> None:
     script = f"""
 import sys
-sys.path.insert(0, {str(TESTS)!r})
+sys.path[:0] = [{str(TESTS)!r}, {str(TESTS.parent)!r}]
 from tapml.stage import Device, Target
 from test_search import explorers
 target = Target(kind="llvm", mcpu="x86-64-v3", cores=2, device=Device(threads=1))
