@@ -257,6 +257,22 @@ class Emitter:
             return long
         return branch(count >= rows, long, seq(left(size) for size in _halves(rows)))
 
+    def _places(
+        self, at: Mapping[int, Expr], row: Expr, col: Expr
+    ) -> Callable[[int, int, Expr], dict[int, Expr]]:
+        """Row, block and lane of a tile's cell → the values of all axes."""
+        problem = self.problem
+
+        def where(r: int, c: int, lane: Expr) -> dict[int, Expr]:
+            found = {**at, key(problem.lane.var): lane}
+            if problem.row is not None:
+                found[key(problem.row.var)] = row + r
+            if problem.col is not None:
+                found[key(problem.col.var)] = col + c
+            return found
+
+        return where
+
     def _tile(
         self,
         at: Mapping[int, Expr],
@@ -279,13 +295,7 @@ class Emitter:
         ]
         cells = [(r, c) for r in range(rows) for c in range(cols)]
 
-        def where(r: int, c: int, lane: Expr) -> dict[int, Expr]:
-            found = {**at, key(problem.lane.var): lane}
-            if problem.row is not None:
-                found[key(problem.row.var)] = row + r
-            if problem.col is not None:
-                found[key(problem.col.var)] = col + c
-            return found
+        where = self._places(at, row, col)
 
         def start(r: int, c: int, part: int) -> Any:
             init = vectorizable(anchor.init)
@@ -404,7 +414,7 @@ class Emitter:
             taps = dict(zip((key(a.var) for a in first), done, strict=True))
             return seq(
                 update({**taps, **dict(zip((key(a.var) for a in rest), point, strict=True))}, 0)
-                for point in _points(rest)
+                for point in points(rest)
             )
 
         return [nest(first, unrolled)]
@@ -516,7 +526,7 @@ def _distinct(found: Sequence[Any]) -> list[Any]:
     return result
 
 
-def _points(axes: Sequence[Axis]) -> list[tuple[Expr, ...]]:
+def points(axes: Sequence[Axis]) -> list[tuple[Expr, ...]]:
     """All constant points of static axes, in order."""
     points: list[tuple[Expr, ...]] = [()]
     for axis in axes:

@@ -9,7 +9,7 @@ With more rows a panel is decoded once, into scratch, for all the tiles of a tas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -18,10 +18,10 @@ from typing import Any
 from tapml.stage import Target
 
 from ...compat import tvm
-from ..emitter import Emitter, emit
+from ..emitter import Emitter, emit, points
 from ..intrinsics import vectorizable
 from ..kernel import Axis, Expr, depends_on, is_load, key, substitute
-from ..loops import dtype_of, local, loop, nest, seq, store
+from ..loops import local, loop, nest, seq, store
 from ..tiling import Plan, Problem, Revise, factors, static_size
 
 tirx = tvm.tirx
@@ -49,7 +49,8 @@ class Factored:
     @property
     def branches(self) -> list[dict[int, Expr]]:
         """Places on the inner axes but the last, which is looped over."""
-        return _points(self.inner[:-1])
+        axes = self.inner[:-1]
+        return [_environment(axes, point) for point in points(axes)]
 
 
 def factored(problem: Problem) -> Factored | None:
@@ -196,13 +197,7 @@ class _Grouped(Emitter):
         ]
         zero, first = tirx.const(0, "float32"), tirx.const(0, problem.dtype)
 
-        def where(r: int, c: int, lane: Expr) -> dict[int, Expr]:
-            found = {**at, key(problem.lane.var): lane}
-            if problem.row is not None:
-                found[key(problem.row.var)] = row + r
-            if problem.col is not None:
-                found[key(problem.col.var)] = col + c
-            return found
+        where = self._places(at, row, col)
 
         def clear(buffer: Any, *row: Expr) -> Any:
             return self._lanes(lambda lane: store(buffer, [*row, lane], zero))
@@ -262,15 +257,6 @@ class _Grouped(Emitter):
         )
 
 
-def _points(axes: tuple[Axis, ...]) -> list[dict[int, Expr]]:
-    """All places on static axes, in order."""
-    points: list[dict[int, Expr]] = [{}]
-    for axis in axes:
-        values = [tirx.const(value, dtype_of(axis)) for value in range(static_size(axis))]
-        points = [{**point, key(axis.var): value} for point in points for value in values]
-    return points
-
-
 def _divisor(size: int, most: int) -> int:
     return next(one for one in range(most, 0, -1) if size % one == 0)
 
@@ -279,7 +265,7 @@ def _var(axis: Axis) -> int:
     return key(axis.var)
 
 
-def _environment(axes: tuple[Axis, ...], at: list[Expr]) -> dict[int, Expr]:
+def _environment(axes: tuple[Axis, ...], at: Sequence[Expr]) -> dict[int, Expr]:
     return {key(axis.var): value for axis, value in zip(axes, at, strict=True)}
 
 
