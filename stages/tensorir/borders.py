@@ -20,6 +20,7 @@ from .kernel import (
     Unfit,
     as_int,
     depends_on,
+    is_load,
     key,
     loads,
     substitute,
@@ -69,6 +70,34 @@ def borders(kernel: Kernel, anchor: Step) -> Borders | None:
             return None
         return Borders(producer, value.args[1], inside)
     return None
+
+
+def zero_padded(producer: Step) -> tuple[Any, list[int]] | None:
+    """What a step of zero padding loads, and how much lies before it along each axis; None when
+    the step is something else.
+    """
+    value = producer.value
+    if not isinstance(value, tvm.ir.Call) or getattr(value.op, "name", "") != GUARD:
+        return None
+    tests, element, zero = value.args
+    if not is_load(element) or not isinstance(zero, tirx.FloatImm) or float(zero.value) != 0.0:
+        return None
+    equal = tvm.sym.Analyzer().can_prove_equal
+    sizes = element.source.ty.shape
+    before: list[int] = []
+    allowed: list[Any] = []
+    for index, axis, size in zip(element.indices, producer.axes, sizes, strict=True):
+        width = as_int(tvm.sym.Analyzer().simplify(axis.var - index))
+        if not isinstance(width, int):
+            return None
+        before.append(width)
+        allowed += [index, size - 1 - index]
+    try:
+        margins = [_margin(test) for test in _conjuncts(tests)]
+    except Unfit:
+        return None
+    known = all(any(equal(margin, one) for one in allowed) for margin in margins)
+    return (element, before) if known else None
 
 
 def _conjuncts(test: Expr) -> list[Expr]:

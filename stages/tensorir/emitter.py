@@ -104,8 +104,8 @@ class Emitter:
         self.problem, self.plan, self.sinks = problem, plan, sinks
         self.analyzer = bounded(())
         self.held = dict(held)
-        others = [axis for axis in problem.outer if axis is not problem.chunk]
-        self.others = others
+        self.others = [axis for axis in problem.outer if axis is not problem.chunk]
+        self.within: list[Axis] = []  # of the others: their tasks share a run
         self.serial = flops(problem) < SERIAL_FLOPS
         self.weight = weight_load(problem) if plan.prefetch else None
         apart = plan.split and not plan.stage
@@ -120,10 +120,14 @@ class Emitter:
         if not isinstance(cols, int) and plan.cols != 1:
             raise Unfit("symbolic number of blocks")
         col_tasks = ceil_div(cols, plan.cols) if plan.cols_parallel else 1
+        many = len(self.others)
 
         def task(indices: list[Expr]) -> Any:
-            *other, index, col_task = indices
-            at = {key(axis.var): value for axis, value in zip(self.others, other, strict=True)}
+            other, (index, *within, col_task) = indices[:many], indices[many:]
+            at = {
+                key(axis.var): value
+                for axis, value in zip((*self.others, *self.within), (*other, *within), strict=True)
+            }
             start, count = self._run(run, index)
             prepare = self._stage(at, run, start)
             tiles = self._columns(
@@ -134,7 +138,12 @@ class Emitter:
             return seq([*prepare, *tiles])
 
         return parallel(
-            [*(axis.extent for axis in self.others), runs, col_tasks],
+            [
+                *(axis.extent for axis in self.others),
+                runs,
+                *(axis.extent for axis in self.within),
+                col_tasks,
+            ],
             task,
             problem.dtype,
             self.serial,
@@ -429,16 +438,14 @@ class Emitter:
             position = [mine[key(axis.var)] for axis in anchor.axes]
             at = sink.position(position)
             element = tirx.BufferLoad(acc, self._cell(r, lane))
-            if sink.step is anchor:
-                return store(anchor.buffer, position, element)
-            if sink.step.reduce:  # the reduction itself, over other axes
-                return store(sink.step.buffer, at, element)
+            buffer, place = sink.place(at) if sink.place else (sink.step.buffer, at)
+            if sink.step is anchor or sink.step.reduce:  # the reduction itself, or over other axes
+                return store(buffer, place, element)
             source = anchor.buffer if sink.reads is None else sink.reads
             held = {key(source): lambda *_: element}
             env = dict(zip((key(axis.var) for axis in sink.step.axes), at, strict=True))
-            return store(
-                sink.step.buffer, at, vectorizable(problem.kernel.value(sink.step, env, held))
-            )
+            value = problem.kernel.value(sink.step, env, held)
+            return store(buffer, place, vectorizable(value))
 
         if sink.limit is None or problem.col is None:
             return self._lanes(one)
@@ -472,6 +479,32 @@ class Emitter:
         self, producer: Step, load: Any, at: Mapping[int, Expr], run: Axis | None, start: Expr
     ) -> list[Any]:
         """One staged producer: the part of it that the task reads, in a buffer of its own."""
+        copy, origin, counts = self._staged(producer, load, at, run, start)
+        dtype = self.problem.dtype
+        wide = isinstance(counts[-1], int) and counts[-1] in (4, 8, 16, 32, 64)
+
+        def fill(position: list[Expr]) -> Any:
+            where = {
+                key(axis.var): first + offset
+                for axis, first, offset in zip(producer.axes, origin, position, strict=True)
+            }
+            return store(copy, position, self.problem.kernel.value(producer, where, {}))
+
+        outer = [Axis(axis.var, count) for axis, count in zip(producer.axes, counts, strict=True)]
+        if wide:
+            body = nest(
+                outer[:-1], lambda p: lanes(counts[-1], lambda lane: fill([*p, lane]), dtype)
+            )
+        else:
+            body = nest(outer, fill)
+        return [tirx.AllocBuffer(copy), body]
+
+    def _staged(
+        self, producer: Step, load: Any, at: Mapping[int, Expr], run: Axis | None, start: Expr
+    ) -> tuple[Any, list[Expr], list[Any]]:
+        """A buffer for what a task reads of a producer, which is `held` there from now on: with
+        the first element that it has, and how many along each axis.
+        """
         problem, dtype = self.problem, self.problem.dtype
         free = [a for a in (*problem.anchor.axes, *problem.anchor.reduce) if key(a.var) not in at]
         zeros = {key(a.var): tirx.const(0, dtype) for a in free}
@@ -492,26 +525,10 @@ class Emitter:
         if prod(sizes) > 1 << 24:
             raise Unfit("a staged input is too large")
         copy = local("staged", sizes, element_dtype(producer.buffer))
-        wide = isinstance(counts[-1], int) and counts[-1] in (4, 8, 16, 32, 64)
-
-        def fill(position: list[Expr]) -> Any:
-            where = {
-                key(axis.var): first + offset
-                for axis, first, offset in zip(producer.axes, origin, position, strict=True)
-            }
-            return store(copy, position, self.problem.kernel.value(producer, where, {}))
-
-        outer = [Axis(axis.var, count) for axis, count in zip(producer.axes, counts, strict=True)]
-        if wide:
-            body = nest(
-                outer[:-1], lambda p: lanes(counts[-1], lambda lane: fill([*p, lane]), dtype)
-            )
-        else:
-            body = nest(outer, fill)
         self.held[key(producer.buffer)] = lambda *indices: tirx.BufferLoad(
             copy, [i - first for i, first in zip(indices, origin, strict=True)]
         )
-        return [tirx.AllocBuffer(copy), body]
+        return copy, origin, counts
 
 
 def _distinct(found: Sequence[Any]) -> list[Any]:

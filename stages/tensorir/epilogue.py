@@ -28,21 +28,24 @@ class Sink:
     """An output of the kernel as a function of one element of the reduction.
 
     position(anchor indices) → axis values of the output step; `limit`: lanes of the last block that
-    exist, or None; `reads`: the buffer it takes the element from, when that is not the reduction's.
+    exist, or None; `reads`: the buffer it takes the element from, when that is not the reduction's;
+    `place`: position → buffer and indices where it is kept, when that is not the step's buffer.
     """
 
     step: Step
     position: Callable[[Sequence[Expr]], list[Expr]]
     limit: int | None = None
     reads: Any = None
+    place: Callable[[Sequence[Expr]], tuple[Any, list[Expr]]] | None = None
 
 
 def sinks(problem: Problem) -> tuple[Sink, ...]:
     """How every output follows elementwise from the reduction. `Larger` when one does not."""
-    return tuple(_sink(problem, step) for step in problem.kernel.outputs)
+    return tuple(sink(problem, step) for step in problem.kernel.outputs)
 
 
-def _sink(problem: Problem, step: Step) -> Sink:
+def sink(problem: Problem, step: Step) -> Sink:
+    """How a step follows elementwise from the reduction. `Larger` when it does not."""
     anchor = problem.anchor
     if step is anchor:
         return Sink(step, list)

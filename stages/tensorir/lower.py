@@ -30,6 +30,7 @@ from .groups import Imported, groups
 from .layout import block_lanes, block_layout
 from .lifting import lift_packing
 from .ordering import lower_ordering
+from .pairs import pair_convolutions
 from .tensorize.integers import expose_integers
 from .tensorize.packing import Instructions
 
@@ -80,7 +81,10 @@ def lower(program: Program, target: Target, watch: Watch = lambda name, mod: Non
     entries = [*clones, TRANSFORM]
     before = remove_dead_code(rx.transform.AnnotateTIROpPattern()(mod), *entries)
     shown("annotate_patterns", before)
-    fused = shown("fuse_operators", rx.transform.FuseOps(2)(before))
+    fused = rx.transform.FuseOps(2)(before)
+    for name in clones:
+        fused = pair_convolutions(fused, target, name)
+    fused = shown("fuse_operators", remove_dead_code(fused, *entries))
     mod = rx.transform.RewriteDataflowReshape()(rx.transform.FuseTIR()(fused))
     mod = _annotate(remove_dead_code(mod, *entries), tuple(clones), _regions(fused))
     mod = shown("fuse_kernels", mod)

@@ -22,6 +22,7 @@ ORDER = (
     "attention",
     "tensorize",
     "dense",
+    "pointwise_depthwise",
     "conv",
     "depthwise",
     "pool",

@@ -135,7 +135,8 @@ def knobs(problem: Problem, plan: Plan, target: Target) -> dict[str, Sequence[Va
     tap = problem.anchor.reduce[-1].static
     even = even_rows(problem)
     sums = problem.anchor.element is not None and tap is not None
-    padded = reads_staged(problem) and (plan.stage or plan.split)  # or a weight is decoded
+    alone = len(problem.kernel.reductions) == 1  # what another one makes can only be copied
+    padded = alone and reads_staged(problem) and (plan.stage or plan.split)  # or a weight decoded
     sizes = (*problem.anchor.axes, *problem.anchor.reduce)
     movable = padded and all(axis.static for axis in sizes)
     options: dict[str, Iterable[int]] = {

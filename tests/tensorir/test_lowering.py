@@ -76,6 +76,48 @@ def test_a_small_network_gives_the_same_numbers_in_every_clone():
     assert set(result.groups) == {"main_b2", "main_dyn", "folded", "transform"}
 
 
+def expanded(emit, x, w, d):
+    """As MobileNets do it: channels made by a 1x1 convolution, then each convolved by itself."""
+    y = emit(op.nn.relu(emit(op.nn.conv2d(x, w))))
+    return op.nn.relu(emit(op.nn.conv2d(y, d, strides=2, padding=1, groups=24)))
+
+
+EXPANDED = {"w": (24, 5, 1, 1), "d": (24, 1, 3, 3)}
+
+
+@pytest.mark.parametrize(
+    ("size", "rules"), [(260, {"pointwise_depthwise"}), (200, {"conv", "depthwise"})]
+)
+def test_a_depthwise_convolution_joins_what_writes_more_than_caches_hold(
+    size: int, rules: set[str]
+):
+    result = lowered(graph(expanded, {"x": (1, 5, size, size)}, EXPANDED))
+    found = {record.kernel: record.rule for record in default_records(result.mod, V3)}
+    assert rules <= set(found.values())
+    most = max(len(row["values"]) for row in result.groups["main"])
+    assert most >= 4 / len(rules)  # both convolutions and what follows them, or one of each
+    assert len(rules & {found[name] for name in kernels(result)}) == len(rules)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_joined_pair_gives_the_same_numbers(batch: int):
+    program = graph(expanded, {"x": ("batch", 5, 260, 260)}, EXPANDED, buckets=[{"batch": 1}])
+    assert_same_numbers(program, (batch, 5, 260, 260), scheduled=True)
+
+
+def test_a_value_that_is_read_twice_is_in_memory_once():
+    def read_twice(emit, x, w, d):
+        y = emit(op.nn.conv2d(x, w))
+        z = emit(op.nn.conv2d(y, d, padding=1, groups=24))
+        return op.add(y, z)
+
+    result = lowered(graph(read_twice, {"x": (1, 5, 260, 260)}, EXPANDED))
+    rules = {record.rule for record in default_records(result.mod, V3)}
+    assert {"conv", "depthwise"} <= rules
+    assert "pointwise_depthwise" not in rules
+
+
 def test_padded_lanes_never_reach_the_result_through_a_division():
     def divided(emit, x, w1, w2):
         y = emit(op.nn.conv2d(x, w1))

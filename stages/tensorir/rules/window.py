@@ -51,9 +51,14 @@ def _lanes_apart(func: Any) -> Problem | None:
     if kernel is None or len(kernel.reductions) != 1:
         return None
     found = problem(kernel, kernel.reductions[0])
-    if not all(depends_on(operand, found.lane) for operand in factors(found.anchor) or ()):
-        return None
-    return found if found.col is None and found.row is not None else None
+    return found if lane_by_lane(found) else None
+
+
+def lane_by_lane(problem: Problem) -> bool:
+    """Whether each lane is reduced by itself, over rows of them."""
+    operands = factors(problem.anchor) or ()
+    apart = all(depends_on(operand, problem.lane) for operand in operands)
+    return apart and problem.col is None and problem.row is not None
 
 
 def plan(problem: Problem, target: Target) -> Plan:
