@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 from tapml.stage import Target
@@ -67,25 +68,20 @@ def plan(pointwise: Problem, depthwise: Problem, target: Target) -> Plan:
     holds of what is between.
     """
     assert depthwise.chunk is not None
-    assert pointwise.row is not None
     own = depthwise_plan(depthwise, target)
-    line = 4 * static_size(pointwise.row) * pointwise.lane_count
-    step = (
-        max(1, static_size(pointwise.chunk) // static_size(depthwise.chunk))
-        if pointwise.chunk
-        else 1
-    )
-    most = max(1, BETWEEN_BYTES // (line * step))
-    lines = balanced(static_size(depthwise.chunk), most, target.cores, whole_window=True)
-    return replace(own, chunk=lines, stage=True, split=False)
+    *_, height, width, lane = (static_size(axis) for axis in pointwise.anchor.axes)
+    lines = static_size(depthwise.chunk)
+    most = max(1, BETWEEN_BYTES // (4 * width * lane * max(1, height // lines)))
+    chunk = balanced(lines, most, target.cores, whole_window=True)
+    return replace(own, chunk=chunk, stage=True, split=False)
 
 
 def _tile(pointwise: Problem, target: Target) -> Plan:
+    """Of one block of lanes: the next one is another task's."""
     assert pointwise.row is not None
-    depth = 1
-    for axis in pointwise.anchor.reduce:
-        depth *= static_size(axis)
-    rows, _ = register_tile(static_size(pointwise.row), 1, pointwise.lane_count, depth, target)
+    depth = prod(static_size(axis) for axis in pointwise.anchor.reduce)
+    width = static_size(pointwise.row)
+    rows, _ = register_tile(width, 1, pointwise.lane_count, depth, target)
     return Plan(rows=rows)
 
 
@@ -147,24 +143,17 @@ class _Lines(Emitter):
             none = tirx.const(0, dtype)
             return copy, [none, none, h + before[2] - line, w + before[3], lane]
 
-        assert self.pointwise.row is not None
+        own = self.pointwise
+        assert own.row is not None
         padded = int(copy.shape[3])
-        pixels = min(width, padded - before[3])  # strides may leave out the last pixels
-        pointwise = replace(self.pointwise, row=Axis(self.pointwise.row.var, pixels))
-        inner = Emitter(
-            pointwise,
-            self.pointwise_plan,
-            (replace(sink(self.pointwise, between), place=place),),
-            {},
+        pixels = min(width, padded - before[3])  # strides may leave out the last ones
+        kept = replace(sink(own, between), place=place)
+        tiles = Emitter(
+            replace(own, row=Axis(own.row.var, pixels)), self.pointwise_plan, (kept,), {}
         )
-        here = {
-            key(axis.var): batch
-            for axis in self.pointwise.outer
-            if axis is not self.pointwise.chunk
-        }
-        convolved = inner._positions(
-            here, self.pointwise.chunk, line + top - before[2], bottom - top, block, 1
-        )
+        here = {key(axis.var): batch for axis in own.outer if axis is not own.chunk}
+        first = line + top - before[2]
+        convolved = tiles._positions(here, own.chunk, first, bottom - top, block, 1)
         return [
             tirx.AllocBuffer(copy),
             zeros(tirx.const(0, dtype), top, 0, padded),
