@@ -42,6 +42,7 @@ from .loops import (
     scheduled,
     seq,
     store,
+    unrolled,
     when,
 )
 from .nests import elementwise, in_memory
@@ -268,11 +269,11 @@ class Emitter:
 
     def _places(
         self, at: Mapping[int, Expr], row: Expr, col: Expr
-    ) -> Callable[[int, int, Expr], dict[int, Expr]]:
+    ) -> Callable[[Expr, int, Expr], dict[int, Expr]]:
         """Row, block and lane of a tile's cell → the values of all axes."""
         problem = self.problem
 
-        def where(r: int, c: int, lane: Expr) -> dict[int, Expr]:
+        def where(r: Expr, c: int, lane: Expr) -> dict[int, Expr]:
             found = {**at, key(problem.lane.var): lane}
             if problem.row is not None:
                 found[key(problem.row.var)] = row + r
@@ -302,16 +303,20 @@ class Emitter:
             ]
             for _ in range(cols)
         ]
-        cells = [(r, c) for r in range(rows) for c in range(cols)]
-
         where = self._places(at, row, col)
 
-        def start(r: int, c: int, part: int) -> Any:
+        def cells(body: Callable[[Expr, int], Any]) -> Any:
+            """All cells: rows as a loop, which is unrolled after the passes that take long."""
+            return unrolled(
+                rows, lambda r: seq(body(r, c) for c in range(cols)), self.problem.dtype
+            )
+
+        def start(r: Expr, c: int, part: int) -> Any:
             init = vectorizable(anchor.init)
             return self._lanes(lambda lane: store(accs[c][part], self._cell(r, lane), init))
 
         def update(taps: Mapping[int, Expr], part: int) -> Any:
-            def cell(r: int, c: int) -> Any:
+            def cell(r: Expr, c: int) -> Any:
                 def one(lane: Expr) -> Any:
                     old = tirx.BufferLoad(accs[c][part], self._cell(r, lane))
                     value = substitute(anchor.value, {**where(r, c, lane), **taps})
@@ -323,18 +328,22 @@ class Emitter:
                     return self._execute({**where(r, c, zero), **taps}, accs[c][part], r)
                 return self._lanes(one)
 
-            return seq([*(cell(r, c) for r, c in cells), *ahead(taps)])
+            return seq([cells(cell), *ahead(taps)])
 
         def ahead(taps: Mapping[int, Expr]) -> list[Any]:
             if number is None or self.weight is None or problem.col is None:
                 return []
             block = cols + tirx.min(number, _int(cols - 1, number))
-            env = {**where(0, 0, _int(0, row)), **taps, key(problem.col.var): col + block}
+            env = {
+                **where(_int(0, row), 0, _int(0, row)),
+                **taps,
+                key(problem.col.var): col + block,
+            }
             indices = [substitute(index, env) for index in self.weight.indices]
             return [prefetch(self.weight.source, indices, level=2)]
 
-        def join(r: int, c: int) -> list[Any]:
-            return [
+        def join(r: Expr, c: int) -> Any:
+            return seq(
                 self._lanes(
                     lambda lane, part=part: store(
                         accs[c][0],
@@ -344,30 +353,30 @@ class Emitter:
                     )
                 )
                 for part in range(1, self.plan.partials)
-            ]
+            )
 
-        def finish(r: int, c: int) -> list[Any]:
-            return [self._output(sink, accs[c][0], r, where, c, col + c) for sink in self.sinks]
+        def finish(r: Expr, c: int) -> Any:
+            return seq(self._output(sink, accs[c][0], r, where, c, col + c) for sink in self.sinks)
 
         return seq(
             [
                 *(tirx.AllocBuffer(acc) for parts in accs for acc in parts),
-                *(start(r, c, part) for r, c in cells for part in range(self.plan.partials)),
+                cells(lambda r, c: seq(start(r, c, part) for part in range(self.plan.partials))),
                 *self._reduce(update),
-                *(statement for r, c in cells for statement in join(r, c)),
-                *(statement for r, c in cells for statement in finish(r, c)),
+                cells(join) if self.plan.partials > 1 else None,
+                cells(finish),
             ]
         )
 
-    def _cell(self, r: int, lane: Expr) -> list[Expr]:
+    def _cell(self, r: Expr, lane: Expr) -> list[Expr]:
         """Where the accumulator of a row has the element of a lane."""
         found: list[Expr] = []
         for size in reversed(self.lane_shape[1:]):
             found.append(lane % size)
             lane = lane // size
-        return [_int(r, lane), lane, *reversed(found)]
+        return [r, lane, *reversed(found)]
 
-    def _execute(self, at: Mapping[int, Expr], acc: Any, r: int) -> Any:
+    def _execute(self, at: Mapping[int, Expr], acc: Any, r: Expr) -> Any:
         """The intrinsic of the plan, on operands in memory and on one row of the accumulator."""
         tile = self.plan.tile
         assert tile is not None
@@ -419,17 +428,22 @@ class Emitter:
 
             return [nest(before, split)]
 
-        def unrolled(done: list[Expr]) -> Any:
-            taps = dict(zip((key(a.var) for a in first), done, strict=True))
-            return seq(
-                update({**taps, **dict(zip((key(a.var) for a in rest), point, strict=True))}, 0)
-                for point in points(rest)
-            )
+        def taps(done: list[Expr]) -> Any:
+            return nest(rest, lambda more: at([*done, *more]), tirx.ForKind.UNROLLED)
 
-        return [nest(first, unrolled)]
+        def at(position: list[Expr]) -> Any:
+            return update(dict(zip((key(axis.var) for axis in axes), position, strict=True)), 0)
+
+        return [nest(first, taps)]
 
     def _output(
-        self, sink: Sink, acc: Any, r: int, where: Callable[..., dict[int, Expr]], c: int, col: Expr
+        self,
+        sink: Sink,
+        acc: Any,
+        r: Expr,
+        where: Callable[..., dict[int, Expr]],
+        c: int,
+        col: Expr,
     ) -> Any:
         problem, anchor = self.problem, self.problem.anchor
 

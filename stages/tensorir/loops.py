@@ -49,15 +49,22 @@ def lanes(count: int, body: Body, dtype: str = "int64") -> Any:
     return loop("lane", count, body, tirx.ForKind.VECTORIZED, dtype)
 
 
-def nest(axes: Sequence[Axis], body: Callable[[list[Any]], Any]) -> Any:
-    """Serial loops over whole axes, outermost first."""
+def unrolled(count: int, body: Body, dtype: str = "int64") -> Any:
+    """A loop that TVM unrolls, late: most of its passes see one iteration."""
+    return loop("unrolled", count, body, tirx.ForKind.UNROLLED, dtype)
+
+
+def nest(
+    axes: Sequence[Axis], body: Callable[[list[Any]], Any], kind: Any = tirx.ForKind.SERIAL
+) -> Any:
+    """Loops over whole axes, outermost first."""
 
     def inner(done: list[Any]) -> Any:
         if len(done) == len(axes):
             return body(done)
         axis = axes[len(done)]
         return loop(
-            axis.var.name, axis.extent, lambda var: inner([*done, var]), dtype=dtype_of(axis)
+            axis.var.name, axis.extent, lambda var: inner([*done, var]), kind, dtype_of(axis)
         )
 
     return inner([])

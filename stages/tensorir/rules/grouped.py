@@ -215,7 +215,7 @@ class _Grouped(Emitter):
 
             def add(c: int, chain: int, taps: Mapping[int, Expr]) -> Any:
                 def one(lane: Expr) -> Any:
-                    place = {**where(0, c, lane), **taps}
+                    place = {**where(first, c, lane), **taps}
                     old = tirx.BufferLoad(inner[c][chain], [lane])
                     product = self._value(parts.x, place) * self._value(parts.a, place)
                     return store(inner[c][chain], [lane], old + product)
@@ -224,7 +224,7 @@ class _Grouped(Emitter):
 
             def close(c: int) -> Any:
                 def one(lane: Expr) -> Any:
-                    place = {**where(0, c, lane), **outer}
+                    place = {**where(first, c, lane), **outer}
                     total = _tree([tirx.BufferLoad(chain, [lane]) for chain in inner[c]])
                     old = tirx.BufferLoad(accs[c], [first, lane])
                     value = old + total * self._value(parts.b, place)
@@ -249,7 +249,7 @@ class _Grouped(Emitter):
                 *(clear(acc, first) for acc in accs),
                 nest(parts.outer, group),
                 *(
-                    self._output(sink, accs[c], 0, where, c, col + c)
+                    self._output(sink, accs[c], first, where, c, col + c)
                     for c in range(cols)
                     for sink in self.sinks
                 ),
