@@ -125,7 +125,7 @@ def test_the_description_of_the_wheel_matches_as_ours_does() -> None:
     ours = list(matches(kernel.reductions[0], x86.intrinsics()[0]))
     assert [one.splits for one in found] == [one.splits for one in ours]
     scheduled: Any = tensorize(product((8, 64, 64)), target("cascadelake"), [theirs])
-    assert scheduled.script().count("vpdpbusd") > 4
+    assert scheduled.script().count("vpdpbusd") >= 4  # one for each block of the tile
 
 
 @pytest.mark.slow
