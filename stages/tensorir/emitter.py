@@ -46,7 +46,8 @@ from .loops import (
     when,
 )
 from .nests import elementwise, in_memory
-from .tiling import SERIAL_FLOPS, Plan, Problem, flops, static_size, weight_load
+from .shuffles import Shuffles
+from .tiling import SERIAL_FLOPS, Plan, Problem, flops, reads_groups, static_size, weight_load
 
 tirx = tvm.tirx
 
@@ -111,6 +112,8 @@ class Emitter:
         self.weight = weight_load(problem) if plan.prefetch else None
         apart = plan.split and not plan.stage
         self.borders = borders(problem.kernel, problem.anchor) if apart else None
+        grouped = reads_groups(problem)
+        self.shuffles = Shuffles(problem.lane_count, problem.dtype) if grouped else None
         self.lane_shape = plan.tile.shape if plan.tile is not None else (problem.lane_count,)
 
     def body(self) -> Any:
@@ -470,6 +473,10 @@ class Emitter:
         return branch(col < last, self._lanes(one), tail)
 
     def _lanes(self, body: Callable[[Expr], Any]) -> Any:
+        if self.shuffles is not None:
+            whole = self.shuffles.store(body(self.shuffles.lane))
+            if whole is not None:
+                return whole
         return lanes(self.problem.lane_count, body, self.problem.dtype)
 
     def _stage(self, at: Mapping[int, Expr], run: Axis | None, start: Expr) -> list[Any]:

@@ -32,8 +32,9 @@ from ..dataflow import (
     shape_of,
 )
 from ..target import multiplied_bits
-from .convolutions import conv, conv_transpose
+from .convolutions import LAYOUTS, conv, conv_transpose
 from .kernel import ceil_div
+from .te_ops import Band
 from .tensorize.packing import NONE, Instructions
 from .tiling import SYMBOLIC
 
@@ -77,11 +78,13 @@ def block_lanes(func: Any, target: Target) -> int:
 def _vectors(func: Any, lanes: int, target: Target) -> float:
     total = 0.0
     for var, call in bindings(func):
-        if op_name(call) not in ("relax.nn.conv1d", "relax.nn.conv2d"):
+        if op_name(call) not in LAYOUTS:
             continue
         out, inner, *taps = shape_of(call.args[1])
         pixels = [size if isinstance(size, int) else SYMBOLIC for size in shape_of(var)[2:]]
         depth = ceil_div(inner, lanes) * lanes if inner > FEW else inner
+        if (groups := int(call.attrs.groups)) > 1:
+            depth = Band(groups, inner, out // groups, lanes).depth
         total += prod(pixels) * prod(taps) * depth * ceil_div(out, lanes)
     return total * max(1, lanes * 32 / multiplied_bits(target))
 
@@ -103,6 +106,7 @@ class Blocker:
         self.rules: dict[str, Callable[[Writer, Any, Any], Any]] = {
             "relax.nn.conv1d": partial(conv, self),
             "relax.nn.conv2d": partial(conv, self),
+            "relax.nn.conv3d": partial(conv, self),
             "relax.nn.conv2d_transpose": partial(conv_transpose, self),
             "relax.nn.max_pool2d": self._pool,
             "relax.nn.avg_pool2d": self._pool,

@@ -20,6 +20,7 @@ from ..tiling import (
     balanced,
     factors,
     problem,
+    reads_groups,
     reads_staged,
 )
 
@@ -95,11 +96,14 @@ def plan(problem: Problem, target: Target) -> Plan:
 
 
 def _unrolled(problem: Problem) -> int:
-    """How many innermost reduction loops are unrolled: few taps, or compile time grows."""
+    """How many innermost reduction loops are unrolled: few taps, or compile time grows. With
+    groups some more, since neighbouring taps share what is shuffled.
+    """
     taps, count = 1, 0
+    most = MAX_UNROLLED * (3 if reads_groups(problem) else 1)
     for axis in reversed(problem.anchor.reduce):
-        taps *= axis.static or MAX_UNROLLED + 1
-        if taps > MAX_UNROLLED:
+        taps *= axis.static or most + 1
+        if taps > most:
             break
         count += 1
     return count
