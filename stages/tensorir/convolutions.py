@@ -9,17 +9,14 @@ from typing import TYPE_CHECKING, Any
 from ..dataflow import Writer, op_name, rx, same_dtype, same_shape, shape_of
 from . import te_ops
 from .kernel import ceil_div
+from .orders import has_channels_first
 from .te_ops import OUT_EWISE_FUSABLE
 from .tensorize.convolution import conv_integers
 
 if TYPE_CHECKING:
     from .layout import Blocker
 
-LAYOUTS = {
-    "relax.nn.conv1d": ("NCW", "OIW"),
-    "relax.nn.conv2d": ("NCHW", "OIHW"),
-    "relax.nn.conv3d": ("NCDHW", "OIDHW"),
-}
+CONVOLUTIONS = frozenset(f"relax.nn.conv{rank}d" for rank in (1, 2, 3))
 
 
 def conv(blocker: Blocker, writer: Writer, var: Any, call: Any) -> Any:
@@ -29,9 +26,8 @@ def conv(blocker: Blocker, writer: Writer, var: Any, call: Any) -> Any:
     weight, attrs, lanes = call.args[1], call.attrs, blocker.lanes
     sizes = shape_of(weight)
     out, inner, groups = sizes[0], sizes[1], int(attrs.groups)
-    layouts = (attrs.data_layout, attrs.kernel_layout)
     if (
-        layouts != LAYOUTS[op_name(call)]
+        not has_channels_first(call)
         or not writer.is_weight(weight)
         or not same_dtype(var, *call.args)
     ):
@@ -94,7 +90,7 @@ def conv_transpose(blocker: Blocker, writer: Writer, var: Any, call: Any) -> Any
     attrs, lanes, sizes = call.attrs, blocker.lanes, shape_of(weight)
     window, strides = sizes[2:], [int(stride) for stride in attrs.strides]
     if (
-        (attrs.data_layout, attrs.kernel_layout) != ("NCHW", "IOHW")
+        not has_channels_first(call)
         or any(int(step) != 1 for step in attrs.dilation)
         or int(attrs.groups) != 1
         or not writer.is_weight(weight)

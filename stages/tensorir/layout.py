@@ -32,14 +32,14 @@ from ..dataflow import (
     shape_of,
 )
 from ..target import multiplied_bits
-from .convolutions import LAYOUTS, conv, conv_transpose
+from .convolutions import CONVOLUTIONS, conv, conv_transpose
 from .kernel import ceil_div
+from .orders import REDUCTIONS, has_channels_first, over_permuted, permute
 from .te_ops import Band
 from .tensorize.packing import NONE, Instructions
 from .tiling import SYMBOLIC
 
 FEW = 4  # channels of an image: it is read as it lies, not in blocks
-REDUCTIONS = frozenset(f"relax.{name}" for name in ("mean", "sum", "max", "min"))
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def block_lanes(func: Any, target: Target) -> int:
 def _vectors(func: Any, lanes: int, target: Target) -> float:
     total = 0.0
     for var, call in bindings(func):
-        if op_name(call) not in LAYOUTS:
+        if op_name(call) not in CONVOLUTIONS:
             continue
         out, inner, *taps = shape_of(call.args[1])
         pixels = [size if isinstance(size, int) else SYMBOLIC for size in shape_of(var)[2:]]
@@ -102,6 +102,7 @@ class Blocker:
         self.lanes, self.instructions = lanes, instructions
         self.logical: dict[Any, Any] = {}  # stand-in → the call that it is the value of
         self.blocked: dict[Any, Blocked] = {}  # stand-in of the logical type → where the value lies
+        self.permuted: dict[Any, tuple[Any, tuple[int, ...]]] = {}  # stand-in → another, its axes
         self.plain: dict[Any, Any] = {}
         self.rules: dict[str, Callable[[Writer, Any, Any], Any]] = {
             "relax.nn.conv1d": partial(conv, self),
@@ -114,6 +115,7 @@ class Blocker:
             "relax.concat": self._concat,
             "relax.squeeze": self._squeeze,
             "relax.nn.pad": self._pad,
+            "relax.permute_dims": partial(permute, self),
             **dict.fromkeys(REDUCTIONS, self._reduce),
             **dict.fromkeys(ELEMENTWISE, self._elementwise),
         }
@@ -123,6 +125,8 @@ class Blocker:
             return None
         rule = self.rules.get(op_name(value))
         result = rule(writer, var, value) if rule else None
+        if result is None and isinstance(value, rx.Call):
+            result = over_permuted(self, writer, var, value)
         if result is None:
             return self._over_plain(writer, value)
         if result in self.blocked:
@@ -154,12 +158,17 @@ class Blocker:
         return plain(value)
 
     def to_plain(self, writer: Writer, var: Any) -> Any:
-        held = self.blocked.get(var)
-        if held is None:
+        if var in self.plain:
+            return self.plain[var]
+        if var in self.permuted:
+            base, order = self.permuted[var]
+            plain = writer.emit(rx.op.permute_dims(self.to_plain(writer, base), order))
+        elif var in self.blocked:
+            plain = self._unblock(writer, self.blocked[var])
+        else:
             return var
-        if var not in self.plain:
-            self.plain[var] = self._unblock(writer, held)
-        return self.plain[var]
+        self.plain[var] = plain
+        return plain
 
     def blocked_as(self, writer: Writer, var: Any, spatial: Sequence[int]) -> Any:
         """A value in blocks, with axes `spatial` between block and lane."""
@@ -334,7 +343,7 @@ class Blocker:
 
     def _pool(self, writer: Writer, var: Any, call: Any) -> Any:
         held, attrs = self.blocked.get(call.args[0]), call.attrs
-        if held is None or held.subpixel or held.spatial != (2, 3) or attrs.layout != "NCHW":
+        if held is None or held.subpixel or held.spatial != (2, 3) or not has_channels_first(call):
             return None
         kind = "max" if op_name(call) == "relax.nn.max_pool2d" else "avg"
         ints = [
@@ -357,7 +366,7 @@ class Blocker:
 
     def _resize(self, writer: Writer, var: Any, call: Any) -> Any:
         held, attrs = self.blocked.get(call.args[0]), call.attrs
-        if held is None or held.subpixel or held.spatial != (2, 3) or attrs.layout != "NCHW":
+        if held is None or held.subpixel or held.spatial != (2, 3) or not has_channels_first(call):
             return None
         size, roi = list(call.args[1].values), [float(value) for value in attrs.roi]
         y = writer.call_te(

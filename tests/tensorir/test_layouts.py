@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graphs import V3, graph, lowered_runner, random_weights, rx
+from graphs import V3, graph, lowered_runner, random_weights, run, rx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rules.kernels import assert_close
@@ -131,3 +131,95 @@ def test_sequences_and_volumes_run_in_blocks(
 ) -> None:
     check_convolution(groups, inner, outer, sizes, stride=2)
     check_convolution(groups, inner, outer, sizes, dilation=2)
+
+
+@st.composite
+def channels_last(draw: st.DrawFn) -> Program:
+    """Networks in NHWC: by attributes, or by transposes around every operator."""
+    weights: dict[str, tuple[int | str, ...]] = {}
+    steps, width = [], 3
+    kinds = ["conv", "wrapped", "depthwise", "pool", "bias", "join", "pad", "scale", "affine"]
+    for k in range(draw(st.integers(2, 5))):
+        kind, layout = draw(st.sampled_from(kinds)), draw(st.sampled_from(["HWIO", "OHWI"]))
+        if kind in ("conv", "wrapped"):
+            out = draw(st.sampled_from([6, 8, 24]))
+            by_name = {"H": 3, "W": 3, "I": width, "O": out}
+            layout = "OIHW" if kind == "wrapped" else layout
+            weights[f"w{k}"] = tuple(by_name[axis] for axis in layout)
+            width = out
+        elif kind == "depthwise":
+            weights[f"w{k}"] = (3, 3, width, 1)
+        elif kind in ("bias", "affine"):
+            weights[f"w{k}"] = (width,)
+        steps.append((kind, k, layout, width))
+        width = 2 * width if kind == "join" else width
+
+    def body(emit: Any, x: Any, *values: Any) -> Any:
+        named, y = dict(zip(weights, values, strict=True)), x
+        for kind, k, layout, channels in steps:
+            match kind:
+                case "conv":
+                    conv = op.nn.conv2d(
+                        y, named[f"w{k}"], 1, 1, data_layout="NHWC", kernel_layout=layout
+                    )
+                    y = emit(op.nn.relu(emit(conv)))
+                case "wrapped":
+                    y = emit(op.permute_dims(y, [0, 3, 1, 2]))
+                    y = emit(op.nn.conv2d(y, named[f"w{k}"], 1, 1))
+                    y = emit(op.permute_dims(y, [0, 2, 3, 1]))
+                case "depthwise":
+                    options: Any = {"data_layout": "NHWC", "kernel_layout": "HWOI"}
+                    conv = op.nn.conv2d(y, named[f"w{k}"], 1, 1, groups=channels, **options)
+                    y = emit(conv)
+                case "pool":
+                    y = emit(op.nn.max_pool2d(y, 2, 1, layout="NHWC"))
+                case "bias":
+                    y = emit(op.add(y, named[f"w{k}"]))
+                case "affine":
+                    y = emit(op.divide(y, emit(op.exp(named[f"w{k}"]))))
+                case "join":
+                    y = emit(op.concat([y, emit(op.negative(y))], axis=3))
+                case "pad":
+                    y = emit(op.nn.pad(y, [0, 0, 1, 0, 0, 2, 0, 0]))
+                case _:
+                    y = emit(op.multiply(y, emit(op.mean(y, [1, 2], keepdims=True))))
+        return op.add(y, rx.const(1.0))
+
+    return graph(body, {"x": (2, 9, 8, 3)}, weights)
+
+
+@pytest.mark.slow
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(program=channels_last())
+def test_networks_with_channels_last_keep_their_numbers(program: Program) -> None:
+    call, _, weights = built(program)
+    x = np.random.default_rng(0).uniform(-1, 1, (2, 9, 8, 3)).astype("float32")
+    assert_close(call(x), run(program.mod, [x], weights), 1e-5)
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_no_transpose_is_left_between_convolutions_with_channels_last(wrapped: bool) -> None:
+    def convolved(emit: Any, y: Any, w: Any, groups: int = 1) -> Any:
+        if wrapped:
+            y = emit(op.permute_dims(y, [0, 3, 1, 2]))
+            w = emit(op.permute_dims(w, [3, 2, 0, 1]))
+            y = emit(op.nn.conv2d(y, w, 1, 1, groups=groups))
+            return emit(op.permute_dims(y, [0, 2, 3, 1]))
+        layouts: Any = {"data_layout": "NHWC", "kernel_layout": "HWIO"}
+        return emit(op.nn.conv2d(y, w, 1, 1, groups=groups, **layouts))
+
+    def body(emit: Any, x: Any, w1: Any, w2: Any, w3: Any, b: Any) -> Any:
+        y = emit(op.nn.relu(emit(op.add(convolved(emit, x, w1), b))))
+        y = convolved(emit, y, w2, 16)
+        y = emit(op.nn.max_pool2d(y, 2, 2, layout="NHWC"))
+        return op.mean(emit(op.add(convolved(emit, y, w3), b)), [1, 2])
+
+    weights = {"w1": (3, 3, 3, 16), "w2": (3, 3, 1, 16), "w3": (1, 1, 16, 16), "b": (16,)}
+    program = graph(body, {"x": (1, 12, 12, 3)}, weights)
+    mod = program.mod
+    for _, transform in passes():
+        mod = transform(mod)
+    result = lower(program.with_mod(mod), V3)
+    kernels = [row["kernel"] for row in result.groups["main"]]
+    assert not any("transpose" in name for name in kernels)
+    assert len([name for name in kernels if "reshape" not in name]) == 5
