@@ -206,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=0.5, help="of calls, for each")
     parser.add_argument("--only", default="", help="rows whose name contains it")
-    parser.add_argument("--no-keep", action="store_true", help="write no JSON")
+    parser.add_argument("--no-keep", action="store_true", help="write neither JSON nor table")
     options = parser.parse_args(argv)
     rows = []
     print(HEAD, "|" + " --- |" * 5, sep="\n")
@@ -216,6 +216,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(rows[-1].text(), flush=True)
     if not options.no_keep and not options.only:
         page.keep(RESULTS, [asdict(row) for row in rows])
+        table = "\n".join([HEAD, "|" + " --- |" * 5, *(row.text() for row in rows)])
+        threads = f"{options.threads} thread{'s' * (options.threads > 1)}"
+        text = (
+            f"\nms of a call, {threads}; each the fastest of blocks that take turns.\n\n{table}\n"
+        )
+        page.place("tensorir.md", "layouts", text)
 
 
 if __name__ == "__main__":

@@ -432,7 +432,13 @@ class Emitter:
             return [nest(before, split)]
 
         def taps(done: list[Expr]) -> Any:
-            return nest(rest, lambda more: at([*done, *more]), tirx.ForKind.UNROLLED)
+            shuffled = rest[-1:] if self.shuffles is not None else []  # by indices that are known
+            looped = rest[: len(rest) - len(shuffled)]
+            return nest(
+                looped,
+                lambda more: seq(at([*done, *more, *last]) for last in points(shuffled)),
+                tirx.ForKind.UNROLLED,
+            )
 
         def at(position: list[Expr]) -> Any:
             return update(dict(zip((key(axis.var) for axis in axes), position, strict=True)), 0)

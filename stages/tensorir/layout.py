@@ -109,8 +109,11 @@ class Blocker:
             "relax.nn.conv2d": partial(conv, self),
             "relax.nn.conv3d": partial(conv, self),
             "relax.nn.conv2d_transpose": partial(conv_transpose, self),
-            "relax.nn.max_pool2d": self._pool,
-            "relax.nn.avg_pool2d": self._pool,
+            **{
+                f"relax.nn.{kind}_pool{n}d": self._pool
+                for kind in ("max", "avg")
+                for n in (1, 2, 3)
+            },
             "relax.image.resize2d": self._resize,
             "relax.concat": self._concat,
             "relax.squeeze": self._squeeze,
@@ -343,24 +346,27 @@ class Blocker:
 
     def _pool(self, writer: Writer, var: Any, call: Any) -> Any:
         held, attrs = self.blocked.get(call.args[0]), call.attrs
-        if held is None or held.subpixel or held.spatial != (2, 3) or not has_channels_first(call):
+        rank = var.ty.ndim - 2
+        whole = held is not None and held.spatial == tuple(range(2, rank + 2))
+        if held is None or held.subpixel or not whole or not has_channels_first(call):
             return None
-        kind = "max" if op_name(call) == "relax.nn.max_pool2d" else "avg"
+        kind = op_name(call).removeprefix("relax.nn.")[:3]
+        pool = getattr(tvm.topi.nn, f"pool{rank}d")
         ints = [
             [int(value) for value in values]
             for values in (attrs.pool_size, attrs.strides, attrs.dilation, attrs.padding)
         ]
         y = writer.call_te(
-            lambda a: tvm.topi.nn.pool2d(
+            lambda a: pool(
                 a,
                 *ints,
                 kind,
                 bool(attrs.ceil_mode),
-                f"NCHW{self.lanes}c",
+                f"NC{'DHW'[-rank:]}{self.lanes}c",
                 bool(attrs.count_include_pad),
             ),
             held.var,
-            hint=f"{kind}_pool2d",
+            hint=f"{kind}_pool{rank}d",
         )
         return self.hold(var, writer.emit(y, var.name), held.spatial)
 

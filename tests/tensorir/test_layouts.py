@@ -104,6 +104,24 @@ def test_groups_are_right_in_wide_vectors(groups: int, inner: int, outer: int) -
     check_convolution(groups, inner, outer, (9, 11), target=WIDE)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("groups", "inner"), [(4, 4), (3, 6), (2, 16)])
+def test_groups_work_on_images_of_symbolic_height(groups: int, inner: int) -> None:
+    channels = groups * inner
+    program = graph(
+        lambda emit, x, w: op.nn.conv2d(x, w, 1, 1, groups=groups),
+        {"x": (1, channels, "batch", 9)},
+        {"w": (channels, inner, 3, 3)},
+        batch=(1, 16),
+    )
+    call, rules, (w,) = built(program)
+    assert not rules & SLOW_RULES
+    for height in (1, 2, 7, 16):
+        x = np.random.default_rng(height).uniform(-1, 1, (1, channels, height, 9))
+        x = x.astype("float32")
+        assert_close(call(x), convolve(x, w, groups, 1, 1, 1))
+
+
 @given(
     groups=st.integers(2, 9),
     inner=st.integers(1, 40),
@@ -131,6 +149,26 @@ def test_sequences_and_volumes_run_in_blocks(
 ) -> None:
     check_convolution(groups, inner, outer, sizes, stride=2)
     check_convolution(groups, inner, outer, sizes, dilation=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["max", "avg"])
+@pytest.mark.parametrize("sizes", [(19,), (8, 9), (6, 7, 8)])
+def test_pools_between_convolutions_stay_in_blocks(kind: str, sizes: tuple[int, ...]) -> None:
+    rank = len(sizes)
+    pool = getattr(op.nn, f"{kind}_pool{rank}d")
+
+    def body(emit: Any, x: Any, w1: Any, w2: Any) -> Any:
+        y = emit(CONVOLUTIONS[rank](x, w1, padding=1))
+        y = emit(pool(y, [3] * rank, [2] * rank, [1] * rank))
+        return CONVOLUTIONS[rank](y, w2)
+
+    weights = {"w1": (12, 3, *[3] * rank), "w2": (8, 12, *[1] * rank)}
+    program = graph(body, {"x": (2, 3, *sizes)}, weights)
+    call, rules, values = built(program)
+    x = np.random.default_rng(0).uniform(-1, 1, (2, 3, *sizes)).astype("float32")
+    assert_close(call(x), run(program.mod, [x], values), 1e-5)
+    assert rules <= {"conv", "pool", "elementwise"}
 
 
 @st.composite

@@ -26,6 +26,7 @@ from ..tiling import (
 from .plain_window import is_plain, plain_pool
 
 MAX_UNROLLED = 9  # taps
+MAX_SHUFFLED = 12  # taps, where neighbouring ones share what is shuffled
 MOSTLY = 0.6  # of the outputs lie inside: below it the padded input is copied instead
 MAX_STAGED = 32  # lines of a channel block that are copied at once, at most
 MIN_SUM = 16  # taps from which several accumulators pay
@@ -106,11 +107,9 @@ def plan(problem: Problem, target: Target) -> Plan:
 
 
 def _unrolled(problem: Problem) -> int:
-    """How many innermost reduction loops are unrolled: few taps, or compile time grows. With
-    groups some more, since neighbouring taps share what is shuffled.
-    """
+    """How many innermost reduction loops are unrolled: few taps, or compile time grows."""
     taps, count = 1, 0
-    most = MAX_UNROLLED * (3 if reads_groups(problem) else 1)
+    most = MAX_SHUFFLED if reads_groups(problem) else MAX_UNROLLED
     for axis in reversed(problem.anchor.reduce):
         taps *= axis.static or most + 1
         if taps > most:
