@@ -10,6 +10,7 @@ from typing import Any
 from .compat import tvm
 
 KERNEL = "tapml.kernel"  # of a PrimFunc: which kernel it is
+CELL = "cell"  # an LSTM, GRU or RNN that walks its steps, in loops of vectors
 OPAQUE = {"op_pattern": 8}  # no fusion: a state must be read and written by these alone
 
 Size = int | None  # None: a symbolic size, `batch` or `n`

@@ -72,6 +72,19 @@ def borders(kernel: Kernel, anchor: Step) -> Borders | None:
     return None
 
 
+def interior(producer: Step) -> tuple[Borders, Expr] | None:
+    """Which elements of a step are no padding (`inside` has axes of the step), and what padding is;
+    None when it does not pad.
+    """
+    value = producer.value
+    if not isinstance(value, tvm.ir.Call) or getattr(value.op, "name", "") != GUARD:
+        return None
+    inside: dict[int, tuple[Any, Any]] = {}
+    for test in _conjuncts(value.args[0]):
+        _restrict(inside, _margin(test), producer)
+    return Borders(producer, value.args[1], inside), value.args[2]
+
+
 def zero_padded(producer: Step) -> tuple[Any, list[int]] | None:
     """What a step of zero padding loads, and how much lies before it along each axis; None when
     the step is something else.

@@ -9,35 +9,30 @@ from typing import TYPE_CHECKING, Any
 from ..dataflow import Writer, op_name, rx, same_dtype, same_shape, shape_of
 from . import te_ops
 from .kernel import ceil_div
+from .orders import has_channels_first
 from .te_ops import OUT_EWISE_FUSABLE
 from .tensorize.convolution import conv_integers
 
 if TYPE_CHECKING:
     from .layout import Blocker
 
-LAYOUTS = {"relax.nn.conv1d": ("NCW", "OIW"), "relax.nn.conv2d": ("NCHW", "OIHW")}
+CONVOLUTIONS = frozenset(f"relax.nn.conv{rank}d" for rank in (1, 2, 3))
 
 
 def conv(blocker: Blocker, writer: Writer, var: Any, call: Any) -> Any:
-    """A blocked convolution; None for what stays plain: groups that cut blocks, other layouts, a
-    result of another dtype.
-    """
+    """A blocked convolution; None for other layouts and a result of another dtype."""
     if (integers := conv_integers(blocker, writer, var, call)) is not None:
         return integers
     weight, attrs, lanes = call.args[1], call.attrs, blocker.lanes
     sizes = shape_of(weight)
     out, inner, groups = sizes[0], sizes[1], int(attrs.groups)
-    layouts = (attrs.data_layout, attrs.kernel_layout)
     if (
-        layouts != LAYOUTS[op_name(call)]
+        not has_channels_first(call)
         or not writer.is_weight(weight)
         or not same_dtype(var, *call.args)
     ):
         return None
     depthwise = 1 < groups == inner * groups == out
-    if groups > 1 and not depthwise and (inner % lanes or out // groups % lanes):
-        return None
-
     source, spatial, view = _input(blocker, writer, call, plain=groups == 1)
     padding = [int(width) for width in attrs.padding]
     half = len(padding) // 2
@@ -46,6 +41,7 @@ def conv(blocker: Blocker, writer: Writer, var: Any, call: Any) -> Any:
         *(tuple(int(values[axis - 2]) for axis in spatial) for values in per_axis)
     )
     taps = [sizes[axis] for axis in spatial]
+    band = te_ops.Band(groups, inner, out // groups, lanes) if groups > 1 else None
     if depthwise:
         packed = pack(writer, weight, [lanes], taps, [0, *range(2, half + 2), 1])
         y = writer.call_te(
@@ -55,12 +51,27 @@ def conv(blocker: Blocker, writer: Writer, var: Any, call: Any) -> Any:
             hint="depthwise",
             attrs=OUT_EWISE_FUSABLE,
         )
-    else:
-        block = view.block if view else lanes
-        order = [0, 2, *range(4, len(taps) + 4), 3, 1]
-        packed = pack(writer, weight, [lanes, block], taps, order)
+    elif band is not None and band.is_within:
+        order = [0, *range(4, len(taps) + 4), 2, 3, 1]
+        packed = pack(writer, weight, [lanes, inner], taps, order)
+        packed = writer.emit(rx.op.squeeze(packed, [-3]))
         y = writer.call_te(
-            lambda a, w: te_ops.conv(a, w, window, view, groups),
+            lambda a, w: te_ops.grouped(a, w, window, band),
+            source,
+            packed,
+            hint="grouped",
+            attrs=OUT_EWISE_FUSABLE,
+        )
+    else:
+        if band is None or (inner % lanes == 0 and out // groups % lanes == 0):
+            block = view.block if view else lanes
+            order = [0, 2, *range(4, len(taps) + 4), 3, 1]
+            packed = pack(writer, weight, [lanes, block], taps, order)
+        else:
+            squeezed = writer.emit(rx.op.reshape(weight, [out, inner, *taps]))
+            packed = writer.emit(writer.call_te(band.weight, squeezed, hint="band"))
+        y = writer.call_te(
+            lambda a, w: te_ops.conv(a, w, window, view, band),
             source,
             packed,
             hint="conv",
@@ -79,7 +90,7 @@ def conv_transpose(blocker: Blocker, writer: Writer, var: Any, call: Any) -> Any
     attrs, lanes, sizes = call.attrs, blocker.lanes, shape_of(weight)
     window, strides = sizes[2:], [int(stride) for stride in attrs.strides]
     if (
-        (attrs.data_layout, attrs.kernel_layout) != ("NCHW", "IOHW")
+        not has_channels_first(call)
         or any(int(step) != 1 for step in attrs.dilation)
         or int(attrs.groups) != 1
         or not writer.is_weight(weight)

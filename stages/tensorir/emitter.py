@@ -46,7 +46,8 @@ from .loops import (
     when,
 )
 from .nests import elementwise, in_memory
-from .tiling import SERIAL_FLOPS, Plan, Problem, flops, static_size, weight_load
+from .shuffles import Shuffles
+from .tiling import SERIAL_FLOPS, Plan, Problem, flops, reads_groups, static_size, weight_load
 
 tirx = tvm.tirx
 
@@ -111,6 +112,8 @@ class Emitter:
         self.weight = weight_load(problem) if plan.prefetch else None
         apart = plan.split and not plan.stage
         self.borders = borders(problem.kernel, problem.anchor) if apart else None
+        grouped = reads_groups(problem)
+        self.shuffles = Shuffles(problem.lane_count, problem.dtype) if grouped else None
         self.lane_shape = plan.tile.shape if plan.tile is not None else (problem.lane_count,)
 
     def body(self) -> Any:
@@ -429,7 +432,13 @@ class Emitter:
             return [nest(before, split)]
 
         def taps(done: list[Expr]) -> Any:
-            return nest(rest, lambda more: at([*done, *more]), tirx.ForKind.UNROLLED)
+            shuffled = rest[-1:] if self.shuffles is not None else []  # by indices that are known
+            looped = rest[: len(rest) - len(shuffled)]
+            return nest(
+                looped,
+                lambda more: seq(at([*done, *more, *last]) for last in points(shuffled)),
+                tirx.ForKind.UNROLLED,
+            )
 
         def at(position: list[Expr]) -> Any:
             return update(dict(zip((key(axis.var) for axis in axes), position, strict=True)), 0)
@@ -470,6 +479,10 @@ class Emitter:
         return branch(col < last, self._lanes(one), tail)
 
     def _lanes(self, body: Callable[[Expr], Any]) -> Any:
+        if self.shuffles is not None:
+            whole = self.shuffles.store(body(self.shuffles.lane))
+            if whole is not None:
+                return whole
         return lanes(self.problem.lane_count, body, self.problem.dtype)
 
     def _stage(self, at: Mapping[int, Expr], run: Axis | None, start: Expr) -> list[Any]:

@@ -32,13 +32,14 @@ from ..dataflow import (
     shape_of,
 )
 from ..target import multiplied_bits
-from .convolutions import conv, conv_transpose
+from .convolutions import CONVOLUTIONS, conv, conv_transpose
 from .kernel import ceil_div
+from .orders import REDUCTIONS, has_channels_first, over_permuted, permute
+from .te_ops import Band
 from .tensorize.packing import NONE, Instructions
 from .tiling import SYMBOLIC
 
 FEW = 4  # channels of an image: it is read as it lies, not in blocks
-REDUCTIONS = frozenset(f"relax.{name}" for name in ("mean", "sum", "max", "min"))
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,13 @@ def block_lanes(func: Any, target: Target) -> int:
 def _vectors(func: Any, lanes: int, target: Target) -> float:
     total = 0.0
     for var, call in bindings(func):
-        if op_name(call) not in ("relax.nn.conv1d", "relax.nn.conv2d"):
+        if op_name(call) not in CONVOLUTIONS:
             continue
         out, inner, *taps = shape_of(call.args[1])
         pixels = [size if isinstance(size, int) else SYMBOLIC for size in shape_of(var)[2:]]
         depth = ceil_div(inner, lanes) * lanes if inner > FEW else inner
+        if (groups := int(call.attrs.groups)) > 1:
+            depth = Band(groups, inner, out // groups, lanes).depth
         total += prod(pixels) * prod(taps) * depth * ceil_div(out, lanes)
     return total * max(1, lanes * 32 / multiplied_bits(target))
 
@@ -99,17 +102,23 @@ class Blocker:
         self.lanes, self.instructions = lanes, instructions
         self.logical: dict[Any, Any] = {}  # stand-in → the call that it is the value of
         self.blocked: dict[Any, Blocked] = {}  # stand-in of the logical type → where the value lies
+        self.permuted: dict[Any, tuple[Any, tuple[int, ...]]] = {}  # stand-in → another, its axes
         self.plain: dict[Any, Any] = {}
         self.rules: dict[str, Callable[[Writer, Any, Any], Any]] = {
             "relax.nn.conv1d": partial(conv, self),
             "relax.nn.conv2d": partial(conv, self),
+            "relax.nn.conv3d": partial(conv, self),
             "relax.nn.conv2d_transpose": partial(conv_transpose, self),
-            "relax.nn.max_pool2d": self._pool,
-            "relax.nn.avg_pool2d": self._pool,
+            **{
+                f"relax.nn.{kind}_pool{n}d": self._pool
+                for kind in ("max", "avg")
+                for n in (1, 2, 3)
+            },
             "relax.image.resize2d": self._resize,
             "relax.concat": self._concat,
             "relax.squeeze": self._squeeze,
             "relax.nn.pad": self._pad,
+            "relax.permute_dims": partial(permute, self),
             **dict.fromkeys(REDUCTIONS, self._reduce),
             **dict.fromkeys(ELEMENTWISE, self._elementwise),
         }
@@ -119,6 +128,8 @@ class Blocker:
             return None
         rule = self.rules.get(op_name(value))
         result = rule(writer, var, value) if rule else None
+        if result is None and isinstance(value, rx.Call):
+            result = over_permuted(self, writer, var, value)
         if result is None:
             return self._over_plain(writer, value)
         if result in self.blocked:
@@ -150,12 +161,17 @@ class Blocker:
         return plain(value)
 
     def to_plain(self, writer: Writer, var: Any) -> Any:
-        held = self.blocked.get(var)
-        if held is None:
+        if var in self.plain:
+            return self.plain[var]
+        if var in self.permuted:
+            base, order = self.permuted[var]
+            plain = writer.emit(rx.op.permute_dims(self.to_plain(writer, base), order))
+        elif var in self.blocked:
+            plain = self._unblock(writer, self.blocked[var])
+        else:
             return var
-        if var not in self.plain:
-            self.plain[var] = self._unblock(writer, held)
-        return self.plain[var]
+        self.plain[var] = plain
+        return plain
 
     def blocked_as(self, writer: Writer, var: Any, spatial: Sequence[int]) -> Any:
         """A value in blocks, with axes `spatial` between block and lane."""
@@ -330,30 +346,33 @@ class Blocker:
 
     def _pool(self, writer: Writer, var: Any, call: Any) -> Any:
         held, attrs = self.blocked.get(call.args[0]), call.attrs
-        if held is None or held.subpixel or held.spatial != (2, 3) or attrs.layout != "NCHW":
+        rank = var.ty.ndim - 2
+        whole = held is not None and held.spatial == tuple(range(2, rank + 2))
+        if held is None or held.subpixel or not whole or not has_channels_first(call):
             return None
-        kind = "max" if op_name(call) == "relax.nn.max_pool2d" else "avg"
+        kind = op_name(call).removeprefix("relax.nn.")[:3]
+        pool = getattr(tvm.topi.nn, f"pool{rank}d")
         ints = [
             [int(value) for value in values]
             for values in (attrs.pool_size, attrs.strides, attrs.dilation, attrs.padding)
         ]
         y = writer.call_te(
-            lambda a: tvm.topi.nn.pool2d(
+            lambda a: pool(
                 a,
                 *ints,
                 kind,
                 bool(attrs.ceil_mode),
-                f"NCHW{self.lanes}c",
+                f"NC{'DHW'[-rank:]}{self.lanes}c",
                 bool(attrs.count_include_pad),
             ),
             held.var,
-            hint=f"{kind}_pool2d",
+            hint=f"{kind}_pool{rank}d",
         )
         return self.hold(var, writer.emit(y, var.name), held.spatial)
 
     def _resize(self, writer: Writer, var: Any, call: Any) -> Any:
         held, attrs = self.blocked.get(call.args[0]), call.attrs
-        if held is None or held.subpixel or held.spatial != (2, 3) or attrs.layout != "NCHW":
+        if held is None or held.subpixel or held.spatial != (2, 3) or not has_channels_first(call):
             return None
         size, roi = list(call.args[1].values), [float(value) for value in attrs.roi]
         y = writer.call_te(

@@ -30,6 +30,7 @@ from .groups import Imported, groups
 from .layout import block_lanes, block_layout
 from .lifting import lift_packing
 from .ordering import lower_ordering
+from .orders import channels_first
 from .pairs import pair_convolutions
 from .tensorize.integers import expose_integers
 from .tensorize.packing import Instructions
@@ -61,8 +62,9 @@ def lower(program: Program, target: Target, watch: Watch = lambda name, mod: Non
         return mod
 
     clones = clone_names(program.io)
-    lanes = block_lanes(program.mod["main"], target)
-    mod = shown("clone_buckets", clone_buckets(program.mod, clones))
+    first = shown("channels_first", channels_first(program.mod))
+    lanes = block_lanes(first["main"], target)
+    mod = shown("clone_buckets", clone_buckets(first, clones))
     needed = {name: {var.name for var, _ in bindings(mod[name])} for name in clones}
     instructions = Instructions.of(target)
     for name in clones:

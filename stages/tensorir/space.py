@@ -141,7 +141,9 @@ def knobs(problem: Problem, plan: Plan, target: Target) -> dict[str, Sequence[Va
     movable = padded and all(axis.static for axis in sizes)
     options: dict[str, Iterable[int]] = {
         "rows": range(even, min(rows, target.vector_registers) + 1, even),
-        "cols": range(1, min(cols, MOST_COLS) + 1) if _is_static(problem.col) else (1,),
+        "cols": [c for c in range(1, min(cols, MOST_COLS) + 1) if not (problem.cols or 0) % c]
+        if _is_static(problem.col)
+        else (1,),
         "chunk": {*(size for size in CHUNKS if size < length), length},
         "cols_parallel": (0, 1) if problem.col is not None else (0,),
         "partials": [count for count in PARTIALS if count <= (tap or 1)] if sums else (1,),

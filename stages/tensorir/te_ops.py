@@ -1,16 +1,17 @@
 """Tensor expressions of what the layout pass lowers itself: blocked convolutions, packed dense.
 
 Layouts (L = lanes of the layout, a power of two; every size but the batch is usually static):
-  activation   X [N, ceil(C/L), *spatial, L]      spatial = 1 or 2 axes; unit axes may have been
+  activation   X [N, ceil(C/L), *spatial, L]      spatial = 1 to 3 axes; unit axes may have been
   dropped conv weight  W [ceil(O/L), C/I, *window, I, L]  I = L for a blocked input, else the block
   a plain input is read in depthwise    W [C/L, *window, L]
   dense        X [M, K], W [ceil(N/P), K, P]      P = PANEL
 
-The block that multiplies and adds is named as the function (`conv`, `depthwise`, `conv_transpose`,
-`dense`); zero padding, if any, is a block `pad` before it. Schedule rules rely on the order of
-loops:
+The block that multiplies and adds is named as the function (`conv`, `grouped`, `depthwise`,
+`conv_transpose`, `dense`); zero padding, if any, is a block `pad` before it. Schedule rules rely
+on the order of loops:
   conv            n, o, *out, v | c, *window, i
   depthwise       n, c, *out, v | *window
+  grouped         n, o, *out, v | *window, i
   conv_transpose  n, o, h, w, v | c, r, q, i  reads X at h // stride: tile w by multiples of it
   dense           m, j, p | k                 followed by the injective block
   `unpack`: Y[m, n] = acc[m, n // P, n % P]
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ..compat import tvm
@@ -60,6 +62,72 @@ class View:
     def read(self, x: Any, n: Any, c: Any, spatial: Sequence[Any], i: Any) -> Any:
         logical = [n, c * self.block + i, *spatial]
         return x(*(logical[axis] for axis in self.axes))
+
+
+@dataclass(frozen=True)
+class Band:
+    """Which blocks of input channels a block of output channels reads when there are groups; where
+    these cut the blocks, what it does not multiply by has weights of zero.
+
+    inner, outer: channels of a group, `groups` of them
+    """
+
+    groups: int
+    inner: int
+    outer: int
+    lanes: int
+
+    def _reads(self, block: int) -> tuple[int, int]:
+        """The first input block that an output block needs, and one past the last."""
+        last = min((block + 1) * self.lanes, self.groups * self.outer) - 1
+        begin, end = block * self.lanes // self.outer, last // self.outer + 1
+        return begin * self.inner // self.lanes, -(-end * self.inner // self.lanes)
+
+    @cached_property
+    def blocks(self) -> int:
+        """How many blocks of input are read, the most that any output needs."""
+        spans = map(self._reads, range(-(-self.groups * self.outer // self.lanes)))
+        return max(end - begin for begin, end in spans)
+
+    def first(self, block: Any) -> Any:
+        """The first block of input that is read."""
+        last = -(-self.groups * self.inner // self.lanes) - self.blocks
+        begin = block * self.lanes // self.outer * self.inner // self.lanes
+        if self._reads(-(-self.groups * self.outer // self.lanes) - 1)[0] > last:
+            begin = tvm.tirx.min(begin, last)
+        return begin if isinstance(begin, int) else tvm.sym.Analyzer().simplify(begin)
+
+    @property
+    def is_within(self) -> bool:
+        """Whether the lanes of an output block read few neighbours of one input block."""
+        own = self.lanes // self.outer * self.inner
+        fits = self.lanes % self.outer == 0 and self.lanes % own == 0
+        return fits and self.outer < self.lanes
+
+    @property
+    def depth(self) -> int:
+        """How many input channels an output is summed over, zeros included."""
+        return self.inner if self.is_within else self.blocks * self.lanes
+
+    def weight(self, w: Any) -> Any:
+        """[O, C/groups, *window] → [O/L, blocks, *window, L, L]."""
+        lanes = self.lanes
+        taps, size = w.shape[2:], -(-self.groups * self.outer // lanes)
+
+        def value(o: Any, c: Any, *rest: Any) -> Any:
+            *at, i, v = rest
+            out = o * lanes + v
+            own = (self.first(o) + c) * lanes + i - out // self.outer * self.inner
+            there = tvm.tirx.all(out < self.groups * self.outer, own >= 0, own < self.inner)
+            zero = tvm.tirx.const(0, w.dtype)
+            return tvm.tirx.if_then_else(there, w(out, own, *at), zero)
+
+        return te.compute((size, self.blocks, *taps, lanes, lanes), value, name="band")
+
+
+def _taps(kernel: Sequence[int]) -> list[Any]:
+    names = "drq"[-len(kernel) :]
+    return [te.reduce_axis((0, size), name) for size, name in zip(kernel, names, strict=True)]
 
 
 def _zero_padded(
@@ -103,13 +171,13 @@ def conv(
     w: Any,
     window: Window,
     view: View | None = None,
-    groups: int = 1,
+    band: Band | None = None,
     dtype: str | None = None,
 ) -> Any:
     """Convolution in blocked layout, from a blocked input or from a plain one read through `view`.
 
-    In:  X blocked, or plain with `view`; W [O/L, C/groups/I, *window, I, L]; with groups, L
-         divides C/groups and O/groups.
+    In:  X blocked, or plain with `view`; W [O/L, C/I, *window, I, L], with groups [O/L,
+         band.blocks, …]
     Out: [N, O/L, *out, L], of `dtype` when that is given: it is what is multiplied too
     """
     kernel = [int(size) for size in w.shape[2:-2]]
@@ -119,10 +187,10 @@ def conv(
         batch = x.shape[view.axes.index(0)]
     else:
         sizes, batch = list(x.shape[2:-1]), x.shape[0]
-    blocks_in, blocks_out = w.shape[1] * groups, w.shape[0]
+    blocks_in, blocks_out = w.shape[1] if view else x.shape[1], w.shape[0]
     read = _reader(x, (batch, blocks_in, *sizes, inner), sizes, window, view)
     c = te.reduce_axis((0, w.shape[1]), "c")
-    taps = [te.reduce_axis((0, size), name) for size, name in zip(kernel, "rq", strict=False)]
+    taps = _taps(kernel)
     i = te.reduce_axis((0, inner), "i")
 
     def value(n: Any, o: Any, *rest: Any) -> Any:
@@ -131,7 +199,7 @@ def conv(
             p * s + t * d
             for p, s, t, d in zip(out, window.strides, taps, window.dilation, strict=True)
         ]
-        first = o // (blocks_out // groups) * w.shape[1] if groups > 1 else 0
+        first = band.first(o) if band else 0
         pair = (read(n, first + c, at, i), w(o, c, *taps, i, v))
         left, right = (one.astype(dtype) for one in pair) if dtype else pair
         return te.sum(left * right, axis=[c, *taps, i])
@@ -139,12 +207,35 @@ def conv(
     return te.compute((batch, blocks_out, *window.out(sizes, kernel), lanes), value, name="conv")
 
 
+def grouped(x: Any, w: Any, window: Window, band: Band) -> Any:
+    """Convolution of small groups, `band.is_within`: X [N, C/L, *spatial, L], W [O/L, *window,
+    C/groups, L] → [N, O/L, *out, L]. Every lane reads the channels of its own group.
+    """
+    kernel = [int(size) for size in w.shape[1:-2]]
+    rank, sizes, lanes = len(kernel), list(x.shape[2:-1]), band.lanes
+    read = _reader(x, x.shape, sizes, window, None)
+    taps, i = _taps(kernel), te.reduce_axis((0, band.inner), "i")
+    own = lanes // band.outer * band.inner  # channels that a block of outputs reads
+
+    def value(n: Any, o: Any, *rest: Any) -> Any:
+        out, v = rest[:rank], rest[rank]
+        at = [
+            p * s + t * d
+            for p, s, t, d in zip(out, window.strides, taps, window.dilation, strict=True)
+        ]
+        channel = o * own % lanes + v // band.outer * band.inner + i
+        return te.sum(read(n, o * own // lanes, at, channel) * w(o, *taps, i, v), axis=[*taps, i])
+
+    shape = (x.shape[0], w.shape[0], *window.out(sizes, kernel), lanes)
+    return te.compute(shape, value, name="grouped")
+
+
 def depthwise(x: Any, w: Any, window: Window) -> Any:
     """Depthwise convolution: X [N, C/L, *spatial, L], W [C/L, *window, L] → [N, C/L, *out, L]."""
     kernel = [int(size) for size in w.shape[1:-1]]
     rank, sizes = len(kernel), list(x.shape[2:-1])
     read = _reader(x, x.shape, sizes, window, None)
-    taps = [te.reduce_axis((0, size), name) for size, name in zip(kernel, "rq", strict=False)]
+    taps = _taps(kernel)
 
     def value(n: Any, c: Any, *rest: Any) -> Any:
         out, v = rest[:rank], rest[rank]

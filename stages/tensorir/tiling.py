@@ -9,7 +9,7 @@ own, so nothing is guarded in the innermost loop, and symbolic row counts get ti
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from .kernel import (
     key,
     loads,
     same,
+    substitute,
 )
 from .loops import dtype_of
 
@@ -47,7 +48,10 @@ SYMBOLIC = 32  # what a symbolic size counts as in estimates of work
 @dataclass(frozen=True)
 class Problem:
     """A reduction over lanes. `row` and `col` are tiled axes, `outer` the other spatial ones,
-    `chunk` the outer axis next to `row` that is cut into runs, each with its own staged input."""
+    `chunk` the outer axis next to `row` that is cut into runs, each with its own staged input.
+
+    cols: what the columns of a tile must divide, when the data differs between groups of blocks
+    """
 
     kernel: Kernel
     anchor: Step
@@ -56,6 +60,7 @@ class Problem:
     col: Axis | None
     chunk: Axis | None
     outer: tuple[Axis, ...]
+    cols: int | None = None
 
     @property
     def lane_count(self) -> int:
@@ -115,7 +120,7 @@ def problem(kernel: Kernel, anchor: Step) -> Problem:
     *axes, lane = anchor.axes
     if lane.static not in (4, 8, 16, 32, 64):
         raise Unfit("the last axis is no vector")
-    row, col = axes[-1], None
+    row, col, cols = axes[-1], None, None
     if (operands := factors(anchor)) is not None:
         in_lane = [depends_on(one, lane) for one in operands]
         if sum(in_lane) == 1:
@@ -124,12 +129,37 @@ def problem(kernel: Kernel, anchor: Step) -> Problem:
             only_data = [a for a in axes if depends_on(data, a)]
             col = only_weight[0] if only_weight else None
             row = only_data[-1] if only_data else None
+            if col is None and len(anchor.reduce) > 1:  # a product of matrices has one
+                col, cols = _grouped(axes, data, weight)
     outer = tuple(axis for axis in axes if axis is not row and axis is not col)
     before = [axis for axis in outer if axis.static != 1]
     chunk = None
     if row is not None and before and axes.index(before[-1]) == axes.index(row) - 1:
         chunk = before[-1] if axes.index(before[-1]) > 1 else None
-    return Problem(kernel, anchor, lane, row, col, chunk, outer)
+    return Problem(kernel, anchor, lane, row, col, chunk, outer, cols)
+
+
+def _grouped(axes: Sequence[Axis], data: Expr, weight: Expr) -> tuple[Axis | None, int | None]:
+    """The blocks of a product with groups, and how many neighbours always read the same data."""
+    both = [a for a in axes[:-1] if depends_on(weight, a) and depends_on(data, a)]
+    if len(both) != 1 or (count := both[0].static) is None:
+        return None, None
+    (axis,) = both
+    var = tirx.Var("group", dtype_of(axis))
+
+    def shared(size: int) -> bool:
+        places = [substitute(data, {key(axis.var): var * size + k}) for k in range(size)]
+        return all(_same_places(places[0], one) for one in places[1:])
+
+    return axis, max(k for k in range(1, min(count, 8) + 1) if count % k == 0 and shared(k))
+
+
+def _same_places(a: Expr, b: Expr) -> bool:
+    equal = tvm.sym.Analyzer().can_prove_equal
+    return all(
+        same(one.source, other.source) and all(map(equal, one.indices, other.indices))
+        for one, other in zip(loads(a), loads(b), strict=True)
+    )
 
 
 def factors(anchor: Step) -> tuple[Expr, Expr] | None:
@@ -150,6 +180,13 @@ def weight_load(problem: Problem) -> Any | None:
             plain = isinstance(one, tvm.ir.TensorLoad) and key(one.source) in params
             return one if plain else None
     return None
+
+
+def reads_groups(problem: Problem) -> bool:
+    """Whether a lane reads another element than its own: that of its group."""
+    found: list[Any] = []
+    tvm_ffi.structural_walk(problem.anchor.value, ((tirx.FloorDiv, tirx.FloorMod), found.append))
+    return any(depends_on(node, problem.lane) for node in found)
 
 
 def flops(problem: Problem) -> float:
@@ -197,18 +234,26 @@ def balanced(extent: int, most: int, cores: int, *, whole_window: bool) -> int:
 
 
 def register_tile(
-    rows: int | None, cols: int, lane_count: int, depth: int, target: Target, even: int = 1
+    rows: int | None,
+    cols: int,
+    lane_count: int,
+    depth: int,
+    target: Target,
+    even: int = 1,
+    whole: int | None = None,
 ) -> tuple[int, int]:
     """Rows and columns of the tile that a simple cost model likes best, edges included.
 
     rows: positions (None: symbolic), cols: blocks, depth: length of the reduction, even: rows come
-    in multiples of it.
+    in multiples of it, whole: what columns must divide, if anything.
     """
     width = max(1, lane_count * 32 // target.vector_bits)  # registers per block of lanes
     best, chosen = float("inf"), (1, 1)
     most_rows = min(rows or 64, STACK_BYTES // (4 * lane_count) - 1)
     for r in range(even, max(even, most_rows) + 1, even):
         for c in range(1, min(cols, 8) + 1):
+            if whole is not None and whole % c:
+                continue
             if r * c * width + c * width + 1 > target.vector_registers and (r, c) != (even, 1):
                 continue
 

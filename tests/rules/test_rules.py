@@ -17,6 +17,7 @@ from rules.kernels import BASELINE, assert_close, conv_reference, lower, pack, r
 from tapml_stages.compat import tvm
 from tapml_stages.tensorir import loops, te_ops
 from tapml_stages.tensorir.schedule import default_records, flops, schedule
+from tapml_stages.tensorir.te_ops import Band
 
 te, tirx = tvm.te, tvm.tirx
 op = tvm.relax.op
@@ -184,14 +185,34 @@ def test_a_plain_image_is_read_without_a_layout_change() -> None:
 
 def test_grouped_convolutions_read_their_own_channels() -> None:
     x, w = te.placeholder((1, 4, 5, 5, 8)), te.placeholder((4, 2, 3, 3, 8, 8))
-    func = te.create_prim_func([x, w, te_ops.conv(x, w, window(2, pad=1), groups=2)])
+    func = te.create_prim_func([x, w, te_ops.conv(x, w, window(2, pad=1), band=Band(2, 16, 16, 8))])
     data, weight = randoms((1, 4, 5, 5, 8), (4, 2, 3, 3, 8, 8))
     halves = [
         conv_reference(data[:, g * 2 : g * 2 + 2], weight[g * 2 : g * 2 + 2], pad=1) for g in (0, 1)
     ]
     expected = np.concatenate(halves, axis=1)
-    found = run(schedule(func, BASELINE)[0], [data, weight], expected.shape)
-    assert_close(found, expected)
+    assert_close(run(scheduled(func, "conv"), [data, weight], expected.shape), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("inner", "outer", "stride", "pad"), [(4, 4, 1, 1), (2, 2, 2, 1), (1, 2, 1, 0), (2, 4, 1, 1)]
+)
+def test_lanes_of_small_groups_read_the_channels_of_their_own(
+    inner: int, outer: int, stride: int, pad: int
+) -> None:
+    band = Band(16 // outer * 2, inner, outer, 8)
+    assert band.is_within
+    shapes = (2, band.groups * inner // 8, 7, 12, 8), (4, 3, 3, inner, 8)
+    x, w = map(te.placeholder, shapes)
+    func = te.create_prim_func([x, w, te_ops.grouped(x, w, window(2, stride, pad), band)])
+    data, weight = randoms(*shapes)
+    whole = np.zeros((4, shapes[0][1], 3, 3, 8, 8), "float32")
+    for o, v, i in np.ndindex(4, 8, inner):
+        channel = (o * 8 + v) // outer * inner + i
+        whole[o, channel // 8, :, :, channel % 8, v] = weight[o, :, :, i, v]
+    expected = conv_reference(data, whole, stride, pad)
+    assert_close(run(scheduled(func, "depthwise"), [data, weight], expected.shape), expected)
 
 
 def test_transposed_convolutions_of_stride_two_are_tiled_by_even_widths() -> None:

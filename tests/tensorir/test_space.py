@@ -18,6 +18,7 @@ from tapml_stages.search_modules import Space
 from tapml_stages.tensorir import te_ops
 from tapml_stages.tensorir.schedule import schedule
 from tapml_stages.tensorir.space import RULES, TILES
+from tapml_stages.tensorir.te_ops import Band
 
 te, tirx = tvm.te, tvm.tirx
 
@@ -45,12 +46,27 @@ def depthwise(channels: int, size: int) -> Any:
     return te.create_prim_func([x, w, te_ops.depthwise(x, w, window(2, pad=1))])
 
 
+def groups(inner: int, channels: int, size: int) -> Any:
+    x, band = (
+        te.placeholder((1, channels // 8, size, size, 8)),
+        Band(channels // inner, inner, inner, 8),
+    )
+    slide = window(2, pad=1)
+    if band.is_within:
+        w = te.placeholder((channels // 8, 3, 3, inner, 8))
+        return te.create_prim_func([x, w, te_ops.grouped(x, w, slide, band)])
+    w = te.placeholder((channels // 8, band.blocks, 3, 3, 8, 8))
+    return te.create_prim_func([x, w, te_ops.conv(x, w, slide, band=band)])
+
+
 KERNELS: dict[str, Callable[[], Any]] = {
     "dense": lambda: dense(37, 24, 40),
     "dense of any rows": lambda: dense(tirx.Var("m", "int64"), 24, 40),
     "conv": lambda: conv(24, 9),
     "matmul": lambda: product(13, 24, 48),
     "depthwise": lambda: depthwise(16, 11),
+    "groups in a block": lambda: groups(4, 16, 11),
+    "groups of blocks": lambda: groups(24, 48, 9),
 }
 
 
@@ -142,7 +158,7 @@ def test_every_plan_of_a_product_is_right() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["conv", "depthwise"])
+@pytest.mark.parametrize("name", ["conv", "depthwise", "groups in a block", "groups of blocks"])
 def test_every_plan_of_a_window_gives_what_the_default_gives(name: str) -> None:
     func = KERNELS[name]()
     space = tiles(func)

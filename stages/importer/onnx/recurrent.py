@@ -7,7 +7,8 @@ product of state and weights in vectors. Batch and length may be symbolic; nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from tapml.errors import StageError
 
 from ...compat import tvm
+from ...opaque import CELL, KERNEL
 
 from tvm.script.ir_builder import IRBuilder  # isort: skip  # after compat
 from tvm.script.ir_builder import tirx as T  # isort: skip
@@ -176,7 +178,7 @@ def _kernel(cell: Cell) -> Any:
     with IRBuilder() as builder:
         with T.prim_func(is_private=True):
             T.func_name(f"{cell.kind.lower()}_steps")
-            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, KERNEL: CELL})
             x = given("x", steps, batch, columns)
             r = given("r", hidden, columns)
             states = ("h", "c") if cell.kind == "LSTM" else ("h",)
@@ -219,7 +221,7 @@ def _advance(
             value = gates[index * size + j]  # i, o, f in W, R and P alike
             return value if peep is None else value + peep[index * size + j] * looks_at
 
-        with T.serial(0, size) as j:
+        with _each(size) as j:
             keep = tirx.sigmoid(gate(2, j, c[j])) * c[j]
             new = tirx.sigmoid(gate(0, j, c[j])) * tirx.tanh(gates[3 * size + j])
             T.buffer_store(c, keep + new, [j])
@@ -236,14 +238,26 @@ def _advance(
         candidate = lambda j: tirx.tanh(  # noqa: E731
             gates[2 * size + j] + tirx.sigmoid(gates[size + j]) * extra[j]
         )
-    with T.serial(0, size) as j:
+    with _each(size) as j:
         z = tirx.sigmoid(gates[j])
         T.buffer_store(h, (one - z) * candidate(j) + z * h[j], [j])
 
 
 def _copy(target: Any, value: Callable[[Expr], Expr], size: int, *before: Expr) -> None:
-    with T.serial(0, size) as j:
+    with _each(size) as j:
         T.buffer_store(target, value(j), [*before, j])
+
+
+@contextmanager
+def _each(size: int) -> Iterator[Expr]:
+    """Loops over `size` elements in vectors."""
+    lanes = _lanes(size)
+    with T.serial(0, size // lanes) as part, T.vectorized(0, lanes) as lane:
+        yield part * lanes + lane
+
+
+def _lanes(size: int) -> int:
+    return next(lanes for lanes in (16, 8, 4, 2, 1) if size % lanes == 0)
 
 
 def _multiply(
@@ -251,8 +265,8 @@ def _multiply(
 ) -> None:
     """gates[into + j] += Σ state[k]·r[k, first + j]: a tile of columns stays in registers."""
     into = first if into is None else into
-    lanes = next(lanes for lanes in (16, 8, 4, 2, 1) if columns % lanes == 0)
-    tile = next(count for count in (4, 2, 1) if columns % (lanes * count) == 0)
+    lanes = _lanes(columns)
+    tile = next(count for count in (8, 4, 2, 1) if columns % (lanes * count) == 0)
     with T.serial(0, columns // (lanes * tile)) as block:
         sums = T.alloc_buffer((tile * lanes,), DTYPE, scope="local")
 

@@ -48,7 +48,9 @@ def plan(problem: Problem, target: Target) -> Plan:
             raise Unfit("symbolic reduction")
         depth *= axis.static
     even = even_rows(problem)
-    rows, cols = register_tile(row.static, col.static, problem.lane_count, depth, target, even)
+    rows, cols = register_tile(
+        row.static, col.static, problem.lane_count, depth, target, even, problem.cols
+    )
     tasks = ceil_div(col.static, cols)
     if row.static is None or (chunk is not None and chunk.static is None):
         # what a task reads has no bound, so nothing is copied: the border is split off instead

@@ -1,5 +1,5 @@
 """Recurrences (`stages/recurrence.py`): a task goes through the tokens for a vector of channels,
-whose numbers stay in registers from the first token to the last.
+whose numbers stay in registers from the first token to the last. And the cells of ONNX.
 """
 
 from __future__ import annotations
@@ -7,10 +7,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import tvm_ffi
+
 from tapml.stage import Target
 
 from ...compat import tvm
-from ...opaque import KERNEL
+from ...opaque import CELL, KERNEL
 from ...recurrence import RECUR, Recurrence
 from ..intrinsics import vectorizable
 from ..kernel import Expr, Unfit, as_int
@@ -25,11 +27,21 @@ INDEX = "int64"
 
 
 def recurrence(func: Any, target: Target) -> Any | None:
-    """A kernel that `stages.recurrence` made, told by its attribute; declines all others."""
-    if str((func.attrs or {}).get(KERNEL, "")) != RECUR:
+    """A kernel that `stages.recurrence` made, or an LSTM, GRU or RNN as import writes it, told by
+    its attribute; declines all others.
+    """
+    kind = str((func.attrs or {}).get(KERNEL, ""))
+    if kind == CELL:
+        return func.with_body(tvm_ffi.structural_map(func.body, (tirx.BufferStore, _arithmetic)))
+    if kind != RECUR:
         return None
     func = func.with_attr("tirx.noalias", True)
     return scheduled(func, _Recurrence(func, target).body())
+
+
+def _arithmetic(one: Any) -> Any:
+    """A store of what vectorises: the loops of a cell are vectors already, its gates calls."""
+    return store(one.buffer, one.indices, vectorizable(one.value))
 
 
 class _Recurrence:

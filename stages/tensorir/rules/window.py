@@ -20,10 +20,13 @@ from ..tiling import (
     balanced,
     factors,
     problem,
+    reads_groups,
     reads_staged,
 )
+from .plain_window import is_plain, plain_pool
 
 MAX_UNROLLED = 9  # taps
+MAX_SHUFFLED = 12  # taps, where neighbouring ones share what is shuffled
 MOSTLY = 0.6  # of the outputs lie inside: below it the padded input is copied instead
 MAX_STAGED = 32  # lines of a channel block that are copied at once, at most
 MIN_SUM = 16  # taps from which several accumulators pay
@@ -38,27 +41,36 @@ def depthwise(func: Any, target: Target, revise: Revise = as_planned) -> Any | N
 
 
 def pool(func: Any, target: Target, revise: Revise = as_planned) -> Any | None:
-    """Maxima, sums and means over windows, or over whole images, of blocked activations."""
-    found = _lanes_apart(func)
-    if found is None or factors(found.anchor) is not None:
+    """Maxima, sums and means over windows: of blocked activations, over whole images too, and of
+    plain tensors.
+    """
+    kernel = read(func)
+    if kernel is None or len(kernel.reductions) != 1 or factors(kernel.reductions[0]) is not None:
         return None
-    return emit(found, revise(found, plan(found, target)), target)
+    if is_plain(kernel):
+        return plain_pool(kernel, target)
+    found = _lanes_apart(func)
+    return found and emit(found, revise(found, plan(found, target)), target)
 
 
 def _lanes_apart(func: Any) -> Problem | None:
-    """The kernel's one reduction, when each lane is reduced by itself."""
+    """The kernel's one reduction, when each lane is reduced by itself, or over its group."""
     kernel = read(func)
     if kernel is None or len(kernel.reductions) != 1:
         return None
     found = problem(kernel, kernel.reductions[0])
-    return found if lane_by_lane(found) else None
+    return found if _is_apart(found) else None
+
+
+def _is_apart(problem: Problem) -> bool:
+    operands = factors(problem.anchor) or ()
+    apart = all(depends_on(operand, problem.lane) for operand in operands)
+    return apart and problem.col is None and problem.row is not None
 
 
 def lane_by_lane(problem: Problem) -> bool:
     """Whether each lane is reduced by itself, over rows of them."""
-    operands = factors(problem.anchor) or ()
-    apart = all(depends_on(operand, problem.lane) for operand in operands)
-    return apart and problem.col is None and problem.row is not None
+    return _is_apart(problem) and not reads_groups(problem)
 
 
 def plan(problem: Problem, target: Target) -> Plan:
@@ -97,9 +109,10 @@ def plan(problem: Problem, target: Target) -> Plan:
 def _unrolled(problem: Problem) -> int:
     """How many innermost reduction loops are unrolled: few taps, or compile time grows."""
     taps, count = 1, 0
+    most = MAX_SHUFFLED if reads_groups(problem) else MAX_UNROLLED
     for axis in reversed(problem.anchor.reduce):
-        taps *= axis.static or MAX_UNROLLED + 1
-        if taps > MAX_UNROLLED:
+        taps *= axis.static or most + 1
+        if taps > most:
             break
         count += 1
     return count
