@@ -18,6 +18,8 @@ from tapml.stage import Context, File, Inputs, Target
 from tapml_stages import codec, program
 from tapml_stages.compat import tvm
 from tapml_stages.importer.stage import DimBounds, Import, InputSpec
+from tapml_stages.program import Program
+from tapml_stages.records import Record
 from tapml_stages.relax.passes import passes
 from tapml_stages.target import tvm_target
 from tapml_stages.tensorir.lower import lower
@@ -55,8 +57,22 @@ def model(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
+@dataclass(frozen=True)
+class Lowered:
+    """A lowered model, its weights as they are imported, and the default schedules."""
+
+    program: Program
+    weights: Mapping[str, np.ndarray]
+    defaults: Sequence[Record]
+
+
 def build(path: Path, target: Target, inputs: Signature, **dims: Any) -> Built:
     """The model of a file, every kernel as its default schedule has it."""
+    return built(lowered(path, target, inputs, **dims), target)
+
+
+def lowered(path: Path, target: Target, inputs: Signature, **dims: Any) -> Lowered:
+    """The model of a file after import, relax and tensorir."""
     stage = Import(
         source="onnx",
         file=File(path=str(path), sha256="0"),
@@ -73,17 +89,22 @@ def build(path: Path, target: Target, inputs: Signature, **dims: Any) -> Built:
     mod = imported.mod
     for _, transform in passes():
         mod = transform(mod)
-    lowered = lower(imported.with_mod(mod), target)
-    records = default_records(lowered.mod, target)
-    mod = tvm.IRModule(lowered.mod.functions)
-    for one in records:
+    found = lower(imported.with_mod(mod), target)
+    return Lowered(found, weights, default_records(found.mod, target))
+
+
+def built(model: Lowered, target: Target, tuned: Sequence[Record] = ()) -> Built:
+    """A lowered model, every kernel as its default schedule has it, or a tuned record."""
+    io, weights = model.program.io, model.weights
+    mod = tvm.IRModule(model.program.mod.functions)
+    for one in (*model.defaults, *tuned):
         mod.update_func(mod.get_global_var(one.kernel), one.module()[one.kernel])
     machine = tvm.relax.VirtualMachine(tvm.compile(mod, tvm_target(target)), tvm.cpu())
-    raw = [tvm.runtime.tensor(np.array(weights[p.name], order="C")) for p in imported.io.params]
+    raw = [tvm.runtime.tensor(np.array(weights[p.name], order="C")) for p in io.params]
     packed = machine["main_transform_params"](raw) if raw else []
 
     def timed(feed: Mapping[str, np.ndarray]) -> Callable[[], Any]:
-        arrays = [tvm.runtime.tensor(np.array(feed[i.name], order="C")) for i in imported.io.inputs]
+        arrays = [tvm.runtime.tensor(np.array(feed[i.name], order="C")) for i in io.inputs]
         function = machine["main"]
         return lambda: function(*arrays, *packed)
 
@@ -91,7 +112,7 @@ def build(path: Path, target: Target, inputs: Signature, **dims: Any) -> Built:
         result = timed(feed)()
         return [one.numpy() for one in ([result] if hasattr(result, "numpy") else list(result))]
 
-    return Built(call, timed, {one.kernel: one.rule for one in records}, mod)
+    return Built(call, timed, {one.kernel: one.rule for one in (*model.defaults, *tuned)}, mod)
 
 
 def peer(path: Path, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:

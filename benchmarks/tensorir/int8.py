@@ -33,6 +33,7 @@ CONVOLUTIONS = (
     (128, 128, 28, 3),
     (96, 96, 28, 1),
 )  # channels, filters, size, taps
+BLOCK_S = 0.004
 HEAD = "| node | instructions | AVX2's | none | float32 | onnxruntime int8 | to none | to float32 |"
 
 
@@ -152,16 +153,18 @@ def measure(case: tuple[Any, ...], threads: int, seconds: float) -> Row:
 
 
 def alternating(calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
-    """Milliseconds of a call, the fastest of blocks that take turns."""
+    """Milliseconds of a call, the fastest of short blocks that take turns."""
     best = dict.fromkeys(calls, float("inf"))
-    for _ in range(8):
+    end = time.perf_counter() + seconds * len(calls)
+    while time.perf_counter() < end:
         for name, call in calls.items():
             call()
-            start, count = time.perf_counter(), 0
-            while (passed := time.perf_counter() - start) < seconds / 8:
+            start, count, passed = time.perf_counter(), 0, 0.0
+            while passed < BLOCK_S:
                 call()
                 count += 1
-            best[name] = min(best[name], passed / max(count, 1) * 1e3)
+                passed = time.perf_counter() - start
+            best[name] = min(best[name], passed / count * 1e3)
     return best
 
 

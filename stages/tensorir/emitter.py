@@ -47,7 +47,16 @@ from .loops import (
 )
 from .nests import elementwise, in_memory
 from .shuffles import Shuffles
-from .tiling import SERIAL_FLOPS, Plan, Problem, flops, reads_groups, static_size, weight_load
+from .tiling import (
+    SERIAL_FLOPS,
+    Plan,
+    Problem,
+    flops,
+    looped,
+    reads_groups,
+    static_size,
+    weight_load,
+)
 
 tirx = tvm.tirx
 
@@ -109,12 +118,14 @@ class Emitter:
         self.others = [axis for axis in problem.outer if axis is not problem.chunk]
         self.within: list[Axis] = []  # of the others: their tasks share a run
         self.serial = flops(problem) < SERIAL_FLOPS
-        self.weight = weight_load(problem) if plan.prefetch else None
+        self.weight = weight_load(problem, plan) if plan.prefetch else None
         apart = plan.split and not plan.stage
         self.borders = borders(problem.kernel, problem.anchor) if apart else None
         grouped = reads_groups(problem)
         self.shuffles = Shuffles(problem.lane_count, problem.dtype) if grouped else None
         self.lane_shape = plan.tile.shape if plan.tile is not None else (problem.lane_count,)
+        inner = plan.tile.inner if plan.tile is not None else ()
+        self.inner = {key(axis.var): tirx.const(0, problem.dtype) for axis in inner}
 
     def body(self) -> Any:
         problem, plan = self.problem, self.plan
@@ -337,11 +348,8 @@ class Emitter:
             if number is None or self.weight is None or problem.col is None:
                 return []
             block = cols + tirx.min(number, _int(cols - 1, number))
-            env = {
-                **where(_int(0, row), 0, _int(0, row)),
-                **taps,
-                key(problem.col.var): col + block,
-            }
+            env = {**where(_int(0, row), 0, _int(0, row)), **taps, **self.inner}
+            env[key(problem.col.var)] = col + block
             indices = [substitute(index, env) for index in self.weight.indices]
             return [prefetch(self.weight.source, indices, level=2)]
 
@@ -383,15 +391,14 @@ class Emitter:
         """The intrinsic of the plan, on operands in memory and on one row of the accumulator."""
         tile = self.plan.tile
         assert tile is not None
-        start = tirx.const(0, self.problem.dtype)
-        at = {**at, **dict.fromkeys((key(axis.var) for axis in tile.inner), start)}
+        at = {**at, **self.inner}
         places: list[tuple[Any, list[Expr]]] = []
         for operand in tile.operands:
             found = self.problem.kernel.inline(substitute(operand, at), self.held)
             if not is_load(found):
                 raise Unfit("an operand of the intrinsic is not in memory")
             places.append((found.source, list(found.indices)))
-        return tile.intrinsic.at([*places, (acc, self._cell(r, start))])
+        return tile.intrinsic.at([*places, (acc, self._cell(r, tirx.const(0, self.problem.dtype)))])
 
     def _combined(self, value: Expr, old: Expr) -> Expr:
         """One step of the accumulation: producers inlined, the accumulated element replaced by the
@@ -403,9 +410,7 @@ class Emitter:
 
     def _reduce(self, update: Callable[[Mapping[int, Expr], int], Any]) -> list[Any]:
         """The reduction loops around `update`."""
-        tile = self.plan.tile
-        inner = {key(axis.var) for axis in tile.inner} if tile is not None else set()
-        axes = [axis for axis in self.problem.anchor.reduce if key(axis.var) not in inner]
+        axes = looped(self.problem, self.plan)
         kept = len(axes) - self.plan.unroll
         first, rest = axes[:kept], axes[kept:]
         parts = self.plan.partials

@@ -29,6 +29,7 @@ from .tiling import (
     even_rows,
     factors,
     flops,
+    looped,
     reads_staged,
     weight_load,
 )
@@ -38,7 +39,7 @@ MOST_COLS = 8
 LEAST_SUMS = 4  # registers that are added to
 CHUNKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 PARTIALS = (1, 2, 4, 8)
-PARTS = tuple(part.name for part in fields(Plan))
+PARTS = tuple(part.name for part in fields(Plan) if part.name != "tile")  # which the rule takes
 
 
 def _tiles(func: Any, target: Target) -> Space | None:
@@ -132,13 +133,16 @@ def knobs(problem: Problem, plan: Plan, target: Target) -> dict[str, Sequence[Va
     rows, cols = _size(problem.row), _size(problem.col)
     run = problem.chunk or problem.row
     length = _size(run) if run is not None else 1
-    tap = problem.anchor.reduce[-1].static
+    taps = looped(problem, plan)
+    tap = taps[-1].static if taps else None
     even = even_rows(problem)
     sums = problem.anchor.element is not None and tap is not None
     alone = len(problem.kernel.reductions) == 1  # what another one makes can only be copied
     padded = alone and reads_staged(problem) and (plan.stage or plan.split)  # or a weight decoded
+    vectors = plan.tile is None  # an intrinsic reads memory: what is copied, by task or before
+    by_task = vectors or problem.chunk is not None
     sizes = (*problem.anchor.axes, *problem.anchor.reduce)
-    movable = padded and all(axis.static for axis in sizes)
+    movable = padded and by_task and all(axis.static for axis in sizes)
     options: dict[str, Iterable[int]] = {
         "rows": range(even, min(rows, target.vector_registers) + 1, even),
         "cols": [c for c in range(1, min(cols, MOST_COLS) + 1) if not (problem.cols or 0) % c]
@@ -147,10 +151,10 @@ def knobs(problem: Problem, plan: Plan, target: Target) -> dict[str, Sequence[Va
         "chunk": {*(size for size in CHUNKS if size < length), length},
         "cols_parallel": (0, 1) if problem.col is not None else (0,),
         "partials": [count for count in PARTIALS if count <= (tap or 1)] if sums else (1,),
-        "unroll": range(min(2, len(problem.anchor.reduce)) + 1),
-        "prefetch": (0, 1) if weight_load(problem) is not None else (int(plan.prefetch),),
+        "unroll": range(min(2, len(taps)) + 1),
+        "prefetch": (0, 1) if weight_load(problem, plan) is not None else (int(plan.prefetch),),
         "stage": (0, 1) if movable else (int(plan.stage),),
-        "split": (0, 1) if padded else (int(plan.split),),
+        "split": (0, 1) if padded and vectors else (int(plan.split),),
     }  # of all others: yes or no
     return {
         name: tuple(sorted({*options.get(name, (0, 1)), value}))
@@ -220,7 +224,7 @@ def features(problem: Problem, plan: Plan, target: Target) -> tuple[float, ...]:
 
 
 def _unrolled(problem: Problem, plan: Plan) -> int:
-    axes = problem.anchor.reduce
+    axes = looped(problem, plan)
     return prod(axis.static or SYMBOLIC for axis in axes[len(axes) - plan.unroll :])
 
 

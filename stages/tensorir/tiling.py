@@ -170,12 +170,19 @@ def factors(anchor: Step) -> tuple[Expr, Expr] | None:
     return element.a, element.b
 
 
-def weight_load(problem: Problem) -> Any | None:
+def looped(problem: Problem, plan: Plan) -> list[Axis]:
+    """Summed axes that there are loops over: an intrinsic sums over its own itself."""
+    inner = {key(axis.var) for axis in plan.tile.inner} if plan.tile is not None else set()
+    return [axis for axis in problem.anchor.reduce if key(axis.var) not in inner]
+
+
+def weight_load(problem: Problem, plan: Plan) -> Any | None:
     """The operand that has the blocks of lanes, when it is read from memory as it lies."""
     if problem.col is None:
         return None
     params = {key(param) for param in problem.kernel.params}
-    for one in factors(problem.anchor) or ():
+    operands = factors(problem.anchor) or () if plan.tile is None else plan.tile.operands
+    for one in operands:
         if depends_on(one, problem.col) and depends_on(one, problem.lane):
             plain = isinstance(one, tvm.ir.TensorLoad) and key(one.source) in params
             return one if plain else None

@@ -14,9 +14,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+import quantised
+import small_integers
 from metaschedule_programs import save, two_clones, unscheduled
+from onnx import TensorProto, helper
 
 from tapml.stage import Context, Inputs, Outputs, Target
 from tapml_stages import records
@@ -161,3 +165,30 @@ stage.run(inputs, Context(folder, logging.getLogger("killed"), folder / "databas
     assert len(keys) == len(set(keys)) == 48
     note = f"{48 - before} measured now, {before} taken from the tuning database"
     assert note in outputs.report.notes[0]
+
+
+@pytest.mark.slow
+def test_the_tile_of_an_instruction_is_tuned(tmp_path: Path) -> None:
+    """Every trial that is another tile gives what the default gives, to the last bit."""
+    where = small_integers.target("x86-64-v3")
+    weights = {
+        "xz": np.array(7, "uint8"),
+        "w": small_integers.integers(np.random.default_rng(0), (48, 96), "int8"),
+        "wz": np.array(0, "int8"),
+    }
+    node = helper.make_node("MatMulInteger", ["x", "w", "xz", "wz"], ["y"])
+    made = quantised.model([node], {"x": ((32, 48), "uint8")}, weights, TensorProto.INT32)
+    model = quantised.lowered(quantised.save(made, tmp_path / "model.onnx"), where, {})
+    [default] = [record for record in model.defaults if record.flops]
+    assert default.rule == "tensorize"
+    inputs = {
+        "program": model.program.save(tmp_path / "program"),
+        "records": records.save(tmp_path / "records.jsonl", model.defaults),
+    }
+    run(tmp_path, where, inputs, trials=8, space=("tiles",))
+    first, *others = lines(tmp_path / "database")
+    traces = [json.loads(row["trace"]) for row in (first, *others)]
+    assert [trace["module"] for trace in traces] == ["default"] + ["tiles"] * 7
+    assert all(row["ms"] for row in others)
+    tiles = [trace["decisions"] for trace in traces[1:]]
+    assert len({(tile["rows"], tile["cols"]) for tile in tiles}) > 3

@@ -72,7 +72,7 @@ def test_a_synthetic_4x4x4_fits_products_in_any_layout(
 ) -> None:
     func = product(shape, ("float32", "float32"), "float32", transposed=transposed, batch=batch)
     free = Intrinsic("4x4x4", blocks, blocks_by_rows, cost=0.0)
-    scheduled = tensorize(func, BASELINE.model_copy(update={"vector_bits": 32}), [free])
+    scheduled = tensorize(func, BASELINE.model_copy(update={"vector_bits": 32}), known=[free])
     assert scheduled is not None
     rng = np.random.default_rng(sum(shape))
     m, k, n = shape
@@ -87,9 +87,11 @@ def test_a_synthetic_4x4x4_fits_products_in_any_layout(
 
 def test_padding_is_refused_where_it_does_not_pay() -> None:
     kinds = ("float32", "float32")
-    assert tensorize(product((64, 64, 64), kinds, "float32"), BASELINE, [SYNTHETIC]) is not None
-    assert tensorize(product((1, 64, 64), kinds, "float32"), BASELINE, [SYNTHETIC]) is None
-    assert tensorize(product((5, 5, 5), kinds, "float32"), BASELINE, [SYNTHETIC]) is None
+    assert (
+        tensorize(product((64, 64, 64), kinds, "float32"), BASELINE, known=[SYNTHETIC]) is not None
+    )
+    assert tensorize(product((1, 64, 64), kinds, "float32"), BASELINE, known=[SYNTHETIC]) is None
+    assert tensorize(product((5, 5, 5), kinds, "float32"), BASELINE, known=[SYNTHETIC]) is None
 
 
 def test_what_needs_other_features_is_not_used() -> None:
@@ -124,7 +126,7 @@ def test_the_description_of_the_wheel_matches_as_ours_does() -> None:
     found = list(matches(kernel.reductions[0], theirs))
     ours = list(matches(kernel.reductions[0], x86.intrinsics()[0]))
     assert [one.splits for one in found] == [one.splits for one in ours]
-    scheduled: Any = tensorize(product((8, 64, 64)), target("cascadelake"), [theirs])
+    scheduled: Any = tensorize(product((8, 64, 64)), target("cascadelake"), known=[theirs])
     assert scheduled.script().count("vpdpbusd") >= 4  # one for each block of the tile
 
 

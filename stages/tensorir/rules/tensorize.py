@@ -12,13 +12,18 @@ from ..emitter import emit
 from ..kernel import Axis, Expr, Step, Unfit, depends_on, key, read
 from ..tensorize.intrinsic import Intrinsic, installed, usable
 from ..tensorize.tile import Tiled, best
-from ..tiling import Plan, Problem, problem, register_tile
+from ..tiling import Plan, Problem, Revise, as_planned, looped, problem, register_tile
 from .conv import plan as plan_window
 from .dense import LONG, MAX_ROWS
 from .dense import plan as plan_rows
 
 
-def tensorize(func: Any, target: Target, known: Sequence[Intrinsic] | None = None) -> Any | None:
+def tensorize(
+    func: Any,
+    target: Target,
+    revise: Revise = as_planned,
+    known: Sequence[Intrinsic] | None = None,
+) -> Any | None:
     """The cheapest intrinsic that the target has and that fits the kernel's one reduction, with its
     epilogue.
 
@@ -30,10 +35,10 @@ def tensorize(func: Any, target: Target, known: Sequence[Intrinsic] | None = Non
     if over is None:
         return None
     at = _problem(over)
-    plan = _plan(at, target)
-    left = [axis for axis in over.anchor.reduce if axis not in over.tile.inner]
+    plan = replace(_plan(at, target), tile=over.tile, split=False, prefetch=True)
+    left = looped(at, plan)
     partials = min(plan.partials, left[-1].static or 1) if left else 1
-    plan = replace(plan, tile=over.tile, partials=partials, split=False)
+    plan = revise(at, replace(plan, partials=partials))
     return emit(at, plan, target, _whole(over, at, plan))
 
 
