@@ -15,11 +15,11 @@ from typing import ClassVar
 
 import pytest
 from command_line import (
-    LIMIT_S,
     Ended,
     environment,
     finished,
     journal,
+    limit_s,
     nothing_is_lost,
     tapml,
 )
@@ -107,7 +107,7 @@ def test_a_full_disk_at_the_start_is_3_before_any_stage_runs(
     env = disk("ac", 28)
     done = tapml(tmp_path, "run", "recipe.yaml", "--force", "import", store=store, env=env)
     failed(done, 3, str(store), "No space left", "--store")
-    assert done.seconds < LIMIT_S
+    assert done.seconds < limit_s()
     assert "ran" not in done.states.values()
     assert nothing_is_lost(store, before)
 
@@ -143,7 +143,7 @@ def test_a_store_that_cannot_be_made_is_3_before_any_stage_runs(tmp_path: Path, 
     write_mlp(tmp_path)
     done = tapml(tmp_path, "run", "recipe.yaml", "--store", root, store=tmp_path / "unused")
     failed(done, 3, "store", "--store DIR")
-    assert done.seconds < LIMIT_S
+    assert done.seconds < limit_s()
 
 
 # --- flipped bits
@@ -229,7 +229,7 @@ def test_a_killed_worker_is_tried_again_once(
     else:
         failed(done, 1, "error: reference: ", "probably out of memory", "2 times", "peak")
         print(f"{done.seconds_until_told('reference'):.1f} s from the start of reference")
-        assert done.seconds_until_told("reference") < LIMIT_S
+        assert done.seconds_until_told("reference") < limit_s()
     assert nothing_is_lost(store, before)
 
 
@@ -262,8 +262,8 @@ def test_a_search_that_is_stopped_leaves_no_process_and_going_on_repeats_nothing
         process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert process.returncode == code
-    assert time.monotonic() - pressed < LIMIT_S
-    wait_for(lambda: not guard.marked(own) and not alive(str(store)), LIMIT_S)
+    assert time.monotonic() - pressed < limit_s()
+    wait_for(lambda: not guard.marked(own) and not alive(str(store)), limit_s())
     print(f"{count} processes gone {time.monotonic() - pressed:.1f} s after {number!r}")
     assert "Traceback" not in out + err
     assert not [one for one in verify(Store(store)) if one.is_damage]
