@@ -14,7 +14,7 @@ demo: $(VENV)/.demo ## set up, then build, tune, validate and measure recipes/ma
 
 test: $(VENV)/.dev ## set up, then unit, golden and property tests and the shipped recipes
 	$(BIN)/pytest
-	$(BIN)/pytest -m "e2e and not slow"
+	$(BIN)/pytest -m "e2e and not slow" --dist=loadgroup
 
 test-install: $(VENV)/.dev ## wheel, editable install and bundle in fresh environments
 	$(BIN)/pytest -n 0 -m install

@@ -12,7 +12,8 @@ from command_line import Ended, finished, limit_s, nothing_is_lost, tapml
 from onnx import TensorProto, helper, numpy_helper
 from small_models import RECIPE, write_mlp
 
-pytestmark = pytest.mark.e2e
+# one worker makes the good run, where `--dist=loadgroup` says that groups stay together
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("bad input")]
 
 Ran = Callable[..., Ended]
 
