@@ -12,9 +12,9 @@ help: ## this list
 demo: $(VENV)/.demo ## set up, then build, tune, validate and measure recipes/magika.yaml
 	$(BIN)/tapml run recipes/magika.yaml
 
-test: $(VENV)/.dev ## set up, then unit, golden and property tests and the shipped recipes
+test: $(VENV)/.dev ## set up, then unit, golden and property tests, and recipes of each kind end to end
 	$(BIN)/pytest
-	$(BIN)/pytest -m "e2e and not slow"
+	$(BIN)/pytest -m "e2e and not slow" --dist=loadgroup
 
 test-install: $(VENV)/.dev ## wheel, editable install and bundle in fresh environments
 	$(BIN)/pytest -n 0 -m install

@@ -24,7 +24,7 @@ STEPS: dict[What, tuple[Step, ...]] = {
     "record": ("create", "write", "sync", "link", "folder", "sync folder", "tidy"),
     "index": ("create", "link", "append"),
 }  # fmt: skip
-_TRIES = 3  # to link into a folder that is removed meanwhile
+_TRIES = 100  # to link into a folder that is removed meanwhile
 
 
 def step(what: What, name: Step) -> None:

@@ -399,7 +399,7 @@ class _Run:
             name=step.name,
             state=state,
             seconds=round(seconds, 3),
-            rss_mib=round(rss_mib, 1),
+            rss_mib=rss_mib,
             key=step.key or "",
             outputs={} if record is None else record.outputs,
             report=Report() if record is None else events.report_from_data(record.report),

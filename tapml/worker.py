@@ -201,7 +201,7 @@ def _run(job: Job, kept: Store, started: float) -> Record:
         outputs={name: kept.put(path) for name, path in artifacts.items()},
         report=events.report_to_data(outputs.report),
         seconds=round(seconds, 4),
-        rss_mib=round(peak_mib(), 1),
+        rss_mib=peak_mib(),
         made_at=store.now(),
         made_on={**host.fingerprint(), "machine": host.machine()},
         recipes=list(job.recipes),
@@ -323,11 +323,12 @@ def _reset_peak() -> None:
 
 
 def peak_mib(pid: int | str = "self") -> float:
-    """Peak resident memory of a process since it was reset; 0 when it cannot be read."""
+    """Peak resident memory of a process since it was reset, to a tenth, so that it reads alike
+    wherever it is told; 0 when it cannot be read.
+    """
     try:
         text = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     except OSError:
         return 0.0
-    return next(
-        (int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith("VmHWM")), 0.0
-    )
+    lines = (line for line in text.splitlines() if line.startswith("VmHWM"))
+    return next((round(int(line.split()[1]) / 1024, 1) for line in lines), 0.0)

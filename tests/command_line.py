@@ -16,7 +16,12 @@ from small_models import write_mlp
 
 from tapml.store import Store
 
-LIMIT_S = 10.0  # twice what the project promises: machines of CI are noisy
+
+def limit_s() -> float:
+    """Twice what the project promises; more where processes wait for a core, as many times as
+    there are of them for each.
+    """
+    return 10.0 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 @dataclass(frozen=True)

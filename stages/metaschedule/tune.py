@@ -106,7 +106,7 @@ def tune(
         if past is not None and task.rounds == 0:
             task.open_up()
     notes = [] if past is None else [*past.notes, _served(tasks, past)]
-    if totals.trials:
+    if tasks and tuning.trials:
         notes += _notes(tasks, totals.trials, tuning, out_of_time, searched_s)
     return Tuned(
         records=dict(_finals(bench, [one for one in tasks if one.rounds or one.reused], ctx)),
@@ -304,9 +304,11 @@ def _notes(
     every = [trial for task in tasks for trial in task.trials]
     makers = Counter(made_by(trial) for trial in every)
     bests = Counter(made_by(task.best) for task in tasks if task.rounds)
-    yield "trials by module: " + ", ".join(
-        f"{name} {count} (the best of {bests[name]} workloads)" for name, count in makers.items()
-    )
+    if makers:  # else there was no time for any
+        yield "trials by module: " + ", ".join(
+            f"{name} {count} (the best of {bests[name]} workloads)"
+            for name, count in makers.items()
+        )
     if kinds := Counter(kind_of(trial.error) for trial in every if trial.ms is None):
         yield "trials that failed: " + ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
     if trials < tuning.trials and out_of_time:

@@ -47,7 +47,9 @@ class Answer:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
+    """One for all workers of a run: what one of them makes, the others wait for and take."""
+    folder = tmp_path_factory.getbasetemp()
+    return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "store"
 
 
 @pytest.fixture(scope="session")

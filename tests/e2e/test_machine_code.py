@@ -49,7 +49,9 @@ def product_kernels(source: program.Program) -> Iterator[str]:
                         yield kernel
 
 
-@pytest.mark.parametrize("recipe", ["magika", "ocr_detect", "operator_sparse"])
+@pytest.mark.parametrize(
+    "recipe", ["magika", "operator_sparse", pytest.param("ocr_detect", marks=pytest.mark.slow)]
+)
 def test_products_use_fma_on_ymm_registers_and_tasks_without_allocations(
     tapml: Callable, store: Path, tmp_path: Path, recipe: str
 ) -> None:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from store_writer import Scene, is_right, key, run_parts, survives, writers
 from stored import publish
 
-from tapml import keys
+from tapml import disk, keys
 from tapml.errors import EnvironmentalError, StageError
 from tapml.store import DamagedError, Record, Store
 from tapml.store.verification import verify
@@ -49,6 +50,22 @@ def test_a_file_is_named_by_the_digest_of_its_bytes(either, tmp_path):
     assert either.read(digest) == b"bytes"
     assert either.materialise(digest, tmp_path / "again").read_bytes() == b"bytes"
     assert either.put_bytes(b"bytes") == digest
+
+
+def test_a_result_is_published_though_its_folder_is_taken_away_again_and_again(either, monkeypatch):
+    made, taken = record(either), []
+    folder = either.record_path("text", KEY, 0).parent
+
+    def take(what: str, name: str) -> None:  # what a collector does beside a slow writer
+        if (what, name) == ("record", "link") and len(taken) < 20:
+            with suppress(FileNotFoundError):
+                folder.rmdir()
+            taken.append(name)
+
+    monkeypatch.setattr(disk, "step", take)
+    published = either.publish(made)
+    assert len(taken) == 20
+    assert either.lookup("text", KEY) == published
 
 
 def test_a_large_file_survives(store, tmp_path):

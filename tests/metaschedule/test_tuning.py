@@ -117,12 +117,17 @@ def test_an_exhausted_space_is_said_so(tmp_path: Path, target: Target) -> None:
 
 
 @pytest.mark.slow
-def test_the_search_stops_when_its_time_is_up(tmp_path: Path, target: Target) -> None:
+@pytest.mark.parametrize("limit_s", [1e-9, 0.01], ids=["before the first trial", "soon"])
+def test_the_search_stops_when_its_time_is_up(
+    tmp_path: Path, target: Target, limit_s: float
+) -> None:
     program = two_clones()
     inputs = save(tmp_path, program, unscheduled(program))
-    outputs = run(tmp_path, target, inputs, trials=1000, max_seconds=0.01)
-    assert "the search stopped after 0.01 s" in outputs.report.notes
-    assert len(lines(tmp_path / "database")) < 1000
+    outputs = run(tmp_path, target, inputs, trials=1000, max_seconds=limit_s)
+    assert f"the search stopped after {limit_s:g} s" in outputs.report.notes
+    finished = len(lines(tmp_path / "database"))
+    assert outputs.report.notes[0].startswith(f"{finished} of 1000 trials over 4 workloads")
+    assert finished < 1000
 
 
 @pytest.mark.faults
@@ -156,7 +161,7 @@ stage.run(inputs, Context(folder, logging.getLogger("killed"), folder / "databas
         family = psutil.Process(process.pid).children(recursive=True)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        _, left = psutil.wait_procs(family, timeout=5)
+        _, left = psutil.wait_procs(family, timeout=120)  # as in tests/measure
         assert not left
         assert finished <= len(lines(tmp_path / "database")) < 48
     before = len(lines(tmp_path / "database"))
