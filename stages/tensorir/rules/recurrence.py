@@ -118,9 +118,24 @@ class _Recurrence:
         def held(buffers: Sequence[Any], x: Expr) -> list[Expr]:
             return [tirx.BufferLoad(buffer, [x]) for buffer in buffers]
 
+        def advanced(x: Expr) -> tuple[list[Expr], list[Expr]]:
+            """Numbers after the token over exponentials that `after` holds, and these."""
+            powers: list[Expr] = []
+
+            def exp(power: Expr) -> Expr:
+                powers.append(power)
+                return tirx.BufferLoad(self.after[len(powers) - 1], [x])
+
+            return self.of.advance(held(self.before, x), token(x), exp), powers
+
+        def grow(k: int, x: Expr) -> Any:
+            """Apart from `advance`: CommonSubexprElim overlooks what is read within a `Let`."""
+            _, powers = advanced(x)
+            return store(self.after[k], [x], vectorizable(tirx.exp(powers[k])))
+
         def advance(k: int, x: Expr) -> Any:
-            value = self.of.advance(held(self.before, x), token(x), tirx.exp)[k]
-            return store(self.after[k], [x], vectorizable(value))
+            numbers, _ = advanced(x)
+            return store(self.after[k], [x], vectorizable(numbers[k]))
 
         def give(x: Expr) -> Any:
             value = self.of.give(held(self.after, x), token(x))
@@ -129,7 +144,11 @@ class _Recurrence:
         def keep(k: int, x: Expr) -> Any:
             return store(self.before[k], [x], tirx.BufferLoad(self.after[k], [x]))
 
-        return seq([*self._each(advance), self._lanes(give), *self._each(keep)])
+        count = len(advanced(tirx.const(0, INDEX))[1])
+        if count not in (0, self.held):
+            raise Unfit("not one exponential for each number")
+        grown = self._each(grow) if count else []
+        return seq([*grown, *self._each(advance), self._lanes(give), *self._each(keep)])
 
     def _each(self, body: Any) -> list[Any]:
         """A vector statement for each number of a channel."""
