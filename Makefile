@@ -14,7 +14,7 @@ demo: $(VENV)/.demo ## set up, then build, tune, validate and measure recipes/ma
 
 test: $(VENV)/.dev ## set up, then unit, golden and property tests, and recipes of each kind end to end
 	$(BIN)/pytest
-	$(BIN)/pytest -m "e2e and not slow" --dist=loadgroup
+	$(BIN)/pytest -m "e2e and not slow"
 
 test-install: $(VENV)/.dev ## wheel, editable install and bundle in fresh environments
 	$(BIN)/pytest -n 0 -m install

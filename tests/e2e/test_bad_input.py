@@ -12,8 +12,7 @@ from command_line import Ended, finished, limit_s, nothing_is_lost, tapml
 from onnx import TensorProto, helper, numpy_helper
 from small_models import RECIPE, write_mlp
 
-# one worker makes the good run, where `--dist=loadgroup` says that groups stay together
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("bad input")]
+pytestmark = pytest.mark.e2e
 
 Ran = Callable[..., Ended]
 

@@ -89,7 +89,7 @@ def test_the_points_of_a_matrix_share_what_does_not_differ(tapml: Callable) -> N
     "changed",
     [
         pytest.param(
-            ("tuning.trials=16", "model.buckets=[{batch: 1}]", "validation.repeats=5"), id="less"
+            ("tuning.trials=16", "model.buckets=[{batch: 16}]", "validation.repeats=5"), id="less"
         ),
         pytest.param((), id="as it is shipped", marks=pytest.mark.slow),
     ],
