@@ -11,7 +11,6 @@ beside those of the nodes that they were imported from, where onnxruntime kept t
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -28,6 +27,7 @@ import numpy as np
 import run
 
 import tapml
+from tapml import bundle as bundles
 from tapml import host
 from tapml.target import DeviceSection, TargetSection, resolve
 from tapml_stages import codec, roofline
@@ -85,13 +85,9 @@ def _elsewhere(
 
 
 def _ours(path: str, threads: int, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    spec = importlib.util.spec_from_file_location("bundle_run", Path(path) / "run.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    bundle = module.load(path, threads=threads)
-    call = bundle.prepare(**arrays)
+    folder = Path(path)
+    library = bundles.module(folder, "run.py").load(folder, verify=False, threads=threads)
+    call = (library.session() if library.manifest["states"] else library).prepare(**arrays)
     calls: dict[str, list[float]] = defaultdict(list)
     began = 0.0
 
@@ -104,7 +100,7 @@ def _ours(path: str, threads: int, arrays: Mapping[str, np.ndarray]) -> dict[str
 
     for _ in range(3):
         call()
-    bundle._machine.set_instrument(note)
+    library._machine.set_instrument(note)
     for _ in range(REPEATS):
         call()
     found = {}
@@ -271,7 +267,7 @@ def main(models: tuple[str, ...], column: str, threads: int, store: Path | None)
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
         which, path, threads, given = sys.argv[2:]
-        with np.load(given) as arrays:
+        with np.load(given, allow_pickle=False) as arrays:
             found = {"ours": _ours, "theirs": _theirs}[which](path, int(threads), dict(arrays))
         print(json.dumps(found))
     else:
