@@ -143,18 +143,18 @@ def profile(name: str, column: str, threads: int, store: Path) -> dict[str, Any]
     original.parent.mkdir(parents=True, exist_ok=True)
     if not original.exists():
         model.peer(original)
-    standing = _standing(result, _limits(threads))
     mine = ours(bundle, threads, size.ours)
     other = theirs(run._fixed(original, size.theirs), threads, size.theirs)
-    nodes = _nodes(bundle, set(mine))
+    calls = _calls(bundle, set(mine))
+    standing = _standing(result, calls, _limits(threads))
     # onnxruntime names what it computes in blocks after the value or node that it was
-    plain = {node.removesuffix("_nchwc"): row["ms"] for node, row in other.items()}
+    plain = {node.removesuffix("_nchwc"): row for node, row in other.items()}
     kernels = []
     for kernel, row in sorted(mine.items(), key=lambda item: -item[1]["ms"]):
         if kernel in standing:
-            known = [plain[node] for node in nodes.get(kernel, ()) if node in plain]
-            whole = len(known) and len(nodes[kernel]) >= row["calls"]
-            beside = sum(known) if whole else None
+            found = [plain[n] for one in calls[kernel] for n in one["nodes"] if n in plain]
+            named = sum(one["op"] in THEIRS for one in found)  # convolutions and products
+            beside = sum(one["ms"] for one in found) if named >= row["calls"] else None
             kernels.append({"kernel": kernel, **row, **standing[kernel], "onnxruntime_ms": beside})
     kinds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
     for row in kernels:
@@ -183,9 +183,11 @@ def _limits(threads: int) -> roofline.Limits:
         return roofline.measure(bench, target)
 
 
-def _standing(result: tapml.RunResult, now: roofline.Limits) -> dict[str, dict[str, Any]]:
-    """What `metaschedule` reports of every kernel: rule, least time, and which limit that is; in
-    terms of the limits as they are `now`.
+def _standing(
+    result: tapml.RunResult, calls: Mapping[str, Sequence[Any]], now: roofline.Limits
+) -> dict[str, dict[str, Any]]:
+    """What `metaschedule` reports of every kernel: rule, least time of all calls, and which limit
+    that is; in terms of the limits as they are `now`.
     """
     (step,) = [step for step in result.steps if step.name == "metaschedule"]
     then = step.report.metrics
@@ -202,18 +204,26 @@ def _standing(result: tapml.RunResult, now: roofline.Limits) -> dict[str, dict[s
             binds = rest.rpartition(" of ")[2].partition(",")[0]
             least = None if bar.least is None else bar.least * faster[binds]
             found[bar.name] = {"rule": rule, "least_ms": least, "binds": binds}
-    return found
+    every = {}
+    for kernel, rows in calls.items():
+        alike = [found[name] for name in {row["kernel"] for row in rows} if name in found]
+        if alike:  # a bar is of all calls of one kernel, before equal ones were shared
+            least = sum(one["least_ms"] or 0.0 for one in alike)
+            every[kernel] = {**alike[0], "least_ms": least}
+    return every
 
 
-def _nodes(bundle: Path, kernels: set[str]) -> dict[str, list[str]]:
-    """Kernel → the source nodes and values of all its calls, in the clone that ran."""
+def _calls(bundle: Path, kernels: set[str]) -> dict[str, list[dict[str, Any]]]:
+    """Kernel → its calls in the clone that ran, each with its name before equal kernels were
+    shared, and the source nodes of it.
+    """
     shared = json.loads((bundle / "manifest.json").read_text())["shared_kernels"]
     table = json.loads((bundle / "call_map.json").read_text())
     for rows in table.values():
-        found: dict[str, list[str]] = defaultdict(list)
+        found: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in rows:
             if isinstance(row, dict):
-                found[shared.get(row["kernel"], row["kernel"])] += row["nodes"]
+                found[shared.get(row["kernel"], row["kernel"])].append(row)
         if found and found.keys() <= kernels:
             return found
     return {}
