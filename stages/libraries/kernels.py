@@ -72,11 +72,14 @@ def _kernel(region: Region, library: Library, target: Target) -> tuple[Any, list
     transposed = tirx.const(0 if region.transpose else 1, "int64")
     shares = target.device.threads
 
+    sizes = [m, *(tirx.const(size, "int64") for size in (region.k, region.n))]
+    zero = tirx.const(0, "int64")
+    places = [tirx.address_of(tirx.BufferLoad(one, [zero, zero])) for one in (x, w, y)]
+
     def share(index: Any) -> Any:
-        count = tirx.const(shares, "int64")
-        return tirx.Evaluate(
-            tirx.call_cpacked(f"__tvm_ffi_{library.function}", x, w, y, transposed, index, count)
-        )
+        # no packed call: TVM declares one anew for each kernel, LLVM renames all but the first
+        arguments = [*places, *sizes, transposed, index, tirx.const(shares, "int64")]
+        return tirx.Evaluate(tirx.call_extern("void", library.function, *arguments))
 
     body = _parallel("share", tirx.const(shares, "int64"), share)
     if epilogue is not None:

@@ -30,10 +30,10 @@ class Library:
     """A library that may compute the products of regions.
 
     pattern:      the product that it computes, a pattern of `tvm.relax.dpl`, made when it is needed
-    function:     what the shim exports as `__tvm_ffi_<function>`: it takes `DLTensor*`s, X [M, K],
-                  W as in the source and Y [M, N], then the integers `transposed` (1 when W is
-                  [N, K]), `share` and `shares`, and writes that share of Y's columns (or rows). It
-                  is called once per thread, at the same time
+    function:     what the shim exports: void f(const float* x, const float* w, float* y, and as
+                  int64_t m, k, n, transposed, share, shares), for X [M, K], W as in the source
+                  (`transposed` is 1 when that is [N, K]) and Y [M, N], rows without gaps. It writes
+                  that share of Y's columns (or rows); it is called once per thread, at one time
     source:       the shim, in C
     parts:        headers and shared libraries; raises ImportError when the package is missing
     distribution: the package that they come from; its version enters the key

@@ -18,17 +18,14 @@ def build_shim(name: str, library: Library, folder: Path) -> list[str]:
     Out:    names of the files, the shim first; all find each other wherever the folder lies.
     Raises: StageError with the compiler's words.
     """
-    from tvm_ffi import libinfo
-
     folder.mkdir(exist_ok=True)
     parts = library.found()
-    headers = [*parts.include, libinfo.find_include_path(), libinfo.find_dlpack_include_path()]
     for file in parts.files:
         shutil.copyfile(file, folder / file.name)
     shim = folder / f"lib{name}_shim.so"
     command = [
         *(compiler() or "cc", "-x", "c", "-O2", "-shared", "-fPIC", "-fvisibility=hidden"),
-        *(f"-I{header}" for header in headers),
+        *(f"-I{header}" for header in parts.include),
         *(str(library.source), "-o", str(shim), "-x", "none"),
         *(f"-L{folder}", f"-Wl,-soname,{shim.name}", "-Wl,-rpath,$ORIGIN"),
         *(f"-l:{file.name}" for file in parts.files),

@@ -36,7 +36,7 @@ class Libraries(Stage):
     """
 
     name: ClassVar[str] = "libraries"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     sections: ClassVar[Mapping[str, type[Frozen]]] = {"tuning": UseLibraries}
     inputs: ClassVar[Mapping[str, Kind]] = {
         "program": "program",

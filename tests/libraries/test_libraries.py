@@ -31,6 +31,7 @@ from tapml_stages.libraries.stage import Libraries
 from tapml_stages.measure import Arg, Job, Timing, measure
 from tapml_stages.metaschedule.choose import region_winner
 from tapml_stages.metaschedule.contest import Entry
+from tapml_stages.platforms.runner import Runner
 from tapml_stages.program import Program
 from tapml_stages.relax.passes import passes
 from tapml_stages.tensorir.lower import lower
@@ -38,23 +39,17 @@ from tapml_stages.tensorir.schedule import default_records
 
 op = rx.op
 C = """
-#include <dlpack/dlpack.h>
-#include <tvm/ffi/c_api.h>
+#include <stdint.h>
 __attribute__((visibility("default")))
-int __tvm_ffi_naive_dense(void* self, const TVMFFIAny* args, int32_t count, TVMFFIAny* result) {
-  const DLTensor *x = args[0].v_ptr, *w = args[1].v_ptr, *y = args[2].v_ptr;
-  const int64_t transposed = args[3].v_int64, share = args[4].v_int64, shares = args[5].v_int64;
-  const int64_t m = x->shape[0], k = x->shape[1], n = y->shape[1];
+void naive_dense(const float* x, const float* w, float* y, int64_t m, int64_t k, int64_t n,
+                int64_t transposed, int64_t share, int64_t shares) {
   for (int64_t i = share; i < m; i += shares)
     for (int64_t j = 0; j < n; ++j) {
       float sum = 0;
       for (int64_t p = 0; p < k; ++p)
-        sum += ((float*)x->data)[i * k + p] *
-               ((float*)w->data)[transposed ? j * k + p : p * n + j];
-      ((float*)y->data)[i * n + j] = sum;
+        sum += x[i * k + p] * w[transposed ? j * k + p : p * n + j];
+      y[i * n + j] = sum;
     }
-  result->type_index = kTVMFFINone;
-  return 0;
 }
 """
 
@@ -91,17 +86,21 @@ def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Library:
 
 
 def shipped(folder: Path, program: Program) -> tuple[Path, list[np.ndarray]]:
-    """The bundle of a program whose region is computed by the library `naive`."""
+    """The bundle of a program whose regions are computed by the library `naive`."""
     ctx = Context(folder / "work", logging.getLogger("test"), folder / "db")
     ctx.workdir.mkdir()
     made = Libraries(target=V3).run(Inputs({"program": program.save(folder / "relax")}), ctx)
     lowered = lower(program, V3)
     weights = random_weights(program)
     defaults = default_records(lowered.mod, V3)
-    (kernel,) = [r.kernel for r in defaults if r.kernel.startswith("region_0")]
+    dense = [r.kernel for r in defaults if r.kernel.startswith("region_")]
     choices = records.Choices(
         tuple(records.KernelChoice(r.kernel, r.id, ()) for r in defaults),
-        (records.RegionChoice("region_0", "main", kernel, "region_0.naive", ()),),
+        tuple(
+            records.RegionChoice(region, "main", kernel, f"{region}.naive", ())
+            for kernel in dense
+            for region in ["_".join(kernel.split("_")[:2])]
+        ),
     )
     names = [spec.name for spec in program.io.params]
     codec.write_weights(folder / "weights.safetensors", dict(zip(names, weights, strict=True)))
@@ -126,6 +125,24 @@ x = np.load({x!r})
 np.save({y!r}, bundle(x=x)["out"])
 assert not any(name.split(".")[0] in ("tapml", "tapml_stages") for name in sys.modules)
 """
+
+
+@pytest.mark.slow
+def test_several_kernels_of_a_bundle_call_one_library(tmp_path: Path, registered: Library) -> None:
+    def body(emit: Any, x: Any, w: Any, v: Any) -> Any:
+        return op.matmul(emit(op.nn.relu(emit(op.matmul(x, w)))), v)
+
+    program = graph(body, {"x": ("batch", 20)}, {"w": (20, 12), "v": (12, 7)})
+    mod = program.mod
+    for _, transform in passes():
+        mod = transform(mod)
+    spec = replace(program.io.outputs[0], shape=("batch", 7))
+    program = replace(program, mod=mod, io=replace(program.io, outputs=(spec,)))
+    bundle, (w, v) = shipped(tmp_path, program)
+    x = np.random.default_rng(0).standard_normal((5, 20)).astype(np.float32)
+    with Runner("bundle", bundle, 2) as runner:
+        found = runner.outputs({"x": x})["out"]
+    np.testing.assert_allclose(found, np.maximum(x.astype(float) @ w, 0) @ v, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -176,7 +193,7 @@ def test_a_kernel_calls_the_library_and_computes_its_epilogue_in_place(tmp_path:
     assert made.row is not None
     assert made.row["args"] == [*({"input": 0}, {"input": 2}, {"values": "w", "packer": "source"})]
     text = made.func.script()
-    assert '"__tvm_ffi_naive_dense"' in text
+    assert '"naive_dense"' in text
     assert "alloc" not in text  # the product lies in the output
 
 
