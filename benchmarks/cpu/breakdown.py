@@ -198,18 +198,20 @@ def _standing(
     }
     found: dict[str, dict[str, Any]] = {}
     for bars in step.report.bars:
+        exact = " at " not in bars.title  # else the limits are of the size that it was timed at
         for bar in bars.bars:
             _, _, said = bar.note.partition(" ")
             rule, _, rest = said.partition(",")
             binds = rest.rpartition(" of ")[2].partition(",")[0]
-            least = None if bar.least is None else bar.least * faster[binds]
+            least = bar.least * faster[binds] if exact and bar.least is not None else None
             found[bar.name] = {"rule": rule, "least_ms": least, "binds": binds}
     every = {}
     for kernel, rows in calls.items():
-        alike = [found[name] for name in {row["kernel"] for row in rows} if name in found]
-        if alike:  # a bar is of all calls of one kernel, before equal ones were shared
-            least = sum(one["least_ms"] or 0.0 for one in alike)
-            every[kernel] = {**alike[0], "least_ms": least}
+        names = {row["kernel"] for row in rows}  # of equal kernels, before one was shared
+        alike = [found[name] for name in names if name in found]
+        if alike:  # a bar is of all calls of one name; a report need not have one for each
+            least = sum(one["least_ms"] or 0.0 for one in alike) / len(alike) * len(names)
+            every[kernel] = {**alike[0], "least_ms": least or None}
     return every
 
 
@@ -237,9 +239,10 @@ def show(found: Sequence[dict[str, Any]]) -> list[str]:
     ]
     for row in found:
         for kind, own in sorted(row["kinds"].items(), key=lambda item: -item[1]["ms"]):
+            limit = f"{own['least_ms']:.3f}" if own["least_ms"] else "–"
             lines.append(
                 f"| {row['model']}, {row['size']} | {kind} | {own['ms']:.3f} "
-                f"| {own['least_ms']:.3f} | {own['onnxruntime_ms']:.3f} |"
+                f"| {limit} | {own['onnxruntime_ms']:.3f} |"
             )
     lines += [
         "",
