@@ -264,10 +264,9 @@ def show(found: Sequence[dict[str, Any]]) -> list[str]:
 @click.argument("models", nargs=-1)
 @click.option("--column", default="untuned")
 @click.option("--threads", default=2)
-@click.option("--store", type=click.Path(path_type=Path))
-def main(models: tuple[str, ...], column: str, threads: int, store: Path | None) -> None:
+def main(models: tuple[str, ...], column: str, threads: int) -> None:
     """Profiles MODELS (default: all but those whose weights the peer has not)."""
-    store = store or run.own_store()
+    store = run.own_store()
     names = models or tuple(name for name in run.MODELS if "," not in name)
     found = [profile(name, column, threads, store) for name in names]
     text = show(found)

@@ -362,17 +362,15 @@ def show(table: Sequence[dict[str, Any]]) -> None:
 @click.option("--threads", default="2,1")
 @click.option("--seconds", default=75.0, help="of a search, for the tuned columns")
 @click.option("--again", is_flag=True, help="measure rows that are there already")
-@click.option("--store", type=click.Path(path_type=Path), help="tuned trials in it are deleted")
 def main(
     models: tuple[str, ...],
     columns: str,
     threads: str,
     seconds: float,
     again: bool,
-    store: Path | None,
 ) -> None:
     """Times MODELS (default: all), then prints the table."""
-    store = store or own_store()
+    store = own_store()
     names = models or tuple(MODELS)
     table = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     for column in columns.split(","):
