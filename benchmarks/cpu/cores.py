@@ -17,8 +17,8 @@ import os
 import statistics
 import time
 from datetime import UTC, datetime
-from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -29,7 +29,7 @@ SIZE = 192  # of the matrices: three of them are 432 KiB
 TURN = 0.2  # seconds
 
 
-def worker(core: int, orders: Connection) -> None:
+def worker(core: int, orders: Any) -> None:
     """Answers each order with the GFLOP/s of one turn that starts at the time it names."""
     os.sched_setaffinity(0, {core})
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
@@ -65,7 +65,7 @@ def main(seconds: float) -> None:
         process.start()
     ours = [pipe for pipe, _ in pipes]
 
-    def turn(*running: Connection) -> float:
+    def turn(*running: Any) -> float:
         start = time.monotonic() + 0.01
         for pipe in running:
             pipe.send(start)
@@ -100,7 +100,8 @@ def main(seconds: float) -> None:
 def _spread(values: list[float]) -> tuple[float, float, float]:
     """A tenth lies below the first and above the last; the median between."""
     tenths = statistics.quantiles(values, n=10)
-    return tuple(round(value, 2) for value in (tenths[0], statistics.median(values), tenths[-1]))
+    least, median, most = tenths[0], statistics.median(values), tenths[-1]
+    return round(least, 2), round(median, 2), round(most, 2)
 
 
 if __name__ == "__main__":
