@@ -12,7 +12,7 @@ from tapml.errors import StageError
 from ..compat import tvm
 from ..dataflow import kernel_of, op_name
 from ..measure import Arg
-from ..opaque import KERNEL
+from ..opaque import CELL, KERNEL
 from ..program import REGION, TRANSFORM, Program
 from ..records import Record
 from ..recurrence import RECUR
@@ -147,7 +147,7 @@ def _with_positions(func: Any, args: Args) -> Args:
     all tokens.
     """
     attrs = func.attrs or {}
-    if KERNEL not in attrs:
+    if attrs.get(KERNEL, CELL) == CELL:
         return args
     if attrs[KERNEL] == RECUR:
         half = next(arg for arg in args[3:] if isinstance(arg, Arg)).shape[1]

@@ -11,6 +11,8 @@ from graphs import V3
 from onnx import helper
 from rules.kernels import assert_close
 
+from tapml_stages.metaschedule.kernels import find_kernels
+
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 WIDTH = 5
 
@@ -43,6 +45,18 @@ def walked(
             h = np.tanh(of_x[0] + of_h[0])
         result.append(h)
     return np.stack(result)
+
+
+def test_a_cell_is_timed_as_any_kernel_is(tmp_path: Path) -> None:
+    """Unlike those on the states of a program, it has no position."""
+    shapes = {"w": (1, 32, WIDTH), "r": (1, 32, 8), "b": (1, 64)}
+    weights = {name: np.zeros(shape, "float32") for name, shape in shapes.items()}
+    node = helper.make_node("LSTM", ["x", *weights], ["y"], hidden_size=8)
+    made = quantised.model([node], {"x": ((7, 3, WIDTH), "float32")}, weights)
+    model = quantised.lowered(quantised.save(made, tmp_path / "cell.onnx"), V3, {})
+    found = {kernel.name: kernel for kernel in find_kernels(model.program, list(model.defaults))}
+    (cell,) = [one for name, one in found.items() if "lstm_steps" in name]
+    assert [site.outputs for site in cell.sites] == [3]
 
 
 @pytest.mark.slow

@@ -158,6 +158,7 @@ ROWS = (
             "attention_hidden_size": 64,
             "intermediate_size": 128,
             "context_length": 64,
+            "rescale_every": 0,  # else it writes to its weights, for float16's sake
         },
         "rwkv5, rwkv6 (transformers has rwkv4)",
     ),

@@ -35,6 +35,14 @@ def test_a_folder_of_config_and_safetensors_passes(folder: Path) -> None:
     check(folder, None)
 
 
+def test_a_bound_on_layers_is_no_number_of_them(folder: Path) -> None:
+    configure(folder, max_window_layers=1000)
+    check(folder, None)
+    configure(folder, num_hidden_layers=1000)
+    with pytest.raises(StageError, match="num_hidden_layers 1000; the weights are"):
+        check(folder, None)
+
+
 def test_python_of_the_model_is_refused_unless_a_class_is_named(folder: Path) -> None:
     configure(folder, auto_map={"AutoModel": "modeling_evil.Evil"})
     with pytest.raises(StageError, match=r"Python of the model's own \(modeling_evil") as caught:
