@@ -266,7 +266,7 @@ def show(found: Sequence[dict[str, Any]]) -> list[str]:
 @click.option("--threads", default=2)
 def main(models: tuple[str, ...], column: str, threads: int) -> None:
     """Profiles MODELS (default: all but those whose weights the peer has not)."""
-    store = run.own_store()
+    store = run.own_store(run.rooms_digest())
     names = models or tuple(name for name in run.MODELS if "," not in name)
     found = [profile(name, column, threads, store) for name in names]
     text = show(found)

@@ -1,12 +1,14 @@
 """Whole models against onnxruntime, one and two threads, default schedules and tuned.
 
-    python benchmarks/cpu/run.py [MODEL ...] [--columns untuned,tuned] [--again]
+    python benchmarks/cpu/run.py [MODEL ...] [--columns untuned,tuned] [--again] [--keep ROOMS]
 
 Each model is built by `tapml run` from its recipe in this folder and timed beside onnxruntime, all
 optimisations on: each in a process of its own with the same threads, blocks of calls in turn while
 the other process is stopped. Rows go to benchmarks/results/cpu.json as they are made; a row stays
-until a file of the rooms that decide it (tensorir, metaschedule, codegen) changes. Each search
-begins with an empty tuning database.
+until a file of the rooms that decide it (tensorir, metaschedule, codegen) changes. Where such a
+change reaches no kernel of a model, `--keep` says so: its untuned bundle is built again, and if it
+is the same as before, byte for byte, the rows stay. Each search begins with an empty tuning
+database.
 """
 
 from __future__ import annotations
@@ -315,14 +317,41 @@ def rooms_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def own_store() -> Path:
+def own_store(rooms: str) -> Path:
     """Where results of these rooms are kept: of others the engine would know no better."""
-    return Path(tempfile.gettempdir()) / f"tapml-bench-cpu-{rooms_digest()}"
+    return Path(tempfile.gettempdir()) / f"tapml-bench-cpu-{rooms}"
+
+
+def builds_the_same(name: str, rooms: str) -> bool:
+    """Whether the untuned bundle of a model is, byte for byte, the one that older rooms built. TVM
+    writes some shape functions in the order of addresses: a difference by chance is gone when these
+    rooms' store is removed and it is tried again.
+
+    Raises: click.ClickException when their store is gone.
+    """
+    if not (before := own_store(rooms)).exists():
+        raise click.ClickException(f"{before} is gone: the rows have to be measured again")
+    found: list[dict[str, str]] = []
+    for store in (before, own_store(rooms_digest())):
+        bundle, _ = build(MODELS[name], 2, COLUMNS["untuned"], store)
+        files = sorted(path for path in bundle.rglob("*") if path.is_file())
+        found.append(
+            {
+                str(path.relative_to(bundle)): hashlib.sha256(path.read_bytes()).hexdigest()
+                for path in files
+            }
+        )
+    return found[0] == found[1]
 
 
 def commit() -> str:
     command = ["git", "describe", "--always", "--dirty=+dirty"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
+def write(table: Sequence[dict[str, Any]]) -> None:
+    text = json.dumps({"host": host.fingerprint(), "rows": table}, indent=1)
+    RESULTS.write_text(text + "\n")
 
 
 def show(table: Sequence[dict[str, Any]]) -> None:
@@ -362,26 +391,37 @@ def show(table: Sequence[dict[str, Any]]) -> None:
 @click.option("--threads", default="2,1")
 @click.option("--seconds", default=75.0, help="of a search, for the tuned columns")
 @click.option("--again", is_flag=True, help="measure rows that are there already")
+@click.option(
+    "--keep", metavar="ROOMS", help="keep rows of these older rooms where bundles are equal"
+)
 def main(
     models: tuple[str, ...],
     columns: str,
     threads: str,
     seconds: float,
     again: bool,
+    keep: str | None,
 ) -> None:
     """Times MODELS (default: all), then prints the table."""
-    store = own_store()
+    store = own_store(rooms_digest())
     names = models or tuple(MODELS)
     table = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    if keep is not None:
+        for name in names:
+            same = builds_the_same(name, keep)
+            print(f"{name}: {'the same bundle' if same else 'another bundle'}", flush=True)
+            for row in table if same else ():
+                if row["model"] == name and row["rooms"] == keep:
+                    row["rooms"] = rooms_digest()
+        write(table)
+        return
     for column in columns.split(","):
         for count in map(int, threads.split(",")):
             for name in names:
                 for row in rows(name, column, count, seconds, [] if again else table, store):
                     key = ("model", "column", "threads", "size")
                     table = [r for r in table if any(r[k] != row[k] for k in key)] + [row]
-                    RESULTS.write_text(
-                        json.dumps({"host": host.fingerprint(), "rows": table}, indent=1) + "\n"
-                    )
+                    write(table)
                     show([row])
     show([row for row in table if row["model"] in names])
 
