@@ -4,9 +4,9 @@
 
 A virtual machine's cores may be threads of one core of the host's, now and then or always, and
 share it with other machines. For each of these there is a process of its own that runs nothing but
-OpenBLAS's products of matrices that fit in the first caches; they take turns of 0.2 s: the first
-alone, the second alone, both. Where both together do no more than one, two threads of any library
-are no faster than one. Writes benchmarks/results/cpu_cores.json.
+OpenBLAS's products of matrices that fit in the second-level cache; they take turns of 0.2 s: the
+first alone, the second alone, both. Where both together do no more than one, two threads of any
+library are no faster than one. Writes benchmarks/results/cpu_cores.json.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def main(seconds: float) -> None:
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
         raise click.ClickException("this machine lets the process use one core only")
-    fork = multiprocessing.get_context("spawn")
-    pipes = [fork.Pipe() for _ in cores]
+    spawn = multiprocessing.get_context("spawn")
+    pipes = [spawn.Pipe() for _ in cores]
     processes = [
-        fork.Process(target=worker, args=(core, theirs), daemon=True)
+        spawn.Process(target=worker, args=(core, theirs), daemon=True)
         for core, (_, theirs) in zip(cores, pipes, strict=True)
     ]
     for process in processes:

@@ -6,9 +6,9 @@ Each model is built by `tapml run` from its recipe in this folder and timed besi
 optimisations on: each in a process of its own with the same threads, blocks of calls in turn while
 the other process is stopped. Rows go to benchmarks/results/cpu.json as they are made; a row stays
 until a file of the rooms that decide it (tensorir, metaschedule, codegen) changes. Where such a
-change reaches no kernel of a model, `--keep` says so: its untuned bundle is built again, and if it
-is the same as before, byte for byte, the rows stay. Each search begins with an empty tuning
-database.
+change reaches no kernel of a model, `--keep` says so: what an untuned row timed is built again, and
+if it is the same bundle, byte for byte, the row stays. A search is no build: tuned rows are always
+measured again, each from an empty tuning database.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -322,18 +323,20 @@ def own_store(rooms: str) -> Path:
     return Path(tempfile.gettempdir()) / f"tapml-bench-cpu-{rooms}"
 
 
-def builds_the_same(name: str, rooms: str) -> bool:
-    """Whether the untuned bundle of a model is, byte for byte, the one that older rooms built. TVM
-    writes some shape functions in the order of addresses: a difference by chance is gone when these
-    rooms' store is removed and it is tried again.
+def builds_the_same(name: str, column: str, threads: int, rooms: str) -> bool:
+    """Whether the bundle of an untuned column is, byte for byte, the one that older rooms built.
+    TVM writes some shape functions in the order of addresses: a difference by chance is gone when
+    these rooms' store is removed and it is tried again.
 
-    Raises: click.ClickException when their store is gone.
+    Raises: click.ClickException for a tuned column, and when the older rooms' store is gone.
     """
+    if column.startswith("tuned"):
+        raise click.ClickException(f"{column!r} is a search: it has to be measured again")
     if not (before := own_store(rooms)).exists():
         raise click.ClickException(f"{before} is gone: the rows have to be measured again")
     found: list[dict[str, str]] = []
     for store in (before, own_store(rooms_digest())):
-        bundle, _ = build(MODELS[name], 2, COLUMNS["untuned"], store)
+        bundle, _ = build(MODELS[name], threads, COLUMNS[column], store)
         files = sorted(path for path in bundle.rglob("*") if path.is_file())
         found.append(
             {
@@ -392,7 +395,7 @@ def show(table: Sequence[dict[str, Any]]) -> None:
 @click.option("--seconds", default=75.0, help="of a search, for the tuned columns")
 @click.option("--again", is_flag=True, help="measure rows that are there already")
 @click.option(
-    "--keep", metavar="ROOMS", help="keep rows of these older rooms where bundles are equal"
+    "--keep", metavar="ROOMS", help="keep untuned rows of these older rooms where bundles are equal"
 )
 def main(
     models: tuple[str, ...],
@@ -407,11 +410,13 @@ def main(
     names = models or tuple(MODELS)
     table = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     if keep is not None:
-        for name in names:
-            same = builds_the_same(name, keep)
-            print(f"{name}: {'the same bundle' if same else 'another bundle'}", flush=True)
+        for column, count, name in product(columns.split(","), map(int, threads.split(",")), names):
+            same = builds_the_same(name, column, count, keep)
+            told = "the same bundle" if same else "another bundle"
+            print(f"{name}, {column}, {count} threads: {told}", flush=True)
+            of = {"model": name, "column": column, "threads": count, "rooms": keep}
             for row in table if same else ():
-                if row["model"] == name and row["rooms"] == keep:
+                if of.items() <= row.items():
                     row["rooms"] = rooms_digest()
         write(table)
         return
