@@ -28,6 +28,7 @@ from . import codec
 from .compat import load_json, tvm
 from .measure import Arg, Job, Timing, interval
 from .target import tvm_target
+from .work_stealing import PIPELINE
 
 BURST_S = 0.004  # of calls in a row of one candidate
 MIN_BURSTS = 5
@@ -89,7 +90,8 @@ def _build(
             name = job.kernel, job.module
             if name not in builds:
                 func = load_json(job.module)[job.kernel].with_attr("global_symbol", job.kernel)
-                builds[name] = tvm.compile(tvm.IRModule({job.kernel: func}), target).jit()
+                mod = tvm.IRModule({job.kernel: func})
+                builds[name] = tvm.compile(mod, target, tir_pipeline=PIPELINE).jit()
             built[job.id] = builds[name] = builds.pop(name)
             while len(builds) > KEPT_BUILDS:
                 del builds[next(iter(builds))]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import work_stealing
 from ..compat import tvm
 from ..views import Watch
 from .memory import plan_memory
@@ -85,19 +86,11 @@ def finish() -> Any:
 
 
 def compile_kernels() -> tuple[Any, Callable[[], Pass], Callable[[], Pass]]:
-    """TVM's own pipeline, and what it does to kernels of the host and of the device at its end;
-    between its last passes on the host, what kernels allocate is looked at.
+    """The pipeline of kernels (`stages/work_stealing.py`), without those that are built elsewhere;
+    what the others allocate is looked at.
     """
-    from tvm.s_tir.pipeline import default_s_tir_pipeline
-
-    pipeline, _, finish_device = default_s_tir_pipeline()
-
-    def finish_host(mod: Any) -> Any:
-        mod = tvm.tirx.transform.LowerTVMBuiltin()(mod)
-        demand_bounded(mod)
-        return tvm.tirx.transform.LowerIntrin()(mod)
-
-    return tvm.transform.Sequential([_left_here(), pipeline]), lambda: finish_host, finish_device
+    pipeline, finish_host, finish_device = work_stealing.compile_kernels(demand_bounded)
+    return tvm.transform.Sequential([_left_here(), pipeline]), finish_host, finish_device
 
 
 def _left_here() -> Pass:

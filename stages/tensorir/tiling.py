@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 tirx = tvm.tirx
 STACK_BYTES = 1024  # a larger local buffer becomes a workspace allocation
+UNEVEN = 0.5  # of a task is waited for at the end of a loop by each core but one
 CHUNK_BYTES = 192 << 10  # input of a chunk: stays in the second-level cache beside the weights
 SERIAL_FLOPS = 100_000  # below it a parallel launch costs more than it brings
 SYMBOLIC_LINES = 4  # that a task computes where their number is open (or tiles of a single one)
@@ -226,18 +227,19 @@ def reads_staged(problem: Problem) -> bool:
     return any(source in problem.kernel.producers for source in sources)
 
 
-def balanced(extent: int, most: int, cores: int, *, whole_window: bool) -> int:
+def balanced(extent: int, most: int, cores: int, *, ends: float) -> int:
     """Iterations of the chunk axis per task: at most `most`, tasks spread evenly over the cores.
 
-    With a window, short chunks copy their borders again and again, so longer ones are preferred.
+    A core that others slow down leaves tasks to the rest (`stages/work_stealing.py`): the more there
+    are, the less is waited for in the end. `ends` is what the ends of a task cost, in iterations.
     """
 
-    def waste(size: int) -> float:
+    def cost(size: int) -> float:
         tasks = ceil_div(extent, size)
         idle = ceil_div(tasks, cores) * cores * size / extent
-        return idle + (0.05 * 2 / size if whole_window else 0.01 / size)
+        return idle + UNEVEN * (cores - 1) / tasks + ends / size
 
-    return min(range(1, max(1, min(extent, most)) + 1), key=waste)
+    return min(range(1, max(1, min(extent, most)) + 1), key=cost)
 
 
 def register_tile(

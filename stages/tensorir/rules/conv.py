@@ -24,6 +24,9 @@ from ..tiling import (
     register_tile,
 )
 
+FAR_BYTES = 1 << 20  # weights that the second-level cache does not hold from task to task
+FAR_POSITIONS = 17  # that are computed in the time in which such weights are read once
+
 
 def conv(func: Any, target: Target, revise: Revise = as_planned) -> Any | None:
     """A sum of products where only the weight has the lane axis, with its epilogue; the batch,
@@ -73,7 +76,10 @@ def plan(problem: Problem, target: Target) -> Plan:
     line_bytes = 4 * row.static * max(depth, 1)
     weight_bytes = 4 * depth * col.static * problem.lane_count
     most = max(1, CHUNK_BYTES // max(1, line_bytes // _window(problem)))
-    lines = balanced(chunk.extent, most, target.cores, whole_window=_window(problem) > 1)
+    ends = 0.1 if _window(problem) > 1 else 0.01
+    if weight_bytes > FAR_BYTES:
+        ends += FAR_POSITIONS / row.static
+    lines = balanced(chunk.extent, most, target.cores, ends=ends)
     if not staged and weight_bytes > CHUNK_BYTES and tasks >= 2 * target.cores:
         return Plan(rows=rows, cols=cols, chunk=chunk.extent, cols_parallel=True)
     return Plan(

@@ -72,7 +72,7 @@ def plan(pointwise: Problem, depthwise: Problem, target: Target) -> Plan:
     *_, height, width, lane = (static_size(axis) for axis in pointwise.anchor.axes)
     lines = static_size(depthwise.chunk)
     most = max(1, BETWEEN_BYTES // (4 * width * lane * max(1, height // lines)))
-    chunk = balanced(lines, most, target.cores, whole_window=True)
+    chunk = balanced(lines, most, target.cores, ends=0.6)
     return replace(own, chunk=chunk, stage=True, split=False)
 
 

@@ -92,7 +92,7 @@ def plan(problem: Problem, target: Target) -> Plan:
     if chunk is not None and chunk.static is not None:
         lines = chunk.static
         if tasks < 4 * target.cores or (staged and chunk.static > MAX_STAGED):
-            lines = balanced(chunk.static, 16, target.cores, whole_window=staged)
+            lines = balanced(chunk.static, 16, target.cores, ends=0.1 if staged else 0.01)
     whole = row.static if chunk is None and row is not None and row.static else 1
     one_sum = positions == 1 and taps >= MIN_SUM and problem.anchor.element is not None
     last = problem.anchor.reduce[-1].static
