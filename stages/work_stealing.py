@@ -1,4 +1,4 @@
-"""Parallel loops whose threads take turns from a share of their own, then from the shares of others.
+"""Parallel loops whose threads take turns from a share of their own, then from those of others.
 
 TVM cuts a parallel loop into equal parts beforehand, so that the slowest core decides: one that a
 neighbour or the system uses as well, or that is a slower one of a phone. Here each core begins with
@@ -115,8 +115,8 @@ def _for(
 def compile_kernels(
     check: Callable[[Any], None] = lambda mod: None,
 ) -> tuple[Any, Callable[[], Any], Callable[[], Any]]:
-    """TVM's own pipeline, and what it does to kernels of the host and of the device at its end, work
-    stealing included. `check` sees those of the host where it is decided what they allocate.
+    """TVM's own pipeline, and what it does to kernels of the host and of the device at its end,
+    work stealing included. `check` sees those of the host where it is decided what they allocate.
     """
     from tvm.s_tir.pipeline import default_s_tir_pipeline
 

@@ -230,8 +230,9 @@ def reads_staged(problem: Problem) -> bool:
 def balanced(extent: int, most: int, cores: int, *, ends: float) -> int:
     """Iterations of the chunk axis per task: at most `most`, tasks spread evenly over the cores.
 
-    A core that others slow down leaves tasks to the rest (`stages/work_stealing.py`): the more there
-    are, the less is waited for in the end. `ends` is what the ends of a task cost, in iterations.
+    A core that others slow down leaves tasks to the rest (`stages/work_stealing.py`): the more
+    there are, the less is waited for in the end. `ends` is what the ends of a task cost, in
+    iterations.
     """
 
     def cost(size: int) -> float:
