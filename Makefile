@@ -37,6 +37,7 @@ bench-cpu: $(VENV)/.dev ## whole models beside onnxruntime, untuned and tuned; r
 	$(BIN)/python benchmarks/cpu/run.py --columns untuned,tuned --threads 1
 	$(BIN)/python benchmarks/cpu/breakdown.py
 	$(BIN)/python benchmarks/cpu/cores.py
+	$(BIN)/python benchmarks/cpu/stealing.py
 	$(BIN)/python benchmarks/cpu/table.py
 
 golden: $(VENV)/.dev ## rewrite the golden files; review the diff

@@ -101,21 +101,26 @@ def _out(size: int, taps: int, stride: int, pad: int) -> int:
     return (size + 2 * pad - taps) // stride + 1
 
 
-def ours(case: Case, target: Target) -> tuple[Callable[[], None], str]:
-    """A call of our kernel, and the rule that scheduled it."""
+def ours(case: Case, target: Target, way: str = "stealing") -> tuple[Callable[[], None], str]:
+    """A call of our kernel, and the rule that scheduled it.
+
+    way: "stealing", as it is shipped, or "equal parts", as TVM shares parallel loops out
+    """
     from tapml_stages.compat import tvm
     from tapml_stages.tensorir.schedule import schedule
 
     func = _function(case, max(8, min(16, target.vector_bits // 32)))
     scheduled, rule = schedule(func, target)
-    return _callable(tvm, scheduled, target), rule
+    return _callable(tvm, scheduled, target, way), rule
 
 
-def _callable(tvm: Any, func: Any, target: Target) -> Callable[[], None]:
+def _callable(tvm: Any, func: Any, target: Target, way: str) -> Callable[[], None]:
     from tapml_stages.target import tvm_target
+    from tapml_stages.work_stealing import PIPELINE
 
     mod = tvm.IRModule({"kernel": func.with_attr("global_symbol", "kernel")})
-    kernel = tvm.compile(mod, tvm_target(target))["kernel"]
+    pipeline = PIPELINE if way == "stealing" else "default"
+    kernel = tvm.compile(mod, tvm_target(target), tir_pipeline=pipeline)["kernel"]
     rng = np.random.default_rng(0)
     shapes = [[int(size) for size in param.ty.shape] for param in func.params]
     args = [tvm.runtime.tensor(rng.standard_normal(shape).astype("float32")) for shape in shapes]

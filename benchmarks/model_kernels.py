@@ -229,6 +229,7 @@ def our_call(imported: Any, weights: Any, inputs: Sequence[Any], target: Target)
     from tapml_stages.compat import tvm
     from tapml_stages.program import TRANSFORM
     from tapml_stages.target import tvm_target
+    from tapml_stages.work_stealing import PIPELINE
 
     low, records = lowered(imported, target)
     mod = tvm.IRModule(low.mod.functions, attrs=low.mod.attrs)
@@ -236,7 +237,8 @@ def our_call(imported: Any, weights: Any, inputs: Sequence[Any], target: Target)
         (func,) = record.module().functions.values()
         mod.update_func(mod.get_global_var(record.kernel), func)
     device = tvm.cpu()
-    vm = tvm.relax.VirtualMachine(tvm.compile(mod, tvm_target(target)), device)
+    built = tvm.compile(mod, tvm_target(target), tir_pipeline=PIPELINE)
+    vm = tvm.relax.VirtualMachine(built, device)
     given = [tvm.runtime.tensor(weights[spec.name]) for spec in imported.io.params]
     packed = vm[TRANSFORM](given)
     tensors = [tvm.runtime.tensor(value.numpy()) for value in inputs]

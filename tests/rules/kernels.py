@@ -15,6 +15,7 @@ from tapml_stages.legalize import legalize_operators
 from tapml_stages.target import tvm_target
 from tapml_stages.tensorir import te_ops
 from tapml_stages.tensorir.te_ops import Window
+from tapml_stages.work_stealing import PIPELINE
 
 te, tirx, relax = tvm.te, tvm.tirx, tvm.relax
 
@@ -75,7 +76,7 @@ def window(rank: int, stride: int = 1, pad: int = 0, dilation: int = 1) -> Windo
 def build(func: Any, target: Target = BASELINE) -> Any:
     """A callable of a scheduled kernel."""
     mod = tvm.IRModule({"kernel": func.with_attr("global_symbol", "kernel")})
-    return tvm.compile(mod, tvm_target(target))["kernel"]
+    return tvm.compile(mod, tvm_target(target), tir_pipeline=PIPELINE)["kernel"]
 
 
 def run(kernel: Any, inputs: Sequence[np.ndarray], shape: Sequence[int]) -> np.ndarray:
