@@ -30,11 +30,11 @@ bench: $(VENV)/.dev ## tables of benchmarks/, JSON into benchmarks/results/
 	$(BIN)/python benchmarks/engine/run.py
 	$(BIN)/python benchmarks/engine/peers_features.py
 
-bench-cpu: $(VENV)/.dev ## whole models beside onnxruntime, untuned and tuned; resumes, about two hours from nothing
+bench-cpu: $(VENV)/.dev ## whole models beside onnxruntime, untuned and tuned; resumes, about 75 minutes from nothing
 	$(BIN)/python benchmarks/cpu/run.py --columns untuned,tuned --threads 2
 	$(BIN)/python benchmarks/cpu/run.py --columns "tuned again" --threads 2 minilm ocr_detect centerface
 	$(BIN)/python benchmarks/cpu/run.py --columns "untuned with libraries" --threads 2
-	$(BIN)/python benchmarks/cpu/run.py --columns untuned,tuned --threads 1
+	$(BIN)/python benchmarks/cpu/run.py --columns untuned --threads 1
 	$(BIN)/python benchmarks/cpu/breakdown.py
 	$(BIN)/python benchmarks/cpu/cores.py
 	$(BIN)/python benchmarks/cpu/stealing.py
