@@ -5,8 +5,8 @@
 Each model is built by `tapml run` from its recipe in this folder and timed beside onnxruntime, all
 optimisations on: each in a process of its own with the same threads, blocks of calls in turn while
 the other process is stopped. Rows go to benchmarks/results/cpu.json as they are made; a row stays
-until a file of the rooms that decide it (tensorir, metaschedule, codegen) changes. Where such a
-change reaches no kernel of a model, `--keep` says so: what an untuned row timed is built again, and
+until a file of the rooms that decide it (tensorir, metaschedule, codegen) changes, or the one that
+shares loops out. Where such a change reaches no kernel of a model, `--keep` says so: what an untuned row timed is built again, and
 if it is the same bundle, byte for byte, the row stays. A search is no build: tuned rows are always
 measured again, each from an empty tuning database.
 """
@@ -312,9 +312,9 @@ def _fixed(path: Path, arrays: Arrays) -> Path:
 def rooms_digest() -> str:
     """Of the files that decide how fast a kernel is."""
     digest = hashlib.sha256()
-    for room in ROOMS:
-        for file in sorted((ROOT / "stages" / room).rglob("*.py")):
-            digest.update(file.read_bytes())
+    files = [file for room in ROOMS for file in sorted((ROOT / "stages" / room).rglob("*.py"))]
+    for file in [*files, ROOT / "stages" / "work_stealing.py"]:
+        digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
 
