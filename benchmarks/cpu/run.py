@@ -6,9 +6,9 @@ Each model is built by `tapml run` from its recipe in this folder and timed besi
 optimisations on: each in a process of its own with the same threads, blocks of calls in turn while
 the other process is stopped. Rows go to benchmarks/results/cpu.json as they are made; a row stays
 until a file of the rooms that decide it (tensorir, metaschedule, codegen) changes, or the one that
-shares loops out. Where such a change reaches no kernel of a model, `--keep` says so: what an untuned row timed is built again, and
-if it is the same bundle, byte for byte, the row stays. A search is no build: tuned rows are always
-measured again, each from an empty tuning database.
+shares loops out. Where such a change reaches no kernel of a model, `--keep` says so: what an
+untuned row timed is built again, and if it is the same bundle, byte for byte, the row stays. A
+search is no build: tuned rows are always measured again, each from an empty tuning database.
 """
 
 from __future__ import annotations
